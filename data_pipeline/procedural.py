@@ -1,0 +1,369 @@
+"""Small rooms drawn by code: posed scenes for demos and tests, no download.
+
+A scene is a square room with one to three spheres or boxes on its floor, seen from an arc of
+cameras. NumPy draws the scene's parameters from (seed, split, index); JAX casts the rays, many
+scenes at once. Nothing is read from disk and nothing depends on the order of access.
+
+Axis legend: B scene  V view  Y X pixels  R ray of a view (2x2 per pixel)  O object  M surface.
+World: right-handed, z up, floor at z = 0, unit one metre. Cameras: OpenCV camera-to-world
+(x right, y down, z forward), pixel centres at +0.5, intrinsics in pixels.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from efficient_lvsm_jax.errors import InputError
+
+SPLITS = {"train": 0, "heldout": 1}
+SOLID, CHECKER, STRIPES, NOISE = range(4)
+
+_SAMPLES = 2  # rays per pixel along each image axis
+_RAYS_PER_CALL = (
+    300_000  # one compiled call: large enough to share the cores, small enough to cache
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneRecipe:
+    """What the rooms look like. Lengths in metres, angles in degrees, pairs are (low, high).
+
+    size: image height and width in pixels. views: cameras of a scene, evenly spaced on an arc and
+    stored in order along it. focal: focal length over image height.
+    """
+
+    size: int = 48
+    views: int = 8
+    arc: tuple[float, float] = (60.0, 100.0)
+    camera_radius: tuple[float, float] = (2.15, 2.65)
+    camera_height: tuple[float, float] = (0.80, 1.50)
+    focal: float = 0.95
+    room: float = 3.2
+    objects: tuple[int, int] = (1, 3)
+    object_radius: tuple[float, float] = (0.32, 0.55)
+    object_spread: float = 1.05
+
+    def __post_init__(self):
+        for name, low in (("size", 8), ("views", 1)):
+            if getattr(self, name) < low:
+                raise InputError(f"recipe {name}={getattr(self, name)}: must be at least {low}")
+        if not 1 <= self.objects[0] <= self.objects[1]:
+            raise InputError(
+                f"recipe objects={self.objects}: must be (low, high), 1 <= low <= high"
+            )
+        if not 0 < self.camera_radius[0] <= self.camera_radius[1] < self.room:
+            raise InputError(
+                f"recipe camera_radius={self.camera_radius}: must lie inside room={self.room}"
+            )
+
+
+class ProceduralScenes:
+    """Random-access source of rendered scenes.
+
+    Args:
+      count: number of scenes.
+      seed: 0 <= seed < 2**32. Scene i depends on (recipe, seed, split, i) only.
+      split: "train" or "heldout". The split is part of every scene's seed sequence, so the two
+        share no scene whatever their seeds and sizes.
+      recipe: what the rooms look like.
+      progress: draw a progress bar on stderr while rendering.
+
+    All images are rendered here, once, into one uint8 array (55 kB a scene at 48 px x 8 views).
+    `source[i]` is {"image" uint8 [V, Y, X, 3], "c2w" float32 [V, 4, 4] (world space, metres),
+    "fxfycxcy" float32 [V, 4] (pixels), "scene" str}. The arrays are read-only views.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        seed: int,
+        split: str = "train",
+        recipe: SceneRecipe | None = None,
+        progress: bool = False,
+    ):
+        if not 1 <= count < 2**32:
+            raise InputError(f"count={count}: must be at least 1 and below 2**32")
+        self.recipe = recipe or SceneRecipe()
+        self._name = f"{split}-{seed}"
+        self._cameras, self._image = _render_all(self.recipe, count, seed, split, progress)
+        for array in (*self._cameras, self._image):
+            array.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self._image)
+
+    def __getitem__(self, index: int) -> dict:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        index = int(index) % len(self)
+        c2w, fxfycxcy = (array[index] for array in self._cameras)
+        return {
+            "image": self._image[index],
+            "c2w": c2w,
+            "fxfycxcy": fxfycxcy,
+            "scene": f"{self._name}-{index:06d}",
+        }
+
+    def __repr__(self) -> str:
+        return f"ProceduralScenes({self._name}, {len(self)} scenes, {self.recipe})"
+
+
+def scene_parameters(recipe: SceneRecipe, *, seed: int, split: str, index: int) -> dict:
+    """Draws one scene: a dict of NumPy arrays of fixed shape, O objects and M = O + 2 surfaces.
+
+    Cameras: c2w [V, 4, 4], fxfycxcy [V, 4]. Surfaces (objects, then floor, then walls): centre
+    [M, 3], turn [M, 2] (cosine and sine of the angle about z), half [M, 3] (half extents; a sphere
+    has its radius three times, an absent object zero), box [M], colours [M, 2, 3], pattern [M],
+    cell [M], offset [M, 3], axis [M, 3] (direction across the stripes). The room: waves [K, 4] of
+    the noise (frequency and phase), light [3] (unit, towards the light), ambient [].
+    """
+    if split not in SPLITS:
+        raise InputError(f"split={split!r}: must be one of {', '.join(map(repr, SPLITS))}")
+    if not 0 <= seed < 2**32:
+        # A larger seed would spill into the words that hold the split and the index.
+        raise InputError(f"seed={seed}: must be at least 0 and below 2**32")
+    rng = np.random.default_rng([seed, SPLITS[split], index])
+    most = recipe.objects[1]
+    rows = most + 2
+    scene = {
+        "centre": np.zeros((rows, 3)),
+        "half": np.zeros((rows, 3)),
+        "box": rng.integers(2, size=rows).astype(np.float64),
+        "colours": np.empty((rows, 2, 3)),
+        "pattern": np.full(rows, SOLID),
+        "cell": rng.uniform(0.22, 0.36, rows),
+        "offset": rng.uniform(0.1, 0.9, (rows, 3)),
+        "axis": _unit(rng.normal(size=(rows, 3))),
+    }
+    angle = rng.uniform(0, 2 * np.pi, rows)
+    scene["turn"] = np.stack([np.cos(angle), np.sin(angle)], -1)
+
+    count = rng.integers(recipe.objects[0], recipe.objects[1] + 1)
+    radius = rng.uniform(*recipe.object_radius, count)
+    for i, spot in enumerate(_spots(rng, radius, recipe.object_spread)):
+        half = radius[i] * np.ones(3)
+        if scene["box"][i]:
+            half *= rng.uniform((0.7, 0.7, 0.6), (0.9, 0.9, 1.1))
+        scene["half"][i] = half
+        scene["centre"][i] = *spot, half[2]
+    for i in range(most):
+        hue = rng.uniform()
+        scene["colours"][i, 0] = _colour(rng, hue, (0.6, 0.95), (0.6, 1.0))
+        scene["colours"][i, 1] = _colour(rng, hue + rng.uniform(0.2, 0.8), (0.1, 0.6), (0.6, 1.0))
+        scene["pattern"][i] = rng.choice([SOLID, CHECKER, STRIPES], p=[0.5, 0.25, 0.25])
+
+    floor, walls = most, most + 1
+    hue = rng.uniform()
+    scene["colours"][floor, 0] = _colour(rng, hue, (0.25, 0.6), (0.6, 0.9))
+    scene["colours"][floor, 1] = _colour(rng, hue + rng.normal(0, 0.1), (0.2, 0.6), (0.3, 0.55))
+    scene["pattern"][floor] = rng.choice([CHECKER, NOISE], p=[1 / 3, 2 / 3])
+    scene["cell"][floor] = rng.uniform(1.0, 1.4)
+    hue = rng.uniform()
+    scene["colours"][walls, 0] = _colour(rng, hue, (0.1, 0.35), (0.8, 1.0))
+    scene["colours"][walls, 1] = scene["colours"][walls, 0] * rng.uniform(0.75, 0.9, 3)
+    scene["pattern"][walls] = rng.choice([SOLID, NOISE])
+
+    direction, phase = _unit(rng.normal(size=(4, 3))), rng.uniform(0, 2 * np.pi, (4, 1))
+    scene["waves"] = np.hstack([direction * 2 * np.pi / rng.uniform(1.0, 2.6, (4, 1)), phase])
+    height, bearing = rng.uniform(0.6, 1.3), rng.uniform(0, 2 * np.pi)
+    scene["light"] = _unit(np.array([np.cos(bearing), np.sin(bearing), height]))
+    scene["ambient"] = np.asarray(rng.uniform(0.45, 0.6))
+
+    scene["c2w"] = _arc(rng, recipe)
+    scene["fxfycxcy"] = np.tile([recipe.focal, recipe.focal, 0.5, 0.5], (recipe.views, 1))
+    scene["fxfycxcy"] *= recipe.size
+    return {name: value.astype(np.float32) for name, value in scene.items()}
+
+
+def _spots(rng: np.random.Generator, radius: np.ndarray, spread: float) -> list[np.ndarray]:
+    """Centres [2] in a disc so that circles of these radii do not overlap; the last may be left out."""
+    spots = []
+    for own in radius:
+        distance, angle = spread * np.sqrt(rng.uniform(size=64)), rng.uniform(0, 2 * np.pi, 64)
+        tries = np.stack([distance * np.cos(angle), distance * np.sin(angle)], -1)
+        free = np.ones(64, bool)
+        for other, spot in zip(radius, spots, strict=False):
+            free &= np.linalg.norm(tries - spot, axis=-1) > own + other
+        if not free.any():
+            break
+        spots.append(tries[np.argmax(free)])
+    return spots
+
+
+def _arc(rng: np.random.Generator, recipe: SceneRecipe) -> np.ndarray:
+    """Camera-to-world poses [V, 4, 4], evenly along an arc about the room's centre, in order."""
+    sweep = np.deg2rad(rng.uniform(*recipe.arc)) * rng.choice([-1, 1])
+    angle = rng.uniform(0, 2 * np.pi) + sweep * np.linspace(0, 1, recipe.views)
+    radius, height = rng.uniform(*recipe.camera_radius), rng.uniform(*recipe.camera_height)
+    centre = np.stack(
+        [radius * np.cos(angle), radius * np.sin(angle), np.full_like(angle, height)], -1
+    )
+    forward = _unit(np.array([0.0, 0.0, 0.35]) - centre)
+    right = _unit(np.cross(forward, [0.0, 0.0, 1.0]))
+    c2w = np.tile(np.eye(4), (recipe.views, 1, 1))
+    c2w[:, :3] = np.stack([right, np.cross(forward, right), forward, centre], -1)
+    return c2w
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _colour(rng: np.random.Generator, hue: float, saturation: tuple, value: tuple) -> tuple:
+    return colorsys.hsv_to_rgb(hue % 1, rng.uniform(*saturation), rng.uniform(*value))
+
+
+def _render_all(recipe: SceneRecipe, count: int, seed: int, split: str, progress: bool):
+    """(c2w [B, V, 4, 4], fxfycxcy [B, V, 4]) float32 and images uint8 [B, V, Y, X, 3]."""
+    size, views = recipe.size, recipe.views
+    chunk = max(1, _RAYS_PER_CALL // (views * (size * _SAMPLES) ** 2))
+    c2w = np.empty((count, views, 4, 4), np.float32)
+    fxfycxcy = np.empty((count, views, 4), np.float32)
+    image = np.empty((count, views, size, size, 3), np.uint8)
+    starts = range(0, count, chunk)
+    if progress:
+        from tqdm import tqdm
+
+        starts = tqdm(starts, desc=f"drawing {count} {split} scenes", unit="chunk")
+    for start in starts:
+        stop = min(start + chunk, count)
+        # The last chunk is filled up with its own first scene: one shape, one compilation.
+        indices = [*range(start, stop), *[start] * (chunk - (stop - start))]
+        scenes = [scene_parameters(recipe, seed=seed, split=split, index=i) for i in indices]
+        batch = {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
+        c2w[start:stop] = batch["c2w"][: stop - start]
+        fxfycxcy[start:stop] = batch["fxfycxcy"][: stop - start]
+        image[start:stop] = np.asarray(_render(batch, size, recipe.room))[: stop - start]
+    return (c2w, fxfycxcy), image
+
+
+def _render_scene(scene: dict, size: int, room: float) -> jax.Array:
+    """One scene's images, uint8 [V, Y, X, 3]. Vectors are tuples (x, y, z) of [V, R] arrays.
+
+    Tuples, because XLA's CPU code for stacked components is several times slower.
+    """
+    # Rays through the 2x2 sample points of each pixel; directions are not normalised.
+    at = (jnp.arange(size * _SAMPLES) + 0.5) / _SAMPLES
+    y, x = (grid.reshape(-1) for grid in jnp.meshgrid(at, at, indexing="ij"))
+    fx, fy, cx, cy = scene["fxfycxcy"].T[:, :, None]
+    pixel = jnp.stack([(x - cx) / fx, (y - cy) / fy, jnp.ones((fx.shape[0], x.size))])
+    direction = tuple(jnp.einsum("Vij,jVR->iVR", scene["c2w"][:, :3, :3], pixel))
+    origin = tuple(scene["c2w"][:, :3, 3].T[:, :, None])  # three [V, 1]
+
+    names = ("centre", "turn", "half", "box", "colours", "pattern", "cell", "offset", "axis")
+    rows = [{name: scene[name][row] for name in names} for row in (-2, -1)]
+    objects = {name: scene[name][:-2] for name in names}
+    drawn = _draw_room(scene, *rows, objects, origin, direction, room)
+    # A scan, not a loop: unrolled, XLA computes the same hits again for every use of them.
+    (_, colour), _ = jax.lax.scan(
+        lambda drawn, row: (_draw_object(scene, row, origin, direction, drawn), None),
+        drawn,
+        objects,
+    )
+    pixels = [c.reshape(-1, size, _SAMPLES, size, _SAMPLES).mean((2, 4)) for c in colour]
+    return jnp.round(jnp.clip(jnp.stack(pixels, -1), 0, 1) * 255).astype(jnp.uint8)
+
+
+def _draw_room(scene, floor, walls, objects, origin, direction, room):
+    """Distance [V, R] (in lengths of the ray's direction) and colour without the objects."""
+    to_floor = jnp.where(direction[2] < 0, -origin[2] / direction[2], jnp.inf)
+    sides = [jnp.where(d < 0, -1.0, 1.0) for d in direction[:2]]
+    to_walls = [
+        (room - side * o) / jnp.abs(d) for side, o, d in zip(sides, origin, direction, strict=False)
+    ]
+    wall_is_x = to_walls[0] < to_walls[1]
+    to_wall = jnp.minimum(*to_walls)
+    is_floor = to_floor < to_wall
+    distance = jnp.minimum(to_floor, to_wall)
+    point = _along(origin, distance, direction)
+
+    noise = sum(jnp.cos(_dot(wave[:3], point) + wave[3]) for wave in scene["waves"])
+    noise = jnp.clip(0.5 + 0.8 / len(scene["waves"]) * noise, 0, 1)
+    cells = [jnp.floor(p / floor["cell"] + floor["offset"][0]) for p in _turn(point, floor)[:2]]
+    mix = jnp.where(
+        is_floor,
+        jnp.where(floor["pattern"] == CHECKER, (cells[0] + cells[1]) % 2, noise),
+        jnp.where(walls["pattern"] == NOISE, noise, 0.0),
+    )
+    # A soft dark spot on the floor under each object.
+    spots = 1.0
+    for centre, half in zip(objects["centre"], objects["half"], strict=True):
+        away = (point[0] - centre[0]) ** 2 + (point[1] - centre[1]) ** 2
+        width = 1.25 * jnp.maximum(jnp.maximum(half[0], half[1]), 1e-3)
+        spots *= 1 - 0.55 * (half[2] > 0) * jnp.exp(-away / width**2)
+
+    light = scene["light"]
+    lambert = -jnp.where(wall_is_x, sides[0] * light[0], sides[1] * light[1])
+    bright = jnp.where(is_floor, _light(scene, light[2]) * spots, _light(scene, lambert))
+    colour = tuple(
+        bright * jnp.where(is_floor, f0 + (f1 - f0) * mix, w0 + (w1 - w0) * mix)
+        for f0, f1, w0, w1 in zip(*floor["colours"], *walls["colours"], strict=True)
+    )
+    return distance, colour
+
+
+def _draw_object(scene, row, origin, direction, drawn):
+    """Draws one sphere or box over (distance, colour) where it is nearer."""
+    distance, colour = drawn
+    here = _turn([o - c for o, c in zip(origin, row["centre"], strict=True)], row)
+    along = _turn(direction, row)
+    half, is_box, radius = row["half"], row["box"] > 0, row["half"][2]
+
+    square, half_b = _dot(along, along), _dot(here, along)
+    root = half_b**2 - square * (_dot(here, here) - radius**2)
+    sphere = jnp.where(root > 0, (-half_b - jnp.sqrt(jnp.maximum(root, 0))) / square, jnp.inf)
+    inverse = [1 / a for a in along]
+    middle = [-o * i for o, i in zip(here, inverse, strict=True)]
+    reach = [h * jnp.abs(i) for h, i in zip(half, inverse, strict=True)]
+    enter = functools.reduce(jnp.maximum, [m - r for m, r in zip(middle, reach, strict=True)])
+    leave = functools.reduce(jnp.minimum, [m + r for m, r in zip(middle, reach, strict=True)])
+    hit = jnp.where(is_box, jnp.where(enter < leave, enter, jnp.inf), sphere)
+    closer = (hit > 0) & (hit < distance) & (radius > 0)
+    hit = jnp.where(closer, hit, 0.0)
+
+    local = _along(here, hit, along)
+    # The normal: the face of the box the point is nearest to, or the direction from the centre.
+    scaled = [p / jnp.maximum(h, 1e-3) for p, h in zip(local, half, strict=True)]
+    furthest = functools.reduce(jnp.maximum, [jnp.abs(s) for s in scaled])
+    normal = [jnp.where(is_box, jnp.sign(s) * (jnp.abs(s) >= furthest), s) for s in scaled]
+    bright = _light(scene, _dot(_turn(scene["light"], row), normal))
+
+    cells = [jnp.floor(p / row["cell"] + o) for p, o in zip(local, row["offset"], strict=True)]
+    band = jnp.floor(1.6 * _dot(row["axis"], local) / row["cell"] + row["offset"][0])
+    mix = jnp.where(row["pattern"] == CHECKER, sum(cells), band) % 2
+    mix = jnp.where(row["pattern"] == SOLID, 0.0, mix)
+    colour = tuple(
+        jnp.where(closer, bright * (c0 + (c1 - c0) * mix), behind)
+        for c0, c1, behind in zip(*row["colours"], colour, strict=True)
+    )
+    return jnp.where(closer, hit, distance), colour
+
+
+def _along(origin, distance, direction):
+    return tuple(o + distance * d for o, d in zip(origin, direction, strict=True))
+
+
+def _dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _turn(vector, row):
+    """A world vector in the axes of the surface, which are turned about z."""
+    (cosine, sine), (x, y, z) = row["turn"], vector
+    return cosine * x + sine * y, cosine * y - sine * x, z
+
+
+def _light(scene, lambert):
+    return scene["ambient"] + (1 - scene["ambient"]) * jnp.maximum(lambert, 0)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _render(scenes: dict, size: int, room: float) -> jax.Array:
+    return jax.vmap(lambda scene: _render_scene(scene, size, room))(scenes)

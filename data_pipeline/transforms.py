@@ -1,0 +1,116 @@
+"""Reading and preparing one frame: decode safely, resize to the model's size, crop, adapt intrinsics.
+
+Small NumPy and PIL functions from example to example; no data set is needed to call or test them.
+Axis legend: Y X pixels of the file, S pixels of the prepared frame.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from efficient_lvsm_jax.errors import InputError
+
+MAX_PIXELS = 64_000_000  # larger files are refused before decoding
+
+
+def load_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a JPEG or PNG file as RGB, uint8 [Y, X, 3].
+
+    Grey and palette pictures become RGB, alpha is dropped. Pixels come as stored (an EXIF rotation
+    is not applied), since intrinsics belong to the stored picture.
+
+    Raises InputError, naming the file: missing, not a JPEG or PNG, damaged, more than 64 million
+    pixels, or more than 8 bits a channel.
+    """
+    path = os.fspath(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is stricter
+            opened = Image.open(path, formats=["JPEG", "PNG"])
+        with opened as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InputError(
+                    f"{path}: {width}x{height} pixels; more than {MAX_PIXELS:,} are refused, "
+                    "scale the picture down"
+                )
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"{path}: more than 8 bits a channel (mode {image.mode}); expected an 8-bit "
+                    "RGB or grey picture"
+                )
+            return np.asarray(image.convert("RGB"))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image file") from None
+    # PIL raises SyntaxError and ValueError for damaged files, besides OSError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as JPEG or PNG: {error}") from None
+
+
+def preprocess_frame(
+    image: np.ndarray,
+    fxfycxcy: np.ndarray,
+    size: int,
+    *,
+    patch: int = 8,
+    square_crop: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes a frame to height `size`, crops its centre to a square and moves intrinsics along.
+
+    As published: the width becomes int(size / Y · X), rounded half-even to a multiple of `patch`
+    (so the picture is stretched by up to half a patch, and fx and fy scale differently); Lanczos
+    on 8-bit values; crop offsets rounded down. A frame narrower than high is therefore cropped to
+    its resized width, below `size`: frames of one batch must share an orientation.
+
+    Args:
+      image: uint8 [Y, X, 3], RGB.
+      fxfycxcy: [4], pixels of `image`.
+      size: height of the result, a multiple of `patch`.
+      patch: the model's patch size.
+      square_crop: False keeps the whole width.
+
+    Returns:
+      image float32 [S, S, 3] in [0, 1], S = size, less for portrait frames; [size, width, 3]
+      without square_crop. fxfycxcy float32 [4], pixels of that image.
+
+    Raises:
+      InputError: not a uint8 RGB image, intrinsics of another shape, a size that the patch does
+        not divide, or a frame so narrow that nothing is left.
+    """
+    image, fxfycxcy = np.asarray(image), np.asarray(fxfycxcy, np.float64)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"frame of shape {image.shape}, {image.dtype}: expected uint8 [Y, X, 3], RGB"
+        )
+    if fxfycxcy.shape != (4,):
+        raise InputError(f"fxfycxcy of shape {fxfycxcy.shape}: expected [4] (fx, fy, cx, cy)")
+    if size < patch or size % patch:
+        raise InputError(
+            f"image size {size} is not a multiple of patch size {patch}; "
+            f"the nearest that fits is {max(round(size / patch), 1) * patch}"
+        )
+
+    height, width = image.shape[:2]
+    new_width = round(int(size / height * width) / patch) * patch  # round() is half-even
+    if not new_width:
+        raise InputError(
+            f"frame of {width}x{height} (width x height) has no width left at height {size}; "
+            "crop it to a less extreme shape"
+        )
+    resized = Image.fromarray(image).resize((new_width, size), Image.Resampling.LANCZOS)
+    prepared = np.asarray(resized, np.float32) / 255
+    x_scale, y_scale = new_width / width, size / height
+    fxfycxcy = fxfycxcy * [x_scale, y_scale, x_scale, y_scale]
+
+    if square_crop:
+        side = min(size, new_width)
+        left, top = (new_width - side) // 2, (size - side) // 2
+        prepared = np.ascontiguousarray(prepared[top : top + side, left : left + side])
+        fxfycxcy = fxfycxcy - [0, 0, left, top]
+    return prepared, fxfycxcy.astype(np.float32)

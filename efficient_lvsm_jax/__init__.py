@@ -1,0 +1,18 @@
+"""Efficient-LVSM in JAX: a few posed photos in, pictures from new cameras out.
+
+import efficient_lvsm_jax as elvsm
+
+model = elvsm.load("weights/")
+scene = elvsm.Session(model)
+view = scene.add(image, c2w, fxfycxcy)
+picture = scene.render(c2w, fxfycxcy, size=(256, 256))
+"""
+
+from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views
+from efficient_lvsm_jax.checkpoints import load
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models import Model
+from efficient_lvsm_jax.session import Session
+
+__all__ = ["Cameras", "InputError", "Model", "SceneFrame", "Session", "Views", "load"]
+__version__ = "0.1.0"

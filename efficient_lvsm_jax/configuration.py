@@ -1,0 +1,118 @@
+"""Configuration files, their overrides on the command line, and frozen dataclasses from both."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from efficient_lvsm_jax.errors import InputError
+
+Settings = TypeVar("Settings")
+
+
+def build(settings_class: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    """An instance of a dataclass from `values`; lists become tuples.
+
+    Args:
+      settings_class: a dataclass; its defaults fill what `values` leaves out.
+      values: setting name to value.
+      where: what to call the group in messages, e.g. "model".
+
+    Raises:
+      InputError: an unknown key (the message names the nearest known one) or a missing one.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings_class)}
+    for key in values:
+        _check_key(key, fields, where)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{where}: no value for {', '.join(missing)}")
+    return settings_class(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
+
+
+def command_line(
+    argv: Sequence[str],
+    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    *,
+    usage: str,
+) -> tuple[ConfigDict, flags.FlagValues]:
+    """Reads `--config FILE --config.a.b=value --workdir DIR` and the caller's own flags.
+
+    Args:
+      argv: with the program's name first.
+      define_flags: defines further flags on the FlagValues it is given.
+      usage: what to print for --help.
+
+    Returns:
+      The configuration with its overrides, and all flags.
+
+    Raises:
+      InputError: no or unreadable configuration file, unknown flag or setting (the message names
+        the nearest one), a value of the wrong type, stray arguments.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "configuration file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+    flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
+    if define_flags is not None:
+        define_flags(values)
+    overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
+    plain = [argument for argument in argv if argument not in overrides]
+    try:
+        stray = values(plain)[1:]
+        if values.help:
+            print(usage, values.main_module_help() or values.get_help(), sep="\n")
+            raise SystemExit(0)
+        if stray:
+            raise InputError(f"unexpected argument {stray[0]!r}; see --help")
+        for name in ("config", "workdir"):
+            if getattr(values, name) is None:
+                raise InputError(f"--{name} is missing; see --help")
+        for override in overrides:
+            _check_override(values.config, override)
+        values.unparse_flags()
+        values(argv)
+    except flags.Error as error:
+        raise InputError(f"{error}; see --help") from error
+    except OSError as error:
+        raise InputError(f"--config: {str(error).splitlines()[0]}") from error
+    return values.config, values
+
+
+def _check_override(config: ConfigDict, override: str) -> None:
+    """Raises an InputError unless `--config.a.b=value` names a setting of `config`."""
+    name, equals, _ = override.removeprefix("--").partition("=")
+    if not equals:
+        raise InputError(f"{override}: expected --{name}=VALUE")
+    where, *keys = name.split(".")
+    group: Any = config
+    for key in keys:
+        if not isinstance(group, ConfigDict):
+            raise InputError(f"--{name}: {where} is a single setting, it has no .{key}")
+        _check_key(key, group.keys(), where)
+        group, where = group[key], f"{where}.{key}"
+    if isinstance(group, ConfigDict):
+        raise InputError(f"--{name}: a group of settings ({', '.join(group)}), not one")
+
+
+def _check_key(key: str, known: Iterable[str], where: str) -> None:
+    known = list(known)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise InputError(
+            f"{where}.{key} is not a known setting; did you mean {where}.{near[0]}? "
+            f"({where} has: {', '.join(known)})"
+        )

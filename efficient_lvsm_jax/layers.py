@@ -1,0 +1,122 @@
+"""The parts every transformer here is built of: projections, norms, attention blocks, MLP.
+
+Axes: B scene, V view (input or target), N patch token, D width, H head, K head dim, F hidden.
+Blocks take a residual stream [B, V, N, D] and return it with their contribution added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from efficient_lvsm_jax.attention import attend
+
+NORM_EPSILON = 1e-5  # the published value; Flax's own default of 1e-6 is a different model
+
+Initializer = Callable[[jax.Array, tuple[int, ...], int], jax.Array]
+
+
+def normal(std: jax.Array | float) -> Initializer:
+    """Kernels drawn from N(0, std²)."""
+    return lambda key, shape, fan_in: std * jax.random.normal(key, shape, jnp.float32)
+
+
+def uniform() -> Initializer:
+    """Kernels drawn from U(±1/√fan_in), what PyTorch gives a linear layer left alone."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    return draw
+
+
+class Projection(nnx.Module):
+    """A bias-free linear map; the caller's einsum names the axes of `kernel`."""
+
+    def __init__(self, shape: tuple[int, ...], fan_in: int, init: Initializer, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(init(rngs.params(), shape, fan_in))
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Non-affine LayerNorm over the last axis, in float32, returned in the dtype of x."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + NORM_EPSILON)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """RMS norm over the head channels, one learned scale [K] shared by all heads."""
+
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.square(wide).mean(axis=-1, keepdims=True)
+        normed = (wide * jax.lax.rsqrt(mean_square + NORM_EPSILON)).astype(x.dtype)
+        return (normed * self.scale[...]).astype(x.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Attention among the tokens of each view by itself."""
+
+    def __init__(self, width: int, head_dim: int, init: Initializer, *, rngs: nnx.Rngs):
+        heads = width // head_dim
+        self.qkv = Projection((width, 3, heads, head_dim), width, init, rngs=rngs)
+        self.out = Projection((heads, head_dim, width), width, init, rngs=rngs)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, V, N, D] to x + attention of the same shape."""
+        batch, views = x.shape[:2]
+        qkv = jnp.einsum("BVND,DCHK->CBVHNK", layer_norm(x), self.qkv.kernel[...])
+        q, k, v = (part.reshape(batch * views, *part.shape[2:]) for part in qkv)
+        mixed = attend(self.q_norm(q), self.k_norm(k)[:, :, None], v[:, :, None])
+        mixed = checkpoint_name(mixed, "attention").reshape(batch, views, *mixed.shape[1:])
+        return x + jnp.einsum("BVHNK,HKD->BVND", mixed, self.out.kernel[...])
+
+
+class CrossAttention(nnx.Module):
+    """Attention of target tokens over the keys and values of all input views."""
+
+    def __init__(self, width: int, head_dim: int, init: Initializer, *, rngs: nnx.Rngs):
+        heads = width // head_dim
+        self.q = Projection((width, heads, head_dim), width, init, rngs=rngs)
+        self.kv = Projection((width, 2, heads, head_dim), width, init, rngs=rngs)
+        self.out = Projection((heads, head_dim, width), width, init, rngs=rngs)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+
+    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Input tokens x [B, V, N, D] to keys (normed) and values, each [B, H, V, N, K]."""
+        k, v = jnp.einsum("BVND,DCHK->CBHVNK", layer_norm(x), self.kv.kernel[...])
+        return self.k_norm(k), v
+
+    def __call__(self, x: jax.Array, attend_memory: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """x [B, T, N, D] to x + attention; `attend_memory` maps [B, H, T*N, K] onto the same."""
+        batch, views, tokens, _ = x.shape
+        q = self.q_norm(jnp.einsum("BTND,DHK->BHTNK", layer_norm(x), self.q.kernel[...]))
+        heads, head_dim = q.shape[1], q.shape[-1]
+        mixed = attend_memory(q.reshape(batch, heads, views * tokens, head_dim))
+        mixed = checkpoint_name(mixed, "attention").reshape(q.shape)
+        return x + jnp.einsum("BHTNK,HKD->BTND", mixed, self.out.kernel[...])
+
+
+class MLP(nnx.Module):
+    """Two bias-free linear maps around the exact (erf) GELU."""
+
+    def __init__(self, width: int, hidden: int, init: Initializer, *, rngs: nnx.Rngs):
+        self.up = Projection((width, hidden), width, init, rngs=rngs)
+        self.down = Projection((hidden, width), hidden, init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., D] to x + MLP of the same shape."""
+        hidden = jax.nn.gelu(layer_norm(x) @ self.up.kernel[...], approximate=False)
+        return x + hidden @ self.down.kernel[...]

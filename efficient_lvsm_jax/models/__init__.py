@@ -1,0 +1,95 @@
+"""Model families by name, and `Model`: family, configuration and parameters as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from flax import nnx
+
+from efficient_lvsm_jax.cache import ViewCache
+from efficient_lvsm_jax.cameras import Cameras, Views
+from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSM, ModelConfig
+
+# Every family keeps one contract: encode(views) -> memory, decode(memory, cameras) -> images.
+FAMILIES: dict[str, tuple[type, type]] = {"efficient_lvsm": (ModelConfig, EfficientLVSM)}
+
+
+def configure(family: str, values: dict[str, Any]) -> ModelConfig:
+    """The configuration of `family` from plain values.
+
+    Raises:
+      InputError: unknown family, unknown key (names the nearest one) or impossible value.
+    """
+    if family not in FAMILIES:
+        raise InputError(f"unknown model family {family!r}: known are {', '.join(FAMILIES)}")
+    return build(FAMILIES[family][0], values, "model")
+
+
+def init_params(family: str, config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh float32 parameters, a plain nested dict. Jit it with out_shardings to place them."""
+    module = FAMILIES[family][1](config, rngs=nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.split(module)[1])
+
+
+def abstract_params(family: str, config: ModelConfig) -> dict:
+    """Shapes and dtypes of the parameters, without making them."""
+    return jax.eval_shape(lambda: init_params(family, config, jax.random.key(0)))
+
+
+@functools.lru_cache
+def _graph(family: str, config: ModelConfig) -> nnx.GraphDef:
+    module = FAMILIES[family][1]
+    return nnx.split(jax.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))[0]
+
+
+def bind(family: str, config: ModelConfig, params: dict) -> nnx.Module:
+    """The module over `params`, for use inside a jitted function.
+
+    Kernels are cast to the compute dtype here, once; norm scales stay float32.
+    """
+
+    def cast(path: tuple, x: jax.Array) -> jax.Array:
+        return x.astype(config.dtype) if path[-1].key == "kernel" else x
+
+    return nnx.merge(_graph(family, config), jax.tree_util.tree_map_with_path(cast, params))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A ready model: arrays in, arrays out, jitted once per shape.
+
+    Attributes:
+      family: its name in FAMILIES.
+      config: what it is and how it computes.
+      params: nested dict of float32 arrays.
+    """
+
+    family: str
+    config: ModelConfig
+    params: dict
+
+    def encode(self, views: Views) -> ViewCache:
+        """Views [B, V, Y, X, 3] to a cache with one page per view."""
+        return _call(self.family, self.config, "encode", self.params, views)
+
+    def decode(self, cache: ViewCache, cameras: Cameras) -> jax.Array:
+        """Cameras [B, T] seen through the cache: images [B, T, Y, X, 3] in [0, 1]."""
+        return _call(self.family, self.config, "decode", self.params, cache, cameras)
+
+    def input_tokens(self, views: Views) -> jax.Array:
+        """Tokens [B, V, N, D] before the first encoder layer."""
+        return _call(self.family, self.config, "input_tokens", self.params, views)
+
+    def target_tokens(self, cameras: Cameras) -> jax.Array:
+        """Tokens [B, T, N, D] before the first decoder layer."""
+        return _call(self.family, self.config, "target_tokens", self.params, cameras)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _call(family: str, config: ModelConfig, method: str, params: dict, *args: Any) -> Any:
+    return getattr(bind(family, config, params), method)(*args)

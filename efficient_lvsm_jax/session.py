@@ -1,0 +1,219 @@
+"""A live scene: add and remove posed photos one at a time, render any camera from the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import warnings
+
+import jax
+import numpy as np
+
+from efficient_lvsm_jax import cache as pages
+from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views, check_cameras
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models import Model
+
+# Targets are rendered in groups of these sizes, so any number of them compiles at most four
+# programs and none is padded.
+TARGET_GROUPS = (8, 4, 2, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """One checked input: image [Y, X, 3] float32, c2w [4, 4] in world units, fxfycxcy [4]."""
+
+    image: np.ndarray
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+
+
+class Session:
+    """Input views of one scene, encoded once each, and pictures of it from any camera.
+
+    The model sees poses in a scene frame: centred, turned and scaled by the input cameras (the
+    published normalisation, over inputs only). Cached keys embed that frame, so it is fixed once,
+    at the first `render`, from the views added until then; views added later are expressed in it.
+    Pass `frame` to fix it beforehand, for instance from all cameras of a capture.
+
+    Cameras are OpenCV camera-to-world matrices (x right, y down, z forward) in any unit; intrinsics
+    are (fx, fy, cx, cy) in pixels of the image they belong to, pixel centres at +0.5.
+
+    Attributes:
+      frame: the SceneFrame in use, None until it is fixed.
+    """
+
+    def __init__(self, model: Model, *, frame: SceneFrame | None = None, capacity: int = 4):
+        """Starts an empty session with room for `capacity` views; room doubles when it runs out."""
+        if capacity < 1:
+            raise InputError(f"capacity={capacity}: expected at least 1 view")
+        self.frame = frame
+        self._model = model
+        self._capacity = capacity
+        self._cache: pages.ViewCache | None = None
+        self._encoded: list[int] = []  # the view id of every page in use, in slot order
+        self._waiting: dict[int, _View] = {}  # added before the frame is fixed, not encoded yet
+        self._ids = itertools.count()
+        self._size: tuple[int, int] | None = None
+
+    @property
+    def views(self) -> list[int]:
+        """Ids of the views in the scene."""
+        return sorted([*self._encoded, *self._waiting])
+
+    def add(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> int:
+        """Adds one input view and returns its id.
+
+        Args:
+          image: [H, W, 3], uint8 or floats in [0, 1]; the same size for all views of a session.
+          c2w: [4, 4] camera-to-world.
+          fxfycxcy: [4] pixels.
+
+        Raises:
+          InputError: image of another size, not divisible by the patch, out of range or not
+            finite; camera not finite, not rigid, or with focal length ≤ 0.
+        """
+        view = self._checked(image, c2w, fxfycxcy)
+        view_id = next(self._ids)
+        if self.frame is None:
+            self._waiting[view_id] = view
+        else:
+            self._append(view_id, view)
+        self._size = view.image.shape[:2]
+        return view_id
+
+    def remove(self, view: int) -> None:
+        """Takes a view out, as if it had never been added. Raises InputError for an unknown id."""
+        self._known(view)
+        if self._waiting.pop(view, None) is not None:
+            return
+        slot = self._encoded.index(view)
+        self._cache = pages.remove(self._cache, slot)
+        self._encoded[slot] = self._encoded[-1]
+        self._encoded.pop()
+
+    def replace(self, view: int, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> None:
+        """Puts another picture in place of a view; the id stays. Arguments and errors as `add`."""
+        self._known(view)
+        new = self._checked(image, c2w, fxfycxcy)
+        if view in self._waiting:
+            self._waiting[view] = new
+        else:
+            slot = self._encoded.index(view)
+            self._cache = pages.replace(self._cache, slot, self._encode(new))
+
+    def render(
+        self, c2w: np.ndarray, fxfycxcy: np.ndarray, size: tuple[int, int] = (256, 256)
+    ) -> np.ndarray:
+        """Pictures of the scene, float32 in [0, 1].
+
+        Args:
+          c2w: [4, 4], or [T, 4, 4] for T pictures.
+          fxfycxcy: [4], or [T, 4]; pixels of a picture of `size`.
+          size: (height, width) in pixels, multiples of the patch size.
+
+        Returns:
+          [H, W, 3], or [T, H, W, 3].
+
+        Raises:
+          InputError: no view yet, or a camera or size that `add` would refuse as well.
+        """
+        c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
+        many = c2w.ndim == 3
+        if not many:
+            c2w, fxfycxcy = c2w[None], fxfycxcy[None]
+        check_cameras(c2w, fxfycxcy, "render camera")
+        self._check_size(size, "render size")
+        if not len(c2w):
+            return np.zeros((0, *size, 3), np.float32)
+        if not self.views:
+            raise InputError("nothing to render: the session has no view yet; add() one first")
+        self._settle()
+
+        poses, intrinsics = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
+        pictures, start = [], 0
+        while start < len(poses):
+            group = next(size for size in TARGET_GROUPS if size <= len(poses) - start)
+            part = slice(start, start + group)
+            cameras = Cameras(poses[None, part], intrinsics[None, part], *size)
+            pictures.append(np.asarray(self._model.decode(self._cache, cameras))[0])
+            start += group
+        pictures = np.concatenate(pictures)
+        return pictures if many else pictures[0]
+
+    def block_until_ready(self) -> None:
+        """Waits until everything added so far is in the cache; for timing."""
+        jax.block_until_ready(self._cache)
+
+    def _settle(self) -> None:
+        """Fixes the scene frame, if it is not, and encodes what was waiting for it."""
+        if self.frame is None:
+            c2w = np.stack([view.c2w for view in self._waiting.values()])
+            if len(c2w) == 1:
+                warnings.warn(
+                    "the scene frame is fixed from a single camera, which says nothing about the "
+                    "size of the scene: world units are taken as they are; add more views before "
+                    "the first render, or pass Session(model, frame=SceneFrame.from_cameras(...))",
+                    stacklevel=3,
+                )
+                self.frame = SceneFrame(np.linalg.inv(c2w[0]), 1.0)
+            else:
+                self.frame = SceneFrame.from_cameras(c2w)
+        while self._waiting:
+            view_id = next(iter(self._waiting))
+            self._append(view_id, self._waiting[view_id])
+            del self._waiting[view_id]
+
+    def _append(self, view_id: int, view: _View) -> None:
+        page = self._encode(view)
+        if self._cache is None:
+            self._cache = pages.empty(self._capacity, page)
+        if len(self._encoded) == self._cache.capacity:
+            self._cache = pages.grow(self._cache, 2 * self._cache.capacity)
+        self._cache = pages.append(self._cache, page)
+        self._encoded.append(view_id)
+
+    def _encode(self, view: _View) -> pages.ViewCache:
+        c2w = self.frame.apply(view.c2w)[None, None]
+        fxfycxcy = view.fxfycxcy.astype(np.float32)[None, None]
+        return self._model.encode(Views(view.image[None, None], c2w, fxfycxcy))
+
+    def _known(self, view: int) -> None:
+        if view not in self._encoded and view not in self._waiting:
+            raise InputError(f"no view {view!r} in this session; it has {self.views}")
+
+    def _checked(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> _View:
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"image of shape {image.shape}: expected [H, W, 3] (RGB)")
+        self._check_size(image.shape[:2], "image")
+        if self._size is not None and image.shape[:2] != self._size:
+            raise InputError(
+                f"image of {image.shape[0]}x{image.shape[1]} in a session of "
+                f"{self._size[0]}x{self._size[1]} images (height x width): resize it and scale "
+                "fxfycxcy along, or start another session"
+            )
+        if image.dtype == np.uint8:
+            image = image.astype(np.float32) / 255
+        elif not np.issubdtype(image.dtype, np.floating):
+            raise InputError(f"image of {image.dtype}: expected uint8, or floats in [0, 1]")
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise InputError(
+                f"image values from {image.min():g} to {image.max():g}: expected finite values in "
+                "[0, 1]; divide 8-bit values by 255"
+            )
+        c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
+        check_cameras(c2w, fxfycxcy, "camera")
+        if c2w.ndim != 2:
+            raise InputError(f"c2w of shape {c2w.shape}: expected one camera, [4, 4]")
+        return _View(image.astype(np.float32), c2w, fxfycxcy)
+
+    def _check_size(self, size: tuple[int, int], what: str) -> None:
+        patch = self._model.config.patch
+        if len(size) != 2 or any(side < patch or side % patch for side in size):
+            fitting = "x".join(str(max(side // patch, 1) * patch) for side in size)
+            raise InputError(
+                f"{what} of {'x'.join(map(str, size))} (height x width): both sides must be "
+                f"multiples of the patch size {patch}; resize or crop to {fitting} and scale "
+                "fxfycxcy along"
+            )

@@ -1,0 +1,5 @@
+"""Lets older tools install the project; everything is declared in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

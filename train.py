@@ -1,0 +1,136 @@
+"""Trains a model: data, model, shardings, restore, loop.
+
+    python train.py --config configs/tiny.py --workdir runs/tiny [--config.steps=100]
+
+Started again with the same arguments it goes on from its newest checkpoint, with the same numbers
+as if it had never stopped. Metrics go to metrics.jsonl in the workdir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import sys
+from pathlib import Path
+
+import grain
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipeline.pipeline import DataConfig, training_batches
+from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
+from efficient_lvsm_jax.configuration import build, command_line
+from efficient_lvsm_jax.errors import main_exit
+from efficient_lvsm_jax.models import configure
+from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
+from efficient_lvsm_jax.training import OptimizerConfig, TrainState, init_state, train_step
+
+
+def train(config: ConfigDict, workdir: Path) -> TrainState:
+    """Trains until `config.steps` and returns the final state.
+
+    Raises:
+      InputError: settings that cannot be, a workdir of another model, or a failed write.
+    """
+    model = configure(config.family, config.model.to_dict())
+    optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer")
+    data = build(DataConfig, config.data.to_dict(), "data")
+    mesh = make_mesh(config.mesh)
+    claim_workdir(workdir, config.family, model)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoints_to_keep)
+
+    init = functools.partial(init_state, config.family, model, optimizer)
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(init, key)
+    shardings = state_shardings(mesh, abstract)
+
+    step = checkpoints.latest()
+    batches = iter(training_batches(data, seed=config.seed, progress=True))
+    if step is None:
+        state = jax.jit(init, out_shardings=shardings)(key)
+    else:
+        state = restore(checkpoints, step, abstract, shardings, batches)
+        print(f"going on from step {step} in {workdir}")
+
+    with metrics_file(workdir, since=int(state.step)) as log:
+        bar = tqdm(total=config.steps, initial=int(state.step), unit="step", dynamic_ncols=True)
+        step = int(state.step)
+        while step < config.steps:
+            batch = put_batch(mesh, next(batches))
+            state, metrics = train_step(config.family, model, optimizer, state, batch)
+            step += 1
+            bar.update()
+            if step % config.log_every == 0 or step == config.steps:
+                row = {"step": step} | {name: float(value) for name, value in metrics.items()}
+                log.write(json.dumps(row) + "\n")
+                rate = (bar.format_dict["rate"] or 0.0) * data.batch_size
+                bar.set_postfix_str(
+                    f"loss={row['loss']:.4f} psnr={row['psnr']:.2f} scenes/s={rate:.1f} "
+                    f"skipped={row['skipped']:.0f}"
+                )
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                log.flush()
+                checkpoints.save(step, items_of(state, grain.checkpoint.CheckpointSave(batches)))
+        bar.close()
+    checkpoints.close()
+    return state
+
+
+def items_of(state: TrainState, data: object) -> dict[str, object]:
+    """A state as checkpoint items; parameters apart, so that rendering reads only them."""
+    rest = dataclasses.replace(state, params=None, ema=None)
+    items = {"params": state.params, "ema": state.ema, "optimizer": vars(rest), "data": data}
+    return {name: item for name, item in items.items() if item is not None}
+
+
+def restore(
+    checkpoints: Checkpoints,
+    step: int,
+    abstract: TrainState,
+    shardings: TrainState,
+    batches: grain.DatasetIterator,
+) -> TrainState:
+    """The state saved at `step`, every array in its place; `batches` moves to where it was."""
+    placed = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    items = items_of(placed, grain.checkpoint.CheckpointRestore(batches))
+    restored = checkpoints.restore(step, items)
+    rest = restored["optimizer"]
+    return TrainState(**rest | {"params": restored["params"], "ema": restored.get("ema")})
+
+
+def metrics_file(workdir: Path, since: int):
+    """metrics.jsonl opened for appending, without rows that an interrupted run wrote past `since`."""
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+        rows = [line for line in path.read_text().splitlines() if _step_of(line) <= since]
+        beside = path.with_suffix(".partial")
+        beside.write_text("".join(f"{row}\n" for row in rows))
+        beside.replace(path)
+    return path.open("a")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # a row cut off in the middle
+
+
+def main() -> None:
+    """The command line."""
+    config, flags = command_line(sys.argv, usage=__doc__)
+    logging.basicConfig(level=logging.WARNING)
+    workdir = Path(flags.workdir)
+    state = train(config, workdir)
+    print(f"trained {int(state.step)} steps, {int(state.skipped)} updates skipped: {workdir}")
+
+
+if __name__ == "__main__":
+    main_exit(main)
