@@ -106,7 +106,7 @@ def restore(
 
 
 def metrics_file(workdir: Path, since: int):
-    """metrics.jsonl opened for appending, without rows that an interrupted run wrote past `since`."""
+    """metrics.jsonl to append to, without rows an interrupted run wrote past step `since`."""
     path = workdir / "metrics.jsonl"
     if path.exists():
         rows = [line for line in path.read_text().splitlines() if _step_of(line) <= since]

@@ -1,7 +1,7 @@
 """A small Efficient-LVSM on generated scenes: trains from scratch on a laptop's CPU in minutes.
 
-    python train.py --config configs/tiny.py --workdir runs/tiny
-    python eval.py --config configs/tiny.py --workdir runs/tiny
+python train.py --config configs/tiny.py --workdir runs/tiny
+python eval.py --config configs/tiny.py --workdir runs/tiny
 """
 
 from ml_collections import ConfigDict

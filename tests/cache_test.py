@@ -1,0 +1,170 @@
+import jax
+import numpy as np
+import pytest
+from conftest import one_view, random_views
+
+from efficient_lvsm_jax import cache as pages
+from efficient_lvsm_jax.errors import InputError
+
+VIEWS = random_views(6, seed=1)
+TARGETS = random_views(2, seed=2).cameras
+
+
+def copy(cache):
+    """A cache of its own buffers: updates donate theirs."""
+    return jax.tree.map(lambda x: x.copy(), cache)
+
+
+def filled(model, indices, capacity=6):
+    cache = pages.empty(capacity, model.encode(one_view(VIEWS, 0)))
+    for index in indices:
+        cache = pages.append(cache, model.encode(one_view(VIEWS, index)))
+    return cache
+
+
+def render(model, cache):
+    return np.asarray(model.decode(cache, TARGETS))
+
+
+def test_one_by_one_equals_all_at_once(small_model):
+    together = render(small_model, small_model.encode(VIEWS))
+    np.testing.assert_allclose(
+        render(small_model, filled(small_model, range(6))), together, atol=1e-6
+    )
+
+
+def test_order_of_inputs_does_not_matter(small_model):
+    forward = render(small_model, filled(small_model, [0, 1, 2, 3]))
+    np.testing.assert_allclose(
+        render(small_model, filled(small_model, [2, 0, 3, 1])), forward, atol=1e-6
+    )
+
+
+def test_every_view_changes_the_picture(small_model):
+    fewer = render(small_model, filled(small_model, [0, 1]))
+    assert np.abs(render(small_model, filled(small_model, [0, 1, 2])) - fewer).max() > 1e-3
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_remove_equals_never_added_and_leaves_no_trace(small_model, index):
+    removed = pages.remove(filled(small_model, [0, 1, 2, 3]), index)
+    rest = [view for view in range(4) if view != index]
+    never = filled(small_model, rest)
+    np.testing.assert_allclose(render(small_model, removed), render(small_model, never), atol=1e-6)
+    assert not np.asarray(removed.k)[:, :, :, 3:].any()
+    assert not np.asarray(removed.v)[:, :, :, 3:].any()
+
+
+def test_replace_equals_remove_then_add(small_model):
+    page = small_model.encode(one_view(VIEWS, 5))
+    replaced = pages.replace(filled(small_model, [0, 1, 2]), 1, page)
+    other = pages.append(pages.remove(filled(small_model, [0, 1, 2]), 1), page)
+    np.testing.assert_allclose(render(small_model, replaced), render(small_model, other), atol=1e-6)
+
+
+def test_targets_together_equal_targets_apart(small_model):
+    cache = small_model.encode(VIEWS)
+    together = render(small_model, cache)
+    for index in range(2):
+        alone = small_model.decode(cache, one_view(random_views(2, seed=2), index).cameras)
+        np.testing.assert_allclose(alone[:, 0], together[:, index], atol=1e-6)
+
+
+def test_growing_keeps_the_views(small_model):
+    cache = filled(small_model, [0, 1], capacity=2)
+    before = render(small_model, cache)
+    grown = pages.grow(cache, 5)
+    assert grown.capacity == 5
+    np.testing.assert_allclose(render(small_model, grown), before, atol=1e-6)
+
+
+def test_two_thousand_random_operations_equal_a_fresh_cache_without_recompiling(small_model):
+    rng = np.random.default_rng(0)
+    capacity = 8
+    stock = [small_model.encode(one_view(random_views(24, seed=3), i)) for i in range(24)]
+    cache, held = pages.empty(capacity, stock[0]), []
+    functions = (pages._append, pages._remove, pages._replace)
+
+    def operate(kind):
+        nonlocal cache
+        if kind == "append" and len(held) < capacity:
+            held.append(int(rng.integers(24)))
+            cache = pages.append(cache, stock[held[-1]])
+        elif kind == "remove" and held:
+            slot = int(rng.integers(len(held)))
+            cache = pages.remove(cache, slot)
+            held[slot] = held[-1]
+            held.pop()
+        elif kind == "replace" and held:
+            slot = int(rng.integers(len(held)))
+            held[slot] = int(rng.integers(24))
+            cache = pages.replace(cache, slot, stock[held[slot]])
+
+    for kind in ("append", "append", "replace", "remove"):  # compiles everything once
+        operate(kind)
+    render(small_model, cache)
+    compiled = [function._cache_size() for function in functions]
+
+    for number in range(2000):
+        operate(rng.choice(["append", "remove", "replace"]))
+        if number % 250 == 249 and held:
+            fresh = pages.empty(capacity, stock[0])
+            for view in rng.permutation(held):
+                fresh = pages.append(fresh, stock[view])
+            np.testing.assert_allclose(
+                render(small_model, cache), render(small_model, fresh), atol=1e-5
+            )
+    assert [function._cache_size() for function in functions] == compiled
+    assert int(cache.count) == len(held)
+    for slot, view in enumerate(held):
+        np.testing.assert_array_equal(cache.k[:, :, :, slot], stock[view].k[:, :, :, 0])
+    assert not np.asarray(cache.v)[:, :, :, len(held) :].any()
+
+
+def test_changing_the_number_of_views_compiles_nothing(small_model):
+    decode = jax.jit(lambda cache: small_model.decode(cache, TARGETS))
+    for count in (1, 3, 6, 2):
+        decode(filled(small_model, range(count)))
+    assert decode._cache_size() == 1
+
+
+def test_updates_are_in_place_and_move_at_most_one_page(small_model):
+    page = small_model.encode(one_view(VIEWS, 0))
+    cache = pages.empty(64, page)
+    page_bytes = page.k.nbytes + page.v.nbytes
+    for lowered in (
+        pages._append.lower(cache, page),
+        pages._remove.lower(cache, np.int32(0)),
+        pages._replace.lower(cache, np.int32(0), page),
+    ):
+        memory = lowered.compile().memory_analysis()
+        assert memory.alias_size_in_bytes >= 64 * page_bytes
+        assert memory.temp_size_in_bytes <= page_bytes + 4096
+
+
+def test_an_update_consumes_the_old_cache(small_model):
+    cache = filled(small_model, [0])
+    pages.append(cache, small_model.encode(one_view(VIEWS, 1)))
+    assert cache.k.is_deleted()
+
+
+def test_a_full_cache_a_wrong_page_and_an_unknown_page_are_refused(small_model):
+    cache = filled(small_model, [0, 1], capacity=2)
+    with pytest.raises(InputError, match="grow"):
+        pages.append(cache, small_model.encode(one_view(VIEWS, 2)))
+    with pytest.raises(InputError, match="no page 2"):
+        pages.remove(cache, 2)
+    with pytest.raises(InputError, match="no page -1"):
+        pages.replace(cache, -1, small_model.encode(one_view(VIEWS, 2)))
+    larger = small_model.encode(random_views(1, size=(32, 24)))
+    with pytest.raises(InputError, match="does not fit"):
+        pages.append(filled(small_model, [0]), larger)
+    with pytest.raises(InputError, match="capacity 0"):
+        pages.empty(0, larger)
+
+
+def test_a_cache_from_encode_can_be_updated_too(small_model):
+    encoded = small_model.encode(VIEWS)
+    removed = pages.remove(copy(encoded), 5)
+    five = filled(small_model, range(5))
+    np.testing.assert_allclose(render(small_model, removed), render(small_model, five), atol=1e-6)

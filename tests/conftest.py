@@ -1,0 +1,70 @@
+"""Shared by the tests: four fake devices, goldens, and small models with random weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+from efficient_lvsm_jax.cameras import Cameras, Views
+from efficient_lvsm_jax.models import Model, ModelConfig, init_params
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+GOLDENS = Path(__file__).parent / "goldens"
+SMALL = ModelConfig(width=32, head_dim=16, layers=2, patch=8, mlp_ratio=2, decoder_init="uniform")
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """The arrays of goldens/NAME.npz; images are channel-first there."""
+    with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def channels_last(image: np.ndarray) -> np.ndarray:
+    """[..., 3, Y, X] to [..., Y, X, 3]."""
+    return np.moveaxis(image, -3, -1)
+
+
+def golden_views(data: dict[str, np.ndarray]) -> tuple[Views, Cameras, np.ndarray]:
+    """Input views, target cameras and target images [B, T, Y, X, 3] of a golden."""
+    count = int(data["num_input"])
+    image = channels_last(data["image"])
+    views = Views(image[:, :count], data["c2w"][:, :count], data["fxfycxcy"][:, :count])
+    size = image.shape[2:4]
+    cameras = Cameras(data["c2w"][:, count:], data["fxfycxcy"][:, count:], *size)
+    return views, cameras, image[:, count:]
+
+
+def random_views(
+    count: int, *, seed: int = 0, size: tuple[int, int] = (16, 24), batch: int = 1
+) -> Views:
+    """`count` pictures of noise from cameras around the origin, [B, V, …] float32."""
+    rng = np.random.default_rng(seed)
+    image = rng.random((batch, count, *size, 3), np.float32)
+    turns = np.linalg.qr(rng.normal(size=(batch, count, 3, 3)))[0]
+    turns *= np.sign(np.linalg.det(turns))[..., None, None]
+    c2w = np.tile(np.eye(4), (batch, count, 1, 1))
+    c2w[..., :3, :3] = turns
+    c2w[..., :3, 3] = rng.uniform(-0.7, 0.7, (batch, count, 3))
+    fxfycxcy = np.tile([20.0, 21.0, size[1] / 2, size[0] / 2], (batch, count, 1))
+    return Views(image, c2w.astype(np.float32), fxfycxcy.astype(np.float32))
+
+
+def one_view(views: Views, index: int) -> Views:
+    """View `index` alone, [B, 1, …]."""
+    return jax.tree.map(lambda x: x[:, index : index + 1], views)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Model:
+    """Two layers of width 32, weights large enough that every part matters."""
+    params = init_params("efficient_lvsm", SMALL, jax.random.key(0))
+    for tokenizer in ("input_tokenizer", "target_tokenizer", "head"):
+        params[tokenizer]["kernel"] *= 10
+    return Model("efficient_lvsm", SMALL, params)
