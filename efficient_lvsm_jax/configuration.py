@@ -63,32 +63,37 @@ def command_line(
       InputError: no or unreadable configuration file, unknown flag or setting (the message names
         the nearest one), a value of the wrong type, stray arguments.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "configuration file", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
-    flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
-    if define_flags is not None:
-        define_flags(values)
+
+    def parse(arguments: Sequence[str]) -> tuple[list[str], flags.FlagValues]:
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file(
+            "config", None, "configuration file", flag_values=values, sys_argv=list(arguments)
+        )
+        flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+        flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
+        if define_flags is not None:
+            define_flags(values)
+        return values(arguments)[1:], values
+
     overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
-    plain = [argument for argument in argv if argument not in overrides]
     try:
-        stray = values(plain)[1:]
+        stray, values = parse([argument for argument in argv if argument not in overrides])
         if values.help:
-            print(usage, values.main_module_help() or values.get_help(), sep="\n")
+            print(usage.strip(), values.get_help(), sep="\n\n")
             raise SystemExit(0)
         if stray:
             raise InputError(f"unexpected argument {stray[0]!r}; see --help")
         for name in ("config", "workdir"):
-            if getattr(values, name) is None:
+            if values[name].value is None:
                 raise InputError(f"--{name} is missing; see --help")
+        values.config.keys()  # raises what went wrong while reading the file
         for override in overrides:
             _check_override(values.config, override)
-        values.unparse_flags()
-        values(argv)
+        _, values = parse(argv)
     except flags.Error as error:
         raise InputError(f"{error}; see --help") from error
     except OSError as error:
-        raise InputError(f"--config: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--config: {' '.join(str(error).split())}") from error
     return values.config, values
 
 

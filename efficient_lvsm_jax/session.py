@@ -187,7 +187,8 @@ class Session:
         if image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"image of shape {image.shape}: expected [H, W, 3] (RGB)")
         self._check_size(image.shape[:2], "image")
-        if self._size is not None and image.shape[:2] != self._size:
+        settled = self._cache is not None or self._waiting
+        if settled and image.shape[:2] != self._size:
             raise InputError(
                 f"image of {image.shape[0]}x{image.shape[1]} in a session of "
                 f"{self._size[0]}x{self._size[1]} images (height x width): resize it and scale "

@@ -1,0 +1,231 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, one_view, random_views
+
+import efficient_lvsm_jax as elvsm
+from efficient_lvsm_jax import cache as pages
+from efficient_lvsm_jax.cameras import Cameras, Views
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models import (
+    Model,
+    ModelConfig,
+    abstract_params,
+    bind,
+    configure,
+    init_params,
+)
+
+PUBLISHED = ModelConfig()
+FAMILY = "efficient_lvsm"
+
+
+@pytest.fixture(scope="module", params=["square", "wide_compiled"])
+def published(request):
+    """A converted golden checkpoint and the recorded outputs of the published program."""
+    return elvsm.load(GOLDENS / f"{request.param}.pt"), golden(request.param)
+
+
+def test_tokens_equal_the_published_program(published):
+    model, data = published
+    views, cameras, _ = golden_views(data)
+    for tokens, name in (
+        (model.input_tokens(views), "input_tokens_after_tokenizer"),
+        (model.target_tokens(cameras), "target_tokens_after_tokenizer"),
+    ):
+        np.testing.assert_allclose(
+            np.asarray(tokens).reshape(data[name].shape), data[name], atol=1e-5
+        )
+
+
+def test_cache_equals_the_published_program(published):
+    model, data = published
+    cache = model.encode(golden_views(data)[0])
+    for array, name in (
+        (cache.k[0], "cache_first_layer_k"),
+        (cache.v[0], "cache_first_layer_v"),
+        (cache.k[-1], "cache_last_layer_k"),
+    ):
+        rows = jnp.einsum("BHSNK->BSNHK", array).reshape(data[name].shape)
+        np.testing.assert_allclose(rows, data[name], atol=1e-4)
+
+
+def test_render_equals_the_published_program(published):
+    model, data = published
+    views, cameras, truth = golden_views(data)
+    images = model.decode(model.encode(views), cameras)
+    np.testing.assert_allclose(images, channels_last(data["render"]), atol=2e-5)
+    error = float(jnp.mean((images - truth) ** 2))
+    np.testing.assert_allclose(error, data["l2"], atol=1e-6)
+    np.testing.assert_allclose(-10 * np.log10(error), data["psnr"], atol=1e-4)
+
+
+def test_incremental_render_equals_the_published_program(published):
+    model, data = published
+    views, cameras, _ = golden_views(data)
+    cache = pages.empty(4, model.encode(one_view(views, 0)))
+    for index, expected in enumerate(data["render_incremental"]):
+        cache = pages.append(cache, model.encode(one_view(views, index)))
+        images = model.decode(cache, cameras)
+        np.testing.assert_allclose(images, channels_last(expected), atol=2e-5)
+
+
+def test_published_model_has_the_published_number_of_parameters():
+    sizes = [x.size for x in jax.tree.leaves(abstract_params(FAMILY, PUBLISHED))]
+    assert sum(sizes) == 199_070_208
+    half = dataclasses.replace(PUBLISHED, layers=6)
+    assert sum(x.size for x in jax.tree.leaves(abstract_params(FAMILY, half))) == 99_977_472
+
+
+def test_initialisation_follows_the_published_rules():
+    config = ModelConfig(width=256, layers=4)
+    params = init_params(FAMILY, config, jax.random.key(0))
+    depth = 0.02 / np.sqrt(2 * np.arange(1, 5))
+    for path in (("self_attention", "qkv"), ("cross_attention", "kv"), ("mlp", "down")):
+        kernel = params["decoder"][path[0]][path[1]]["kernel"].reshape(4, -1)
+        np.testing.assert_allclose(kernel.std(axis=1), depth, rtol=0.02)
+    for kernel, fan_in in (
+        (params["encoder"]["mlp"]["up"], 256),
+        (params["encoder"]["mlp"]["down"], 1024),
+    ):
+        assert np.abs(kernel["kernel"]).max() <= fan_in**-0.5
+        np.testing.assert_allclose(kernel["kernel"].std(), (3 * fan_in) ** -0.5, rtol=0.02)
+    np.testing.assert_allclose(params["head"]["kernel"].std(), 0.02, rtol=0.02)
+    assert (params["encoder"]["attention"]["q_norm"]["scale"] == 1).all()
+    by_depth = dataclasses.replace(config, encoder_init="depth")
+    kernel = init_params(FAMILY, by_depth, jax.random.key(0))["encoder"]["mlp"]["up"]["kernel"]
+    np.testing.assert_allclose(kernel.reshape(4, -1).std(axis=1), depth, rtol=0.02)
+
+
+def test_layers_differ_and_a_seed_repeats():
+    params = init_params(FAMILY, SMALL, jax.random.key(3))
+    again = init_params(FAMILY, SMALL, jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    kernel = params["encoder"]["mlp"]["up"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("size", [(16, 24), (8, 8), (40, 16)])
+def test_any_size_divisible_by_the_patch_renders(small_model, size):
+    views = random_views(2, size=size)
+    target = Cameras(views.c2w, views.fxfycxcy, 24, 8)  # targets may differ from inputs
+    images = small_model.decode(small_model.encode(views), target)
+    assert images.shape == (1, 2, 24, 8, 3)
+    assert images.dtype == jnp.float32
+    assert ((images > 0) & (images < 1)).all()
+
+
+def test_views_one_at_a_time_equal_views_together(small_model, monkeypatch):
+    views, targets = random_views(3), random_views(2, seed=5).cameras
+
+    def render(params):
+        module = bind(FAMILY, SMALL, params)
+        return module.decode(module.encode(views), targets)
+
+    together = jax.jit(render)(small_model.params)
+    monkeypatch.setattr("efficient_lvsm_jax.models.efficient_lvsm.CPU_TOKENS_AT_ONCE", 1)
+    apart = jax.jit(lambda params: render(params))(small_model.params)
+    np.testing.assert_allclose(apart, together, atol=1e-6)
+
+
+def test_a_batch_of_scenes_equals_each_scene_alone(small_model):
+    views, targets = random_views(2, batch=3), random_views(2, batch=3, seed=9).cameras
+    together = small_model.decode(small_model.encode(views), targets)
+    for scene in range(3):
+        pick = jax.tree.map(lambda x, i=scene: x[i : i + 1], (views, targets))
+        alone = small_model.decode(small_model.encode(pick[0]), pick[1])
+        np.testing.assert_allclose(alone[0], together[scene], atol=1e-6)
+
+
+def gradient(config, params, views, targets):
+    def loss(params):
+        module = bind(FAMILY, config, params)
+        return jnp.mean((module.decode(module.encode(views), targets.cameras) - targets.image) ** 2)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("remat", ["attention", "full"])
+def test_rematerialisation_changes_no_gradient(small_model, remat):
+    views, targets = random_views(2), random_views(2, seed=4)
+    plain = gradient(SMALL, small_model.params, views, targets)
+    lean = gradient(dataclasses.replace(SMALL, remat=remat), small_model.params, views, targets)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), lean, plain)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(plain[1]))
+
+
+def test_full_rematerialisation_needs_less_memory():
+    config = ModelConfig(width=128, layers=6)
+    shapes = jax.eval_shape(lambda: (random_views(4, size=(128, 128)),) * 2)
+
+    def temporaries(remat):
+        config_ = dataclasses.replace(config, remat=remat)
+
+        def loss(params, views, targets):
+            module = bind(FAMILY, config_, params)
+            return jnp.mean(module.decode(module.encode(views), targets.cameras))
+
+        lowered = jax.jit(jax.grad(loss)).lower(abstract_params(FAMILY, config), *shapes)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    full, attention, none = (temporaries(name) for name in ("full", "attention", "none"))
+    assert full < attention < none
+
+
+def test_bfloat16_computes_near_float32(small_model):
+    config = dataclasses.replace(SMALL, compute_dtype="bfloat16")
+    half = Model(FAMILY, config, small_model.params)
+    views, targets = random_views(2), random_views(2, seed=4).cameras
+    cache = half.encode(views)
+    assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
+    images = half.decode(cache, targets)
+    assert images.dtype == jnp.float32
+    exact = small_model.decode(small_model.encode(views), targets)
+    assert 0 < np.abs(images - exact).max() < 0.05
+
+
+def test_full_size_forward_fits_in_300_megabytes_of_temporaries():
+    """256 px, 2 inputs, 8 targets, 199M parameters, compiled only: no score matrix exists."""
+    shape = jax.ShapeDtypeStruct
+
+    def cameras(count):
+        return shape((1, count, 4, 4), jnp.float32), shape((1, count, 4), jnp.float32)
+
+    views = Views(shape((1, 2, 256, 256, 3), jnp.float32), *cameras(2))
+    targets = Cameras(*cameras(8), 256, 256)
+
+    def render(params, views, targets):
+        module = bind(FAMILY, PUBLISHED, params)
+        return module.decode(module.encode(views), targets)
+
+    lowered = jax.jit(render).lower(abstract_params(FAMILY, PUBLISHED), views, targets)
+    assert lowered.compile().memory_analysis().temp_size_in_bytes <= 300e6
+
+
+def test_image_not_divisible_by_the_patch_says_how_to_resize(small_model):
+    views = random_views(1, size=(20, 24))
+    with pytest.raises(InputError, match=r"20x24.*patch size 8.*16x24"):
+        small_model.encode(views)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"widht": 64}, "did you mean model.width"),
+        ({"width": 100}, "not a multiple of head_dim"),
+        ({"layers": 0}, "positive integer"),
+        ({"remat": "some"}, "none, attention, full"),
+        ({"compute_dtype": "float16"}, "float32, bfloat16"),
+    ],
+)
+def test_impossible_configurations_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        configure(FAMILY, values)
+
+
+def test_unknown_family_names_the_known_ones():
+    with pytest.raises(InputError, match="efficient_lvsm"):
+        configure("lvsm", {})

@@ -1,0 +1,190 @@
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from conftest import random_views
+
+from efficient_lvsm_jax import InputError, SceneFrame, Session
+from efficient_lvsm_jax.models import _call
+
+VIEWS = random_views(5, seed=11)
+TARGETS = random_views(11, seed=12)
+SIZE = (16, 24)
+
+
+def view(index):
+    return VIEWS.image[0, index], VIEWS.c2w[0, index], VIEWS.fxfycxcy[0, index]
+
+
+def targets(count=2):
+    return TARGETS.c2w[0, :count], TARGETS.fxfycxcy[0, :count], SIZE
+
+
+def session_of(model, indices, **options):
+    session = Session(model, **options)
+    return session, [session.add(*view(index)) for index in indices]
+
+
+def test_renders_one_picture_or_many(small_model):
+    session, _ = session_of(small_model, [0, 1])
+    many = session.render(*targets(11))
+    assert many.shape == (11, 16, 24, 3) and many.dtype == np.float32
+    for index in (0, 7, 8, 10):
+        one = session.render(TARGETS.c2w[0, index], TARGETS.fxfycxcy[0, index], SIZE)
+        assert one.shape == (16, 24, 3)
+        np.testing.assert_allclose(one, many[index], atol=1e-6)
+    assert session.render(*targets(0)).shape == (0, 16, 24, 3)
+
+
+def test_equals_the_model_on_poses_normalised_over_the_inputs(small_model):
+    session, _ = session_of(small_model, range(3))
+    frame = SceneFrame.from_cameras(VIEWS.c2w[0, :3])
+    pick = jax.tree.map(lambda x: x[:, :3], VIEWS)
+    inputs = type(VIEWS)(pick.image, frame.apply(pick.c2w), pick.fxfycxcy)
+    cameras = type(TARGETS.cameras)(frame.apply(TARGETS.c2w), TARGETS.fxfycxcy, *SIZE)
+    expected = small_model.decode(small_model.encode(inputs), cameras)[0]
+    np.testing.assert_allclose(session.render(*targets(11)), expected, atol=1e-5)
+
+
+def test_order_before_the_first_render_does_not_matter(small_model):
+    a, _ = session_of(small_model, [0, 1, 2])
+    b, _ = session_of(small_model, [2, 0, 1])
+    np.testing.assert_allclose(a.render(*targets()), b.render(*targets()), atol=1e-5)
+
+
+@pytest.mark.parametrize("render_first", [False, True])
+def test_remove_equals_never_added(small_model, render_first):
+    frame = SceneFrame.from_cameras(VIEWS.c2w[0]) if render_first else None
+    session, ids = session_of(small_model, [0, 1, 2, 3], frame=frame)
+    if render_first:
+        session.render(*targets())
+    session.remove(ids[1])
+    never, _ = session_of(small_model, [0, 2, 3], frame=frame)
+    np.testing.assert_allclose(session.render(*targets()), never.render(*targets()), atol=1e-5)
+    assert session.views == [ids[0], ids[2], ids[3]]
+    session.remove(ids[3])  # the id still finds its page after the last one moved
+    two, _ = session_of(small_model, [0, 2], frame=session.frame)
+    np.testing.assert_allclose(session.render(*targets()), two.render(*targets()), atol=1e-5)
+
+
+@pytest.mark.parametrize("render_first", [False, True])
+def test_replace_keeps_the_id(small_model, render_first):
+    frame = SceneFrame.from_cameras(VIEWS.c2w[0])
+    session, ids = session_of(small_model, [0, 1], frame=frame if render_first else None)
+    session.replace(ids[0], *view(4))
+    other, _ = session_of(small_model, [1, 4], frame=session.frame)
+    np.testing.assert_allclose(session.render(*targets()), other.render(*targets()), atol=1e-5)
+    assert session.views == ids
+
+
+def test_frame_is_frozen_at_the_first_render(small_model):
+    session, _ = session_of(small_model, [0, 1])
+    assert session.frame is None
+    session.render(*targets())
+    frame = session.frame
+    session.add(*view(2))
+    session.render(*targets())
+    assert session.frame is frame
+
+
+def test_world_units_do_not_matter(small_model):
+    plain, _ = session_of(small_model, [0, 1, 2])
+    scaled = Session(small_model)
+    move = np.linalg.inv(VIEWS.c2w[0, 4]).astype(np.float64)
+
+    def moved(c2w):
+        c2w = move @ c2w
+        c2w[..., :3, 3] *= 7
+        return c2w
+
+    for index in range(3):
+        image, c2w, fxfycxcy = view(index)
+        scaled.add(image, moved(c2w), fxfycxcy)
+    c2w, fxfycxcy, size = targets()
+    np.testing.assert_allclose(
+        scaled.render(moved(c2w), fxfycxcy, size), plain.render(*targets()), atol=1e-4
+    )
+
+
+def test_a_single_camera_cannot_tell_the_scale_and_says_so(small_model):
+    session, _ = session_of(small_model, [0])
+    with pytest.warns(UserWarning, match="single camera"):
+        session.render(*targets())
+    session, _ = session_of(small_model, [0], frame=SceneFrame.identity())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session.render(*targets())
+
+
+def test_capacity_grows_and_bytes_and_floats_agree(small_model):
+    frame = SceneFrame.identity()
+    session, _ = session_of(small_model, range(5), frame=frame, capacity=1)
+    roomy, _ = session_of(small_model, range(5), frame=frame, capacity=8)
+    np.testing.assert_allclose(session.render(*targets()), roomy.render(*targets()), atol=1e-6)
+    image, c2w, fxfycxcy = view(0)
+    levels = np.round(image * 255).astype(np.uint8)
+    pictures = []
+    for pixels in (levels, levels.astype(np.float32) / 255):
+        session = Session(small_model, frame=frame)
+        session.add(pixels, c2w, fxfycxcy)
+        pictures.append(session.render(*targets()))
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_steady_use_compiles_nothing(small_model):
+    session, ids = session_of(small_model, [0, 1], frame=SceneFrame.identity())
+    session.render(*targets(11))  # groups of 8, 2, 1
+    session.render(*targets(7))  # and 4
+    session.replace(ids[0], *view(2))
+    session.remove(ids[1])
+    before = _call._cache_size()
+    for count in (1, 2, 3, 5, 11):
+        session.render(*targets(count))
+        new = session.add(*view(3))
+        session.render(*targets(count))
+        session.remove(new)
+    assert _call._cache_size() == before
+
+
+def test_errors_say_what_to_do(small_model):
+    session = Session(small_model)
+    image, c2w, fxfycxcy = view(0)
+    with pytest.raises(InputError, match="no view yet"):
+        session.render(*targets())
+    with pytest.raises(InputError, match="no view 7"):
+        session.remove(7)
+    with pytest.raises(InputError, match=r"15x24.*resize or crop to 8x24"):
+        session.add(image[:15], c2w, fxfycxcy)
+    with pytest.raises(InputError, match=r"expected \[H, W, 3\]"):
+        session.add(image[..., :1], c2w, fxfycxcy)
+    with pytest.raises(InputError, match="divide 8-bit values by 255"):
+        session.add(image * 255, c2w, fxfycxcy)
+    with pytest.raises(InputError, match="expected finite values"):
+        session.add(np.full_like(image, np.nan), c2w, fxfycxcy)
+    with pytest.raises(InputError, match="int64"):
+        session.add((image * 255).astype(np.int64), c2w, fxfycxcy)
+    nan = c2w.copy()
+    nan[0, 3] = np.nan
+    with pytest.raises(InputError, match="finite"):
+        session.add(image, nan, fxfycxcy)
+    with pytest.raises(InputError, match="rigid"):
+        session.add(image, c2w @ np.diag([2.0, 1, 1, 1]), fxfycxcy)
+    with pytest.raises(InputError, match="focal"):
+        session.add(image, c2w, [0, 20, 12, 8])
+    assert session.views == []
+    session.add(*view(0))
+    with pytest.raises(InputError, match=r"8x24 in a session of 16x24"):
+        session.add(image[:8], c2w, fxfycxcy)
+    with pytest.raises(InputError, match="render size"):
+        session.render(c2w, fxfycxcy, (250, 256))
+    with pytest.raises(InputError, match="finite"):
+        session.render(nan, fxfycxcy, SIZE)
+
+
+def test_a_view_id_is_never_given_twice(small_model):
+    session, ids = session_of(small_model, [0, 1])
+    session.remove(ids[1])
+    assert session.add(*view(2)) not in ids
+    with pytest.raises(InputError, match="no view"):
+        session.remove(ids[1])
