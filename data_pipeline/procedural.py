@@ -25,9 +25,7 @@ SPLITS = {"train": 0, "heldout": 1}
 SOLID, CHECKER, STRIPES, NOISE = range(4)
 
 _SAMPLES = 2  # rays per pixel along each image axis
-_RAYS_PER_CALL = (
-    300_000  # one compiled call: large enough to share the cores, small enough to cache
-)
+_RAYS_PER_CALL = 300_000  # large enough to keep the cores busy, small enough for their caches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +172,7 @@ def scene_parameters(recipe: SceneRecipe, *, seed: int, split: str, index: int) 
     scene["waves"] = np.hstack([direction * 2 * np.pi / rng.uniform(1.0, 2.6, (4, 1)), phase])
     height, bearing = rng.uniform(0.6, 1.3), rng.uniform(0, 2 * np.pi)
     scene["light"] = _unit(np.array([np.cos(bearing), np.sin(bearing), height]))
-    scene["ambient"] = np.asarray(rng.uniform(0.45, 0.6))
+    scene["ambient"] = np.asarray(rng.uniform(0.5, 0.65))
 
     scene["c2w"] = _arc(rng, recipe)
     scene["fxfycxcy"] = np.tile([recipe.focal, recipe.focal, 0.5, 0.5], (recipe.views, 1))
@@ -183,7 +181,7 @@ def scene_parameters(recipe: SceneRecipe, *, seed: int, split: str, index: int) 
 
 
 def _spots(rng: np.random.Generator, radius: np.ndarray, spread: float) -> list[np.ndarray]:
-    """Centres [2] in a disc so that circles of these radii do not overlap; the last may be left out."""
+    """Centres [2] of circles in a disc that do not overlap; fewer than radii if it is full."""
     spots = []
     for own in radius:
         distance, angle = spread * np.sqrt(rng.uniform(size=64)), rng.uniform(0, 2 * np.pi, 64)

@@ -29,6 +29,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"tokenizer/kernel$", PartitionSpec(None, "fsdp")),  # [P, D]
     (r"head/kernel$", PartitionSpec("fsdp")),  # [D, P]
     (r"norm/scale$", PartitionSpec()),  # [L, K]
+    (r"ns_coeffs$", PartitionSpec()),  # Muon's Newton-Schulz coefficients
 )
 
 
