@@ -136,7 +136,7 @@ def scene_parameters(recipe: SceneRecipe, *, seed: int, split: str, index: int) 
         "box": rng.integers(2, size=rows).astype(np.float64),
         "colours": np.empty((rows, 2, 3)),
         "pattern": np.full(rows, SOLID),
-        "cell": rng.uniform(0.22, 0.36, rows),
+        "cell": rng.uniform(0.3, 0.45, rows),
         "offset": rng.uniform(0.1, 0.9, (rows, 3)),
         "axis": _unit(rng.normal(size=(rows, 3))),
     }
@@ -145,15 +145,16 @@ def scene_parameters(recipe: SceneRecipe, *, seed: int, split: str, index: int) 
 
     count = rng.integers(recipe.objects[0], recipe.objects[1] + 1)
     radius = rng.uniform(*recipe.object_radius, count)
-    for i, spot in enumerate(_spots(rng, radius, recipe.object_spread)):
-        half = radius[i] * np.ones(3)
-        if scene["box"][i]:
-            half *= rng.uniform((0.7, 0.7, 0.6), (0.9, 0.9, 1.1))
-        scene["half"][i] = half
-        scene["centre"][i] = *spot, half[2]
+    is_box = scene["box"][:count, None] > 0
+    sides = rng.uniform((0.7, 0.7, 0.6), (0.9, 0.9, 1.1), (count, 3))
+    half = radius[:, None] * np.where(is_box, sides, 1.0)
+    reach = np.where(is_box[:, 0], np.hypot(half[:, 0], half[:, 1]), radius)
+    for i, spot in enumerate(_spots(rng, reach, recipe.object_spread)):
+        scene["half"][i] = half[i]
+        scene["centre"][i] = *spot, half[i, 2]
     for i in range(most):
         hue = rng.uniform()
-        scene["colours"][i, 0] = _colour(rng, hue, (0.6, 0.95), (0.6, 1.0))
+        scene["colours"][i, 0] = _colour(rng, hue, (0.55, 0.9), (0.65, 0.95))
         scene["colours"][i, 1] = _colour(rng, hue + rng.uniform(0.2, 0.8), (0.1, 0.6), (0.6, 1.0))
         scene["pattern"][i] = rng.choice([SOLID, CHECKER, STRIPES], p=[0.5, 0.25, 0.25])
 
@@ -169,7 +170,7 @@ def scene_parameters(recipe: SceneRecipe, *, seed: int, split: str, index: int) 
     scene["pattern"][walls] = rng.choice([SOLID, NOISE])
 
     direction, phase = _unit(rng.normal(size=(4, 3))), rng.uniform(0, 2 * np.pi, (4, 1))
-    scene["waves"] = np.hstack([direction * 2 * np.pi / rng.uniform(1.0, 2.6, (4, 1)), phase])
+    scene["waves"] = np.hstack([direction * 2 * np.pi / rng.uniform(1.2, 2.8, (4, 1)), phase])
     height, bearing = rng.uniform(0.6, 1.3), rng.uniform(0, 2 * np.pi)
     scene["light"] = _unit(np.array([np.cos(bearing), np.sin(bearing), height]))
     scene["ambient"] = np.asarray(rng.uniform(0.5, 0.65))

@@ -23,7 +23,7 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     is not applied), since intrinsics belong to the stored picture.
 
     Raises InputError, naming the file: missing, not a JPEG or PNG, damaged, more than 64 million
-    pixels, or more than 8 bits a channel.
+    pixels, or 16-bit grey.
     """
     path = os.fspath(path)
     try:
@@ -36,8 +36,7 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
                 )
             if image.mode.startswith(("I", "F")):
                 raise InputError(
-                    f"{path}: more than 8 bits a channel (mode {image.mode}); expected an 8-bit "
-                    "RGB or grey picture"
+                    f"{path}: 16-bit grey picture (mode {image.mode}); save it as 8-bit RGB or grey"
                 )
             return np.asarray(image.convert("RGB"))
     except InputError:
@@ -77,7 +76,7 @@ def preprocess_frame(
 
     Raises:
       InputError: not a uint8 RGB image, intrinsics of another shape, a size that the patch does
-        not divide, or a frame so narrow that nothing is left.
+        not divide, or a frame so narrow or wide that nothing useful would be left.
     """
     image, fxfycxcy = np.asarray(image), np.asarray(fxfycxcy, np.float64)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -94,9 +93,9 @@ def preprocess_frame(
 
     height, width = image.shape[:2]
     new_width = round(int(size / height * width) / patch) * patch  # round() is half-even
-    if not new_width:
+    if not 0 < new_width * size <= MAX_PIXELS:
         raise InputError(
-            f"frame of {width}x{height} (width x height) has no width left at height {size}; "
+            f"frame of {width}x{height} (width x height) would become {new_width}x{size}; "
             "crop it to a less extreme shape"
         )
     resized = Image.fromarray(image).resize((new_width, size), Image.Resampling.LANCZOS)

@@ -99,20 +99,29 @@ def _map_blocks(function: Callable, q: jax.Array) -> jax.Array:
 def _fold_pages(
     q: jax.Array, fetch: Callable[[jax.Array | int], tuple], steps: jax.Array | int
 ) -> jax.Array:
-    """Attention of q [..., Q, K] over `steps` pages, by the online softmax."""
+    """Attention of q [..., Q, K] over `steps` pages, by the online softmax if there are several."""
     q = q * q.shape[-1] ** -0.5
+
+    def scores_of(k: jax.Array) -> jax.Array:
+        return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+
+    def mix(weights: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+    if isinstance(steps, int) and steps == 1:
+        k, v = fetch(0)
+        return mix(jax.nn.softmax(scores_of(k), axis=-1), v).astype(q.dtype)
 
     def fold(page: jax.Array | int, carry: tuple) -> tuple:
         highest, total, mixed = carry
         k, v = fetch(page)
-        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+        scores = scores_of(k)
         # The result does not depend on the subtracted maximum, so neither does its gradient.
         peak = jax.lax.stop_gradient(jnp.maximum(highest, scores.max(axis=-1, keepdims=True)))
         weights = jnp.exp(scores - peak)
         shrink = jnp.exp(highest - peak)
         total = total * shrink + weights.sum(axis=-1, keepdims=True)
-        update = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return peak, total, mixed * shrink + update
+        return peak, total, mixed * shrink + mix(weights, v)
 
     row = q.shape[:-1]
     start = (
@@ -120,6 +129,5 @@ def _fold_pages(
         jnp.zeros((*row, 1), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )
-    one_page = isinstance(steps, int) and steps == 1
-    _, total, mixed = fold(0, start) if one_page else jax.lax.fori_loop(0, steps, fold, start)
+    _, total, mixed = jax.lax.fori_loop(0, steps, fold, start)
     return (mixed / total).astype(q.dtype)

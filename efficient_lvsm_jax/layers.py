@@ -109,6 +109,24 @@ class CrossAttention(nnx.Module):
         return x + jnp.einsum("BHTNK,HKD->BTND", mixed, self.out.kernel[...])
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU, x·Φ(x); its gradient keeps only x, where autodiff would keep more."""
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_backward(x: jax.Array, upstream: jax.Array) -> tuple[jax.Array]:
+    density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
+    return ((upstream * (_normal_cdf(x) + x * density)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 class MLP(nnx.Module):
     """Two bias-free linear maps around the exact (erf) GELU."""
 
@@ -118,5 +136,5 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., D] to x + MLP of the same shape."""
-        hidden = jax.nn.gelu(layer_norm(x) @ self.up.kernel[...], approximate=False)
+        hidden = gelu(layer_norm(x) @ self.up.kernel[...])
         return x + hidden @ self.down.kernel[...]

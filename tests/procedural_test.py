@@ -91,11 +91,12 @@ def test_objects_stand_on_the_floor_and_do_not_overlap():
         half, centre = half[present], centre[present]
         counts.add(len(half))
         np.testing.assert_allclose(centre[:, 2], half[:, 2])
-        # Half extents in the plane: a sphere's radius, a box's short sides.
+        # Reach in the plane: a sphere's radius, half a box's diagonal.
+        box = scene["box"][:-2][present] > 0
+        reach = np.where(box, np.linalg.norm(half[:, :2], axis=-1), half[:, 0])
         for i in range(len(half)):
             for j in range(i):
-                apart = np.linalg.norm(centre[i, :2] - centre[j, :2])
-                assert apart > half[i, :2].max() + half[j, :2].max()
+                assert np.linalg.norm(centre[i, :2] - centre[j, :2]) > reach[i] + reach[j]
     assert counts == {1, 2, 3}
 
 

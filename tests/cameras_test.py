@@ -1,0 +1,391 @@
+"""Cameras: parity with recorded rays, poses and paths; geometry; and refusals."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from efficient_lvsm_jax.cameras import (
+    Cameras,
+    SceneFrame,
+    Views,
+    camera_path,
+    check_cameras,
+    nearest_camera,
+    normalise_poses,
+    plucker,
+    rays,
+)
+from efficient_lvsm_jax.errors import InputError
+from tests.conftest import golden
+
+
+def random_rotations(rng, count):
+    q, r = np.linalg.qr(rng.standard_normal((count, 3, 3)))
+    q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]
+    q[:, :, 0] *= np.linalg.det(q)[:, None]
+    return q
+
+
+def random_cameras(seed, count=4):
+    """World poses [count, 4, 4] and intrinsics [count, 4] for images around 24x40."""
+    rng = np.random.default_rng(seed)
+    c2w = np.tile(np.eye(4), (count, 1, 1))
+    c2w[:, :3, :3] = random_rotations(rng, count)
+    c2w[:, :3, 3] = rng.standard_normal((count, 3))
+    fxfycxcy = np.array([30.0, 34.0, 20.0, 12.0]) + rng.uniform(-3, 3, (count, 4))
+    return c2w, fxfycxcy
+
+
+# Rays
+
+
+@pytest.mark.parametrize("name", ["square", "wide_compiled"])
+def test_rays_equal_the_published_ones(name):
+    reference = golden(name)
+    height, width = reference["image"].shape[-2:]
+    cameras = Cameras(reference["c2w"], reference["fxfycxcy"], height, width)
+    origins, directions = jax.jit(rays)(cameras)
+    np.testing.assert_allclose(
+        np.moveaxis(directions, -1, 2), reference["ray_d"], rtol=0, atol=1e-6
+    )
+    recorded = reference["ray_o"]  # the same at every pixel
+    np.testing.assert_array_equal(
+        np.broadcast_to(np.asarray(origins)[..., None, None], recorded.shape), recorded
+    )
+
+
+def test_projection_undoes_ray_casting():
+    c2w, fxfycxcy = random_cameras(0)
+    origins, directions = rays(Cameras(c2w, fxfycxcy, 24, 40))
+    assert directions.shape == (4, 24, 40, 3)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=-1), 1, atol=1e-6)
+    depth = np.random.default_rng(1).uniform(0.5, 5, (4, 24, 40, 1))
+    points = np.asarray(origins)[:, None, None] + depth * np.asarray(directions)
+    w2c = np.linalg.inv(c2w)
+    seen = np.einsum("Vij,VYXj->VYXi", w2c[:, :3, :3], points) + w2c[:, None, None, :3, 3]
+    focal, principal = fxfycxcy[:, None, None, :2], fxfycxcy[:, None, None, 2:]
+    pixels = seen[..., :2] / seen[..., 2:] * focal + principal
+    rows, columns = np.mgrid[:24, :40] + 0.5  # pixel centres
+    expected = np.broadcast_to(np.stack([columns, rows], -1), pixels.shape)
+    np.testing.assert_allclose(pixels, expected, atol=1e-3)
+
+
+def test_identity_camera_looks_along_z_with_x_right_and_y_down():
+    _, directions = rays(Cameras(np.eye(4), np.array([10.0, 10.0, 3.5, 2.5]), 5, 7))
+    np.testing.assert_array_equal(directions[2, 3], [0, 0, 1])
+    assert directions[2, 6, 0] > 0 and directions[4, 3, 1] > 0
+
+
+def test_image_and_intrinsics_scaled_together_keep_the_rays():
+    c2w, fxfycxcy = random_cameras(2)
+    _, small = rays(Cameras(c2w, fxfycxcy, 24, 40))
+    _, large = rays(Cameras(c2w, 3 * fxfycxcy, 72, 120))
+    np.testing.assert_allclose(large[:, 1::3, 1::3], small, atol=1e-6)  # centres coincide
+
+
+def test_rays_of_a_crop_are_the_crop_of_the_rays():
+    c2w, fxfycxcy = random_cameras(3)
+    _, whole = rays(Cameras(c2w, fxfycxcy, 24, 40))
+    _, crop = rays(Cameras(c2w, fxfycxcy - [0, 0, 5, 8], 10, 20))
+    np.testing.assert_allclose(crop, whole[:, 8:18, 5:25], atol=1e-6)
+
+
+def test_leading_axes_of_cameras_are_kept():
+    c2w, fxfycxcy = random_cameras(4, count=6)
+    _, flat = rays(Cameras(c2w, fxfycxcy, 8, 16))
+    nested = Cameras(c2w.reshape(2, 3, 4, 4), fxfycxcy.reshape(2, 3, 4), 8, 16)
+    origins, directions = rays(nested)
+    assert origins.shape == (2, 3, 3) and directions.shape == (2, 3, 8, 16, 3)
+    np.testing.assert_array_equal(directions.reshape(flat.shape), flat)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_bf16_parity_rounds_where_the_published_program_does(jitted):
+    c2w, fxfycxcy = (x.astype(np.float32) for x in random_cameras(5))
+    height, width = 24, 40
+    bfloat16, float32 = ml_dtypes.bfloat16, np.float32
+    fx, fy, cx, cy = fxfycxcy.T[:, :, None, None]
+    x = (np.arange(width, dtype=float32) + float32(0.5) - cx) / fx
+    y = (np.arange(height, dtype=float32)[:, None] + float32(0.5) - cy) / fy
+    camera = np.stack(np.broadcast_arrays(x, y, float32(1)), -1).astype(bfloat16)
+    rotation = c2w[:, :3, :3].astype(bfloat16)
+    world = np.einsum("Vij,VYXj->VYXi", rotation.astype(float32), camera.astype(float32))
+    world = world.astype(bfloat16).astype(float32)
+    expected = world / np.linalg.norm(world, axis=-1, keepdims=True)
+
+    cast = jax.jit(rays, static_argnums=1) if jitted else rays
+    origins, directions = cast(Cameras(c2w, fxfycxcy, height, width), "bf16_parity")
+    off = np.abs(np.asarray(directions) - expected).max(-1)
+    # The order of the float32 sum may tip a value on the edge between two bfloat16 numbers.
+    assert (off > 1e-6).mean() < 1e-3 and off.max() < 8e-3
+    np.testing.assert_array_equal(origins, c2w[:, :3, 3])
+    exact = rays(Cameras(c2w, fxfycxcy, height, width))[1]
+    assert 1e-3 < np.abs(directions - exact).max() < 2e-2
+
+
+def test_unknown_ray_dtype_is_refused():
+    with pytest.raises(InputError, match=r"'float16'.*float32, bf16_parity"):
+        rays(Cameras(np.eye(4), np.array([8.0, 8, 4, 4]), 8, 8), "float16")
+
+
+def test_plucker_puts_the_moment_first_and_forgets_the_point_on_the_ray():
+    c2w, fxfycxcy = random_cameras(6)
+    origins, directions = rays(Cameras(c2w, fxfycxcy, 6, 9))
+    coordinates = plucker(origins, directions)
+    assert coordinates.shape == (4, 6, 9, 6)
+    np.testing.assert_array_equal(coordinates[..., 3:], directions)
+    o, d = np.asarray(origins)[1], np.asarray(directions)[1, 2, 3]
+    np.testing.assert_allclose(coordinates[1, 2, 3, :3], np.cross(o, d), atol=1e-6)
+    moved = plucker(o + 2.5 * d, directions[1])
+    np.testing.assert_allclose(moved[2, 3], coordinates[1, 2, 3], atol=1e-6)
+
+
+def test_cameras_and_views_pass_through_jit_with_a_static_size():
+    c2w, fxfycxcy = random_cameras(7)
+    views = Views(jnp.zeros((4, 24, 40, 3)), jnp.asarray(c2w), jnp.asarray(fxfycxcy))
+    cameras = jax.jit(lambda v: v.cameras)(views)
+    assert (cameras.height, cameras.width) == (24, 40)
+    np.testing.assert_array_equal(cameras.fxfycxcy, views.fxfycxcy)
+    assert len(jax.tree.leaves(cameras)) == 2 and len(jax.tree.leaves(views)) == 3
+
+
+# Scene frames
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_pose_normalisation_equals_the_published_one(case):
+    reference = golden("poses_frames")
+    np.testing.assert_allclose(
+        normalise_poses(reference[f"pose{case}_in"]),
+        reference[f"pose{case}_out"],
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_normalised_poses_are_centred_scaled_and_rigid():
+    c2w = random_cameras(8)[0]
+    poses = normalise_poses(c2w)
+    assert poses.dtype == np.float32
+    np.testing.assert_allclose(poses[:, :3, 3].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(np.abs(poses[:, :3, 3]).max(), 1 / 1.35, rtol=1e-6)
+    forward = poses[:, :3, 2].mean(0)
+    np.testing.assert_allclose(forward[:2], 0, atol=1e-6)
+    assert forward[2] > 0
+    rotation = poses[:, :3, :3]
+    np.testing.assert_allclose(
+        np.swapaxes(rotation, 1, 2) @ rotation, np.tile(np.eye(3), (4, 1, 1)), atol=1e-6
+    )
+
+
+def test_normalisation_forgets_where_the_world_is_and_its_unit():
+    c2w = random_cameras(9)[0]
+    rng = np.random.default_rng(10)
+    moved = np.eye(4)
+    moved[:3, :3] = random_rotations(rng, 1)[0]
+    moved[:3, 3] = 100 * rng.standard_normal(3)
+    elsewhere = moved @ c2w
+    elsewhere[:, :3, 3] *= 7.0
+    np.testing.assert_allclose(normalise_poses(elsewhere), normalise_poses(c2w), atol=1e-6)
+
+
+def test_a_target_changes_the_frame():
+    c2w = random_cameras(11)[0]
+    inputs_only = SceneFrame.from_cameras(c2w[:3]).apply(c2w[:3])
+    assert np.abs(normalise_poses(c2w)[:3] - inputs_only).max() > 1e-2
+
+
+def test_identity_frame_keeps_poses_of_any_shape():
+    c2w = random_cameras(12, count=6)[0]
+    for poses in (c2w[0], c2w, c2w.reshape(2, 3, 4, 4)):
+        np.testing.assert_array_equal(SceneFrame.identity().apply(poses), poses.astype(np.float32))
+
+
+def test_frame_leaves_the_poses_it_is_given_alone():
+    c2w = random_cameras(13)[0]
+    before = c2w.copy()
+    normalise_poses(c2w)
+    np.testing.assert_array_equal(c2w, before)
+
+
+@pytest.mark.parametrize(
+    ("centres", "message"),
+    [
+        ([[1.0, 2, 3]], "1 camera.*scale"),
+        ([[0.1, 0.2, 0.3]] * 3, r"3 camera.*\[0.1, 0.2, 0.3\].*scale"),
+        ([[0.0, 0, 0]] * 2, "scale"),
+    ],
+)
+def test_cameras_in_one_place_define_no_frame(centres, message):
+    c2w = np.tile(np.eye(4), (len(centres), 1, 1))
+    c2w[:, :3, 3] = centres
+    with pytest.raises(InputError, match=message):
+        normalise_poses(c2w)
+
+
+def test_cameras_looking_in_opposite_directions_define_no_frame():
+    c2w = np.tile(np.eye(4), (2, 1, 1))
+    c2w[1, :3, :3] = np.diag([-1.0, 1, -1])
+    c2w[1, :3, 3] = 1
+    with pytest.raises(InputError, match="viewing directions cancel out"):
+        normalise_poses(c2w)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 3, 4), (0, 4, 4)])
+def test_frame_of_something_else_than_a_list_of_poses_is_refused(shape):
+    with pytest.raises(InputError, match="expected"):
+        SceneFrame.from_cameras(np.zeros(shape))
+
+
+# Checks
+
+
+def test_usable_cameras_pass_the_check_alone_or_in_any_arrangement():
+    c2w, fxfycxcy = random_cameras(14, count=6)
+    check_cameras(c2w, fxfycxcy)
+    check_cameras(c2w[0], fxfycxcy[0])
+    check_cameras(c2w.reshape(2, 3, 4, 4), fxfycxcy.reshape(2, 3, 4))
+    check_cameras(c2w[:0], fxfycxcy[:0])
+    check_cameras(c2w.astype(np.float32), fxfycxcy.astype(np.float32))
+
+
+def _with(index, value):
+    def edit(array):
+        array[index] = value
+
+    return edit
+
+
+def _times(matrix):
+    def edit(c2w):
+        c2w[2, :3, :3] = c2w[2, :3, :3] @ matrix
+
+    return edit
+
+
+def _nothing(_):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("edit_pose", "edit_intrinsics", "message"),
+    [
+        (_with((2, 0, 3), np.nan), _nothing, r"photo\[2\]: c2w .*nan.*not finite"),
+        (_with((2, 1, 1), np.inf), _nothing, r"photo\[2\]: c2w .*inf.*not finite"),
+        (_times(np.diag([-1.0, 1, 1])), _nothing, r"photo\[2\]: c2w mirrors, det R = -1"),
+        (_times([[1, 0.2, 0], [0, 1, 0], [0, 0, 1]]), _nothing, r"photo\[2\]: .*not rigid.*0\.2"),
+        (_times(2.0 * np.eye(3)), _nothing, r"photo\[2\]: .*not rigid.* 3 > 0.001"),
+        (_with((2, 3), [1.0, 2, 3, 1]), _nothing, r"photo\[2\]: last row .*\[1.0, 2.0, 3.0, 1.0\]"),
+        (_nothing, _with((2, 0), 0.0), r"photo\[2\]: focal.*\[0.0, "),
+        (_nothing, _with((2, 1), -7.0), r"photo\[2\]: focal.*-7.0"),
+        (_nothing, _with((2, 2), np.nan), r"photo\[2\]: fxfycxcy .*nan.*not finite"),
+    ],
+)
+def test_unusable_camera_is_named_with_its_value(edit_pose, edit_intrinsics, message):
+    c2w, fxfycxcy = random_cameras(15)
+    edit_pose(c2w)
+    edit_intrinsics(fxfycxcy)
+    with pytest.raises(InputError, match=message):
+        check_cameras(c2w, fxfycxcy, "photo")
+
+
+def test_position_of_an_unusable_camera_follows_the_arrangement():
+    c2w, fxfycxcy = random_cameras(16, count=6)
+    fxfycxcy[4, 0] = -1
+    with pytest.raises(InputError, match=r"cameras\[1, 1\]: focal"):
+        check_cameras(c2w.reshape(2, 3, 4, 4), fxfycxcy.reshape(2, 3, 4))
+    with pytest.raises(InputError, match=r"^camera: focal"):
+        check_cameras(c2w[4], fxfycxcy[4], "camera")
+
+
+@pytest.mark.parametrize(
+    ("c2w", "fxfycxcy", "message"),
+    [
+        (np.zeros((2, 3, 4)), np.ones((2, 4)), r"\(2, 3, 4\).*expected \[..., 4, 4\]"),
+        (np.zeros(3), np.ones(4), "expected"),
+        (np.tile(np.eye(4), (2, 1, 1)), np.ones((3, 4)), r"\(3, 4\).*expected \(2, 4\)"),
+        (np.eye(4), np.ones((3, 3)), r"\(3, 3\).*expected \(4,\)"),
+        ([[1, 2], [3]], np.ones(4), "array of numbers"),
+        (np.eye(4), "wide", "array of numbers"),
+    ],
+)
+def test_camera_arrays_of_a_wrong_shape_or_kind_are_refused(c2w, fxfycxcy, message):
+    with pytest.raises(InputError, match=message):
+        check_cameras(c2w, fxfycxcy)
+
+
+# Paths
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_camera_path_equals_the_published_one(order):
+    reference = golden("trajectory")
+    c2w, fxfycxcy = camera_path(
+        reference["c2w"],
+        reference["fxfycxcy"],
+        int(reference["steps"]),
+        nearest_first=bool(order),
+    )
+    np.testing.assert_allclose(c2w[:, :3], reference[f"c2w_order{order}"], rtol=0, atol=1e-6)
+    k = reference[f"K_order{order}"]
+    expected = np.stack([k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2]], axis=-1)
+    np.testing.assert_allclose(fxfycxcy, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("nearest_first", [False, True])
+def test_loop_ends_where_it_began_after_all_cameras(nearest_first):
+    c2w, fxfycxcy = random_cameras(17)
+    path, intrinsics = camera_path(c2w, fxfycxcy, 5, nearest_first=nearest_first, loop=True)
+    assert path.shape == (20, 4, 4) and intrinsics.shape == (20, 4)
+    np.testing.assert_allclose(path[-1], path[0], atol=1e-6)
+    starts = path[::5, :3, 3]
+    assert sorted(nearest_camera(c2w, pose) for pose in path[::5]) == [0, 1, 2, 3]
+    if not nearest_first:
+        np.testing.assert_allclose(starts, c2w[:, :3, 3], atol=1e-6)
+
+
+def test_path_passes_through_every_camera_and_stays_rigid():
+    c2w, fxfycxcy = random_cameras(18)
+    path, intrinsics = camera_path(c2w, fxfycxcy, 9)
+    np.testing.assert_allclose(path[::9], c2w[:-1], atol=1e-6)
+    np.testing.assert_allclose(path[8::9], c2w[1:], atol=1e-6)
+    check_cameras(path, intrinsics)
+
+
+def test_rotation_advances_evenly_along_the_shorter_arc():
+    c2w = np.tile(np.eye(4), (2, 1, 1))
+    turn = np.deg2rad(-80.0)
+    c2w[1, :2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    path, _ = camera_path(c2w, np.ones((2, 4)), 5)
+    angles = np.rad2deg(np.arctan2(path[:, 1, 0], path[:, 0, 0]))
+    np.testing.assert_allclose(angles, [0, -20, -40, -60, -80], atol=1e-4)
+
+
+def test_path_between_equal_and_opposite_rotations_is_finite():
+    c2w = np.tile(np.eye(4), (3, 1, 1))
+    c2w[2, :3, :3] = np.diag([1.0, -1, -1])  # half a turn
+    path, intrinsics = camera_path(c2w, np.ones((3, 4)), 4)
+    check_cameras(path, intrinsics)
+    np.testing.assert_array_equal(path[:4], np.tile(np.eye(4), (4, 1, 1)))
+
+
+def test_one_camera_makes_a_path_only_with_loop():
+    c2w, fxfycxcy = random_cameras(19, count=1)
+    with pytest.raises(InputError, match="two cameras or more"):
+        camera_path(c2w, fxfycxcy, 3)
+    path, _ = camera_path(c2w, fxfycxcy, 3, loop=True)
+    np.testing.assert_allclose(path, np.repeat(c2w, 3, axis=0), atol=1e-6)
+
+
+def test_path_of_no_steps_is_refused():
+    with pytest.raises(InputError, match="steps=0"):
+        camera_path(*random_cameras(20), 0)
+
+
+def test_nearest_camera_compares_centres_only():
+    c2w = random_cameras(21)[0]
+    target = np.eye(4)
+    target[:3, 3] = c2w[2, :3, 3] + 1e-3
+    assert nearest_camera(c2w, target) == 2

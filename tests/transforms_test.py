@@ -1,0 +1,176 @@
+"""Frame preparation: parity with recorded frames, geometry of resize and crop, and refusals."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline import transforms
+from data_pipeline.transforms import load_image, preprocess_frame
+from efficient_lvsm_jax.errors import InputError
+from tests.conftest import channels_last, golden
+
+INTRINSICS = np.array([100.0, 110.0, 60.0, 40.0])
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("frame", [0, 1, 2])
+def test_frame_equals_the_published_preparation(frame):
+    reference = golden("poses_frames")
+    image, fxfycxcy = preprocess_frame(
+        reference["frames_raw"][frame], reference["frames_fxfycxcy"][frame], 64
+    )
+    expected = channels_last(reference["frames_image"][frame])
+    assert np.abs(image - expected).max() < 0.5 / 255  # the same 8-bit values
+    np.testing.assert_allclose(fxfycxcy, reference["frames_K"][frame], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "expected"),
+    [
+        (360, 640, 256, 456),  # int(455.1) = 455 -> 56.9 patches
+        (360, 640, 512, 912),  # int(910.2) = 910 -> 113.8
+        (100, 150, 56, 80),  # int(84.0) = 84 -> 10.5 patches, half goes to even
+        (100, 158, 56, 88),  # int(88.5) = 88 -> 11
+        (64, 64, 64, 64),
+    ],
+)
+def test_width_is_rounded_to_patches_half_to_even(height, width, size, expected):
+    image, _ = preprocess_frame(noise(height, width), INTRINSICS, size, square_crop=False)
+    assert image.shape == (size, expected, 3)
+
+
+def test_prepared_frame_is_float32_in_zero_one_and_owns_its_memory():
+    image, fxfycxcy = preprocess_frame(noise(90, 160), INTRINSICS, 64)
+    assert image.shape == (64, 64, 3)
+    assert image.dtype == np.float32 and fxfycxcy.dtype == np.float32
+    assert image.min() >= 0 and image.max() <= 1 and image.flags.c_contiguous
+
+
+def test_frame_of_the_right_size_is_unchanged():
+    raw = noise(64, 64)
+    image, fxfycxcy = preprocess_frame(raw, INTRINSICS, 64)
+    np.testing.assert_array_equal(image, raw.astype(np.float32) / 255)
+    np.testing.assert_array_equal(fxfycxcy, INTRINSICS)
+
+
+def test_intrinsics_follow_a_point_through_resize_and_crop():
+    raw = np.zeros((90, 170, 3), np.uint8)
+    raw[30:40, 60:72] = 255  # its middle, (66, 35), is where the camera's axis hits the image
+    image, (_, _, cx, cy) = preprocess_frame(raw, np.array([80.0, 80, 66, 35]), 64)
+    light = image[..., 0]
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    middle = np.array([(light * columns).sum(), (light * rows).sum()]) / light.sum()
+    np.testing.assert_allclose(middle, [cx, cy], atol=0.05)
+
+
+def test_focal_lengths_scale_by_their_own_axis():
+    _, (fx, fy, _, _) = preprocess_frame(noise(360, 640), np.array([500.0, 500, 320, 180]), 256)
+    np.testing.assert_allclose([fx, fy], [500 * 456 / 640, 500 * 256 / 360], rtol=1e-6)
+
+
+def test_crop_offset_is_rounded_down():
+    # A patch of 3 makes an odd width: 33 to crop to 30 leaves an offset of 1.5.
+    raw = noise(30, 33)
+    image, (_, _, cx, cy) = preprocess_frame(raw, INTRINSICS, 30, patch=3)
+    np.testing.assert_array_equal(image, raw[:, 1:31].astype(np.float32) / 255)
+    assert (cx, cy) == (59, 40)
+
+
+def test_portrait_frame_is_cropped_to_its_resized_width():
+    raw = noise(128, 64)
+    image, (fx, fy, cx, cy) = preprocess_frame(raw, np.array([90.0, 90, 32, 64]), 64)
+    assert image.shape == (32, 32, 3)
+    np.testing.assert_allclose([fx, fy, cx, cy], [45, 45, 16, 16])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (noise(32, 32).astype(np.float32), "float32: expected uint8"),
+        (noise(32, 32)[..., 0], r"\(32, 32\), uint8: expected"),
+        (np.zeros((32, 32, 4), np.uint8), r"\(32, 32, 4\)"),
+        (np.zeros((0, 32, 3), np.uint8), r"\(0, 32, 3\)"),
+        (np.zeros((800, 4, 3), np.uint8), "4x800.*would become 0x32"),
+        (np.zeros((1, 2_000_000, 3), np.uint8), "2000000x1.*would become 64000000x32"),
+    ],
+)
+def test_unusable_frame_is_refused(image, message):
+    with pytest.raises(InputError, match=message):
+        preprocess_frame(image, INTRINSICS, 32)
+
+
+def test_size_that_the_patch_does_not_divide_is_refused_with_one_that_fits():
+    with pytest.raises(InputError, match=r"250 is not a multiple of patch size 8.*248"):
+        preprocess_frame(noise(32, 32), INTRINSICS, 250)
+
+
+def test_intrinsics_of_a_wrong_shape_are_refused():
+    with pytest.raises(InputError, match=r"\(3, 3\): expected \[4\]"):
+        preprocess_frame(noise(32, 32), np.eye(3), 32)
+
+
+# Reading files
+
+
+def test_png_is_read_as_stored(tmp_path):
+    raw = noise(12, 20)
+    Image.fromarray(raw).save(tmp_path / "frame.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "frame.png"), raw)
+
+
+def test_jpeg_is_read_close_to_what_was_saved(tmp_path):
+    raw = np.full((16, 16, 3), [200, 100, 50], np.uint8)
+    Image.fromarray(raw).save(tmp_path / "frame.jpg", quality=95)
+    read = load_image(str(tmp_path / "frame.jpg"))
+    assert read.dtype == np.uint8
+    assert np.abs(read.astype(int) - raw).max() <= 4
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
+def test_other_colour_modes_become_rgb(tmp_path, mode):
+    grey = np.full((8, 10, 3), 255, np.uint8)
+    Image.fromarray(grey).convert(mode).save(tmp_path / "frame.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "frame.png"), grey)
+
+
+def test_sixteen_bit_grey_is_refused(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "depth.png")
+    with pytest.raises(InputError, match=r"depth\.png: 16-bit grey"):
+        load_image(tmp_path / "depth.png")
+
+
+def test_other_formats_are_refused(tmp_path):
+    Image.fromarray(noise(8, 8)).save(tmp_path / "frame.bmp")
+    (tmp_path / "frame.bmp").rename(tmp_path / "frame.png")
+    with pytest.raises(InputError, match=r"frame\.png: cannot be read as JPEG or PNG"):
+        load_image(tmp_path / "frame.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_file_is_refused(tmp_path, suffix):
+    path = tmp_path / f"frame.{suffix}"
+    Image.fromarray(noise(64, 64)).save(path)
+    data = path.read_bytes()
+    for length in (0, 10, len(data) // 2):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError, match=rf"frame\.{suffix}"):
+            load_image(path)
+
+
+def test_missing_file_and_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.png: no such image file"):
+        load_image(tmp_path / "nothing.png")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_image(tmp_path)
+
+
+def test_oversized_picture_is_refused_before_decoding(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.fromarray(noise(64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:60])  # the header and no pixels: decoding would fail
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 4095)
+    with pytest.raises(InputError, match=r"large\.png: 64x64 pixels"):
+        load_image(path)
