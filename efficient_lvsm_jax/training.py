@@ -87,10 +87,14 @@ class TrainState:
 
 def init_state(family: str, model: Any, optimizer: OptimizerConfig, key: jax.Array) -> TrainState:
     """A fresh state; jit it with out_shardings so that every array is born in its place."""
-    params = init_params(family, model, key)
-    zero = jnp.zeros((), jnp.int32)
+    return start_from(init_params(family, model, key), optimizer)
+
+
+def start_from(params: dict, optimizer: OptimizerConfig) -> TrainState:
+    """The state before the first step with these parameters."""
+    counters = [jnp.zeros((), jnp.int32) for _ in range(3)]  # buffers of their own, to be donated
     ema = jax.tree.map(jnp.copy, params) if optimizer.ema_decay else None
-    return TrainState(zero, zero, zero, params, ema, make_optimizer(optimizer).init(params))
+    return TrainState(*counters, params, ema, make_optimizer(optimizer).init(params))
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
@@ -171,7 +175,7 @@ def train_step(
     loss, grads = jax.value_and_grad(loss_of)(state.params)
     finite = jnp.isfinite(loss)
     grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e-6, neginf=-1e-6), grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     update = finite & (norm <= optimizer.clip_norm * optimizer.skip_factor)
     clip = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-6))
     grads = jax.tree.map(lambda g: g * clip, grads)

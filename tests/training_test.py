@@ -1,0 +1,151 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, random_views
+
+import efficient_lvsm_jax as elvsm
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models import Model
+from efficient_lvsm_jax.training import (
+    OptimizerConfig,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    start_from,
+    train_step,
+)
+
+FAMILY = "efficient_lvsm"
+PUBLISHED = OptimizerConfig(warmup_steps=4)
+
+
+def batch_of(seed=0):
+    return {
+        "inputs": vars(random_views(2, seed=seed, batch=2)),
+        "targets": vars(random_views(2, seed=seed + 1, batch=2)),
+    }
+
+
+def test_twelve_steps_equal_the_published_training():
+    data = golden("train")
+    model = elvsm.load(GOLDENS / "train_init.pt")
+    views, cameras, truth = golden_views(data)
+    targets = {"image": truth, "c2w": cameras.c2w, "fxfycxcy": cameras.fxfycxcy}
+    batch = {"inputs": vars(views), "targets": targets}
+    state = start_from(jax.tree.map(jnp.array, model.params), PUBLISHED)
+    for step in range(12):
+        state, metrics = train_step(FAMILY, model.config, PUBLISHED, state, batch)
+        np.testing.assert_allclose(metrics["learning_rate"], data["lr"][step], rtol=1e-6)
+        np.testing.assert_allclose(metrics["loss"], data["loss"][step], atol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], data["grad_norm"][step], rtol=1e-3)
+    qkv = state.params["encoder"]["attention"]["qkv"]["kernel"][0]
+    np.testing.assert_allclose(qkv.reshape(64, 192).T, data["qkv0_after"], atol=1e-4)
+    q_norm = state.params["decoder"]["cross_attention"]["q_norm"]["scale"][1]
+    np.testing.assert_allclose(q_norm, data["qnorm_after"], atol=1e-4)
+    trained = Model(FAMILY, model.config, state.params)
+    images = trained.decode(trained.encode(views), cameras)
+    np.testing.assert_allclose(images, channels_last(data["render_after"]), atol=1e-4)
+
+
+def test_learning_rate_warms_up_holds_and_decays():
+    config = OptimizerConfig(
+        learning_rate=2.0, warmup_steps=10, decay_start=20, decay_end=30, final_fraction=0.5
+    )
+    rates = [float(learning_rate(config, jnp.int32(k))) for k in (0, 5, 10, 20, 25, 30, 99)]
+    np.testing.assert_allclose(rates, [0, 1, 2, 2, 1.5, 1, 1], rtol=1e-6)
+    constant = OptimizerConfig(learning_rate=2.0, warmup_steps=0)
+    assert float(learning_rate(constant, jnp.int32(0))) == 0  # as published: min(1, k / …)
+    assert float(learning_rate(constant, jnp.int32(999))) == 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_spares_norm_scales(name):
+    config = OptimizerConfig(name=name, warmup_steps=1)
+    params = init_state(FAMILY, SMALL, config, jax.random.key(0)).params
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    optimizer = make_optimizer(config)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        is_norm = path[-1].key == "scale"
+        matrix = path[0].key in ("encoder", "decoder") and not is_norm
+        if is_norm:
+            np.testing.assert_array_equal(update, 0)
+        elif name == "adamw" or matrix:
+            assert np.abs(update).max() > 0
+
+
+def test_muon_makes_every_matrix_of_a_layer_near_orthogonal():
+    config = OptimizerConfig(name="muon", weight_decay=0.0)
+    params = init_state(FAMILY, SMALL, config, jax.random.key(0)).params
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    optimizer = make_optimizer(config)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    kv = updates["decoder"]["cross_attention"]["kv"]["kernel"]  # [L, D, 2, H, K]
+    out = updates["encoder"]["attention"]["out"]["kernel"]  # [L, H, K, D]
+    for matrix in (
+        kv[1, :, 0].reshape(32, 32),
+        kv[0, :, 1].reshape(32, 32),
+        out[1].reshape(32, 32),
+    ):
+        singular = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        # Five Newton-Schulz steps leave the very smallest ones behind; random ones span decades.
+        assert np.quantile(singular, 0.1) > 0.5 * singular.max()
+
+
+def params_of(state):
+    return jax.tree.map(np.asarray, (state.params, state.optimizer))
+
+
+def test_a_non_finite_loss_changes_nothing_and_is_counted():
+    state = init_state(FAMILY, SMALL, PUBLISHED, jax.random.key(0))
+    before = params_of(state)
+    bad = batch_of()
+    bad["targets"]["image"][0, 0, 0, 0, 0] = np.nan
+    state, metrics = train_step(FAMILY, SMALL, PUBLISHED, state, bad)
+    jax.tree.map(np.testing.assert_array_equal, params_of(state), before)
+    assert (int(state.step), int(state.schedule_step), int(metrics["skipped"])) == (1, 0, 1)
+    state, metrics = train_step(FAMILY, SMALL, PUBLISHED, state, batch_of())
+    assert np.isfinite(metrics["loss"]) and int(metrics["skipped"]) == 1
+
+
+def test_too_large_a_gradient_is_skipped_but_the_schedule_goes_on():
+    strict = dataclasses.replace(PUBLISHED, clip_norm=1e-6, skip_factor=10.0)
+    state = init_state(FAMILY, SMALL, strict, jax.random.key(0))
+    before = params_of(state)
+    state, metrics = train_step(FAMILY, SMALL, strict, state, batch_of())
+    jax.tree.map(np.testing.assert_array_equal, params_of(state), before)
+    assert (int(state.schedule_step), int(metrics["skipped"])) == (1, 1)
+
+
+def test_the_average_follows_the_parameters():
+    config = dataclasses.replace(PUBLISHED, warmup_steps=1, ema_decay=0.75)
+    state = init_state(FAMILY, SMALL, config, jax.random.key(0))
+    expected = jax.tree.map(np.asarray, state.params)
+    for step in range(3):
+        state, _ = train_step(FAMILY, SMALL, config, state, batch_of(step))
+        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema, expected)
+    norm = optax.tree.norm(jax.tree.map(jnp.subtract, state.ema, state.params))
+    assert float(norm) > 0
+
+
+def test_a_step_compiles_once_per_shape():
+    state = init_state(FAMILY, SMALL, PUBLISHED, jax.random.key(0))
+    state, _ = train_step(FAMILY, SMALL, PUBLISHED, state, batch_of())
+    compiled = train_step._cache_size()
+    for step in range(3):
+        state, _ = train_step(FAMILY, SMALL, PUBLISHED, state, batch_of(step))
+    assert train_step._cache_size() <= compiled + 1  # committed outputs may add one
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"name": "sgd"}, "adamw or muon"), ({"decay_start": 5, "decay_end": 5}, "decay_end")],
+)
+def test_impossible_settings_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        OptimizerConfig(**values)
