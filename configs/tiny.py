@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """Settings for train.py and eval.py; each group becomes a frozen dataclass there."""
-    steps = 1700
+    steps = 1300
     return ConfigDict(
         {
             "seed": 0,
