@@ -36,11 +36,13 @@ def run(mesh_spec: str, steps: int, optimizer: OptimizerConfig):
     return losses, jax.tree.map(np.asarray, state.params), state
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_every_mesh_trains_the_same_numbers(name):
+@pytest.mark.parametrize(
+    ("name", "meshes"), [("adamw", ("data:4", "data:2,fsdp:2")), ("muon", ("data:-1,fsdp:2",))]
+)
+def test_every_mesh_trains_the_same_numbers(name, meshes):
     optimizer = OptimizerConfig(name=name, learning_rate=1e-3, warmup_steps=1, ema_decay=0.9)
-    losses, params, _ = run("data:1,fsdp:4", 3, optimizer)
-    for mesh in ("data:4", "data:2,fsdp:2", "data:-1,fsdp:1"):
+    losses, params, _ = run("fsdp:4", 3, optimizer)
+    for mesh in meshes:
         other, other_params, _ = run(mesh, 3, optimizer)
         np.testing.assert_allclose(other, losses, rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other_params, params)

@@ -1,0 +1,93 @@
+"""A tensor that is still in its file: what it is, without its values, until they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import ml_dtypes
+import numpy as np
+
+# Values are little-endian in both file formats.
+DTYPES = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float64": np.dtype("<f8"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+MAX_AXES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Bytes of a file that tensors are laid out in.
+
+    Attributes:
+      nbytes: how many.
+      dtype: what they hold.
+      read: returns them as uint8 [nbytes].
+    """
+
+    nbytes: int
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a storage. Offset and strides count values, as PyTorch counts them."""
+
+    storage: Storage
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def numpy(self) -> np.ndarray:
+        """Reads the whole storage and returns this tensor's values, read-only."""
+        values = self.storage.read()[self.offset * self.dtype.itemsize :]
+        values = values[: values.nbytes // self.dtype.itemsize * self.dtype.itemsize]
+        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(
+            values.view(self.dtype), self.shape, strides, writeable=False
+        )
+
+    def flaw(self) -> str | None:
+        """Why this layout must not be read, if so: outside its storage, or elements that overlap.
+
+        A tensor without a flaw has at most as many values as its storage.
+        """
+        sizes = (*self.shape, *self.strides, self.offset)
+        if any(type(size) is not int or size < 0 for size in sizes):
+            return "has sizes that are not whole numbers from 0"
+        if len(self.shape) != len(self.strides) or len(self.shape) > MAX_AXES:
+            return f"has {len(self.shape)} axes and {len(self.strides)} strides"
+        if 0 in self.shape:
+            return None
+        last = 0
+        axes = zip(self.strides, self.shape, strict=True)
+        for stride, size in sorted(axis for axis in axes if axis[1] > 1):
+            if stride <= last:
+                return "repeats or overlaps its own elements"
+            last += (size - 1) * stride
+        if (self.offset + last + 1) * self.dtype.itemsize > self.storage.nbytes:
+            return "reaches beyond its storage"
+        return None
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in values, of an array in C order."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def printable(text: str) -> str:
+    """A name from a file, fit for a terminal: no control characters, not longer than 120."""
+    text = ascii(text)[1:-1]
+    return text if len(text) <= 120 else f"{text[:117]}..."
