@@ -43,14 +43,13 @@ def digest(params: dict) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON beside `path` and renames it there."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+    os.replace(partial, path)
 
 
 def read_json(path: Path) -> dict:

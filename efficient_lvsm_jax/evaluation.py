@@ -39,7 +39,7 @@ class EvaluationConfig:
     targets: tuple[int, ...]
     added_one_by_one: tuple[int, ...] = ()
     batch_size: int = 8
-    film_frames: int = 30
+    film_frames: int = 45
 
     def __post_init__(self):
         for name in ("inputs", "targets", "added_one_by_one"):

@@ -53,6 +53,7 @@ def ssim(prediction: jax.Array, target: jax.Array) -> jax.Array:
 def _checked(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     if prediction.shape != target.shape or target.ndim < 3:
         raise InputError(
-            f"prediction {prediction.shape} and target {target.shape}: expected equal [..., Y, X, C]"
+            f"prediction {prediction.shape} and target {target.shape}: expected the same "
+            "[..., Y, X, C]"
         )
     return jnp.asarray(prediction, jnp.float32), jnp.asarray(target, jnp.float32)

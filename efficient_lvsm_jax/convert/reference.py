@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,55 +22,185 @@ import numpy as np
 
 from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax.cameras import Cameras, Views, check_cameras, rays
+from efficient_lvsm_jax.convert.stored import printable
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models import Model
 
-# Largest absolute difference between two correct float32 implementations, with room to spare.
-LIMITS = {
-    "render": 2e-5,
-    "render_incremental": 2e-5,
-    "cache": 1e-4,
-    "tokens": 1e-5,
-    "rays": 1e-5,
+# Quantities, the arrays they are compared by, and the largest absolute difference allowed.
+QUANTITIES = {
+    "render": (("render",), 2e-5),
+    "render_incremental": (("render_incremental",), 2e-5),
+    "cache": (("cache_first_layer_k", "cache_first_layer_v", "cache_last_layer_k"), 1e-4),
+    "tokens": (("input_tokens_after_tokenizer", "target_tokens_after_tokenizer"), 1e-5),
+    "rays": (("ray_o", "ray_d"), 1e-5),
 }
-NEEDED = ("image", "c2w", "fxfycxcy", "num_input", "render")
-OPTIONAL = {
-    "render_incremental": ("render_incremental",),
-    "cache": ("cache_first_layer_k", "cache_first_layer_v", "cache_last_layer_k"),
-    "tokens": ("input_tokens_after_tokenizer", "target_tokens_after_tokenizer"),
-    "rays": ("ray_o", "ray_d"),
-}
-MAX_FILE_BYTES = 2**31
+INPUTS = ("image", "c2w", "fxfycxcy", "num_input")
+MAX_BYTES = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference file. `recorded` has the arrays of every quantity it can be compared by."""
+    """A reference file: posed input pictures, target cameras, and the recorded arrays by name."""
 
     path: Path
     views: Views
     cameras: Cameras
-    recorded: dict[str, dict[str, np.ndarray]]
+    recorded: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """The largest absolute error of a quantity, NaN if a value is NaN, and its limit."""
+    """The largest absolute error of a quantity (NaN if a value is NaN) and the limit for it."""
 
     quantity: str
     error: float
-
-    @property
-    def limit(self) -> float:
-        """The largest error a correct port may have."""
-        return LIMITS[self.quantity]
+    limit: float
 
     @property
     def within(self) -> bool:
-        """Whether it is small enough; NaN is not."""
+        """Whether the error is small enough; NaN is not."""
         return self.error <= self.limit
 
     def __str__(self) -> str:
-        return (
-            f"reference {self.quantity} max_abs_error={self.error:.3g} limit={self.limit:.0e}"
+        return f"reference {self.quantity} max_abs_error={self.error:.2e} limit={self.limit:.0e}"
+
+
+def read_reference(path: str | Path) -> Reference:
+    """Reads a reference file.
+
+    Raises:
+      InputError: not such a file, an array is missing, of a wrong dtype or shape, or not finite.
+    """
+    path = Path(path)
+    names = [*INPUTS, *(name for arrays, _ in QUANTITIES.values() for name in arrays)]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:
+            raise InputError(f"{path}: unpacks to {size} bytes; at most {MAX_BYTES} are read")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names if name in file.files}
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise InputError(f"{path}: not a readable .npz file of plain arrays ({reason})") from error
+
+    missing = [name for name in (*INPUTS, "render") if name not in arrays]
+    if missing:
+        raise InputError(f"{path}: has no array {', '.join(missing)}")
+    for name, array in arrays.items():
+        kind = np.integer if name == "num_input" else np.floating
+        if not np.issubdtype(array.dtype, kind) or not np.isfinite(array).all():
+            raise InputError(
+                f"{path}: {name} ({array.dtype}) is not an array of finite "
+                f"{'integers' if name == 'num_input' else 'floats'}"
+            )
+    return _posed(path, arrays)
+
+
+def _posed(path: Path, arrays: dict[str, np.ndarray]) -> Reference:
+    image, c2w, fxfycxcy, inputs = (arrays.pop(name) for name in INPUTS)
+    if image.ndim != 5 or image.shape[2] != 3:
+        raise InputError(f"{path}: image is {image.shape}, expected [B, V, 3, Y, X]")
+    for name, array, shape in (("c2w", c2w, (4, 4)), ("fxfycxcy", fxfycxcy, (4,))):
+        if array.shape != (*image.shape[:2], *shape):
+            raise InputError(
+                f"{path}: {name} is {array.shape}, expected {(*image.shape[:2], *shape)}"
+            )
+    if inputs.shape != () or not 1 <= inputs < image.shape[1]:
+        raise InputError(
+            f"{path}: num_input is {printable(str(inputs))}, expected a number from 1 to "
+            f"{image.shape[1] - 1}, so that at least one of {image.shape[1]} views is a target"
         )
+    check_cameras(c2w, fxfycxcy, f"{path}: camera")
+    count = int(inputs)
+    image = np.moveaxis(image, 2, -1).astype(np.float32)
+    c2w, fxfycxcy = c2w.astype(np.float32), fxfycxcy.astype(np.float32)
+    views = Views(image[:, :count], c2w[:, :count], fxfycxcy[:, :count])
+    cameras = Cameras(c2w[:, count:], fxfycxcy[:, count:], *image.shape[2:4])
+    return Reference(path, views, cameras, arrays)
+
+
+def compare(model: Model, reference: Reference) -> Iterator[Difference]:
+    """Runs `model` on the reference's input, quantity by quantity.
+
+    Raises:
+      InputError: a recorded array has another shape than the model's.
+    """
+    # Accelerators would otherwise multiply float32 matrices with fewer bits.
+    with jax.default_matmul_precision("highest"):
+        for quantity, (names, limit) in QUANTITIES.items():
+            errors = [
+                _error(reference, name, _computed(model, reference, name))
+                for name in names
+                if name in reference.recorded
+            ]
+            if errors:
+                yield Difference(quantity, float(np.max(errors)), limit)
+
+
+def _error(reference: Reference, name: str, computed: np.ndarray) -> float:
+    recorded = reference.recorded[name]
+    if recorded.shape != computed.shape:
+        raise InputError(
+            f"{reference.path}: {name} is {recorded.shape}, but this model gives {computed.shape}"
+        )
+    return np.max(np.abs(computed.astype(np.float64) - recorded), initial=0.0)
+
+
+def _computed(model: Model, reference: Reference, name: str) -> np.ndarray:
+    """What the model gives for a recorded array, in its layout."""
+    views, cameras = reference.views, reference.cameras
+    match name:
+        case "render":
+            return _channels_first(model.decode(model.encode(views), cameras))
+        case "render_incremental":
+            return _incremental(model, views, cameras)
+        case "input_tokens_after_tokenizer":
+            return _merge_views(model.input_tokens(views))
+        case "target_tokens_after_tokenizer":
+            return _merge_views(model.target_tokens(cameras))
+        case "ray_o" | "ray_d":
+            return _rays(model, reference)[name]
+    _, where, _, part = name.split("_")  # cache_first_layer_k
+    array = getattr(model.encode(views), part)[0 if where == "first" else -1]
+    batch, heads, _, _, head_dim = array.shape
+    rows = np.einsum("BHSNK->BSNHK", array)
+    return rows.reshape(batch, -1, heads, head_dim)
+
+
+def _incremental(model: Model, views: Views, cameras: Cameras) -> np.ndarray:
+    """The render after each input was added to the cache, [inputs, B, T, 3, Y, X]."""
+    count = views.image.shape[1]
+    cache, renders = None, []
+    for index in range(count):
+        page = model.encode(jax.tree.map(lambda x, i=index: x[:, i : i + 1], views))
+        cache = pages.append(pages.empty(count, page) if cache is None else cache, page)
+        renders.append(_channels_first(model.decode(cache, cameras)))
+    return np.stack(renders)
+
+
+def _rays(model: Model, reference: Reference) -> dict[str, np.ndarray]:
+    """Origins, repeated at as many pixels as recorded, and directions, [B, V, 3, …, …]."""
+    views, targets = reference.views, reference.cameras
+    c2w = np.concatenate([views.c2w, targets.c2w], axis=1)
+    fxfycxcy = np.concatenate([views.fxfycxcy, targets.fxfycxcy], axis=1)
+    cameras = Cameras(c2w, fxfycxcy, targets.height, targets.width)
+    origins, directions = rays(cameras, model.config.ray_dtype)
+    pixels = reference.recorded["ray_o"].shape[3:] if "ray_o" in reference.recorded else ()
+    origins = np.asarray(origins).reshape(*origins.shape, *(1 for _ in pixels))
+    return {
+        "ray_o": np.broadcast_to(origins, (*origins.shape[:3], *pixels)),
+        "ray_d": _channels_first(directions),
+    }
+
+
+def _channels_first(image: jax.Array) -> np.ndarray:
+    return np.moveaxis(np.asarray(image), -1, -3)
+
+
+def _merge_views(tokens: jax.Array) -> np.ndarray:
+    """[B, V, N, D] to [B·V, N, D]."""
+    tokens = np.asarray(tokens)
+    return tokens.reshape(-1, *tokens.shape[2:])

@@ -231,7 +231,9 @@ def _sort_out(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int],
 
 
 def _count_layers(names: Iterable[str]) -> int:
-    found = (re.match(r"(?:input_self_attn|self_cross)_blocks\.(\d{1,4})\.", name) for name in names)
+    found = (
+        re.match(r"(?:input_self_attn|self_cross)_blocks\.(\d{1,4})\.", name) for name in names
+    )
     return min(max((int(match[1]) for match in found if match), default=0) + 1, MAX_LAYERS)
 
 

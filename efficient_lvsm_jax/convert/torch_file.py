@@ -107,7 +107,13 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             raise InputError(f"{path}: {_not_a_zip(start)}")
         try:
             archive = zipfile.ZipFile(_LimitedReads(file))
-        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            OSError,
+            ValueError,
+            struct.error,
+        ) as error:
             raise InputError(
                 f"{path}: truncated or damaged ({error}); copy or download it again"
             ) from error

@@ -1,0 +1,117 @@
+"""Writes PyTorch checkpoint files for the tests, well-formed and otherwise, without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STORAGES = {
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "float64": "DoubleStorage",
+    "int64": "LongStorage",
+    "bool": "BoolStorage",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """Pickle instructions that leave one value."""
+
+    code: bytes
+
+
+def name(module: str, attribute: str) -> Raw:
+    """A global."""
+    return Raw(f"c{module}\n{attribute}\n".encode())
+
+
+def call(function: Raw, *arguments: Any) -> Raw:
+    """A call."""
+    return Raw(function.code + encode(tuple(arguments)) + b"R")
+
+
+def storage(key: Any, length: Any, kind: str = "FloatStorage", module: str = "torch") -> Raw:
+    """A reference to a storage."""
+    reference = ("storage", name(module, kind), key, "cpu", length)
+    return Raw(encode(reference) + b"Q")
+
+
+def tensor(
+    key: str, shape: Any, strides: Any = None, *, offset: int = 0, length: int | None = None
+) -> Raw:
+    """A float32 tensor; C order and a storage that just fits unless told otherwise."""
+    if strides is None:
+        strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+    length = int(np.prod(shape)) if length is None else length
+    return rebuilt(storage(key, length), offset, shape, strides, False, ORDERED_DICT)
+
+
+def rebuilt(*arguments: Any) -> Raw:
+    """A tensor by its arguments."""
+    return call(name("torch._utils", "_rebuild_tensor_v2"), *arguments)
+
+
+def encode(value: Any) -> bytes:
+    """The pickle instructions that make `value`."""
+    match value:
+        case Raw(code):
+            return code
+        case None:
+            return b"N"
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int():
+            return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+        case tuple():
+            return b"(" + b"".join(map(encode, value)) + b"t"
+        case list():
+            return b"](" + b"".join(map(encode, value)) + b"e"
+        case dict():
+            items = (encode(key) + encode(item) for key, item in value.items())
+            return b"}(" + b"".join(items) + b"u"
+    raise TypeError(value)
+
+
+ORDERED_DICT = call(name("collections", "OrderedDict"))
+
+
+def write_zip(path: Path, members: dict[str, bytes], *, compressed: bool = False) -> Path:
+    """A zip with these members."""
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    return path
+
+
+def write_torch(path: Path, content: Any, storages: dict[str, bytes] | None = None) -> Path:
+    """A checkpoint of `content`; raw instructions are a whole pickle if they end with STOP."""
+    code = encode(content)
+    pickled = code if code.endswith(b".") else b"\x80\x02" + code + b"."
+    members = {"x/data.pkl": pickled, "x/byteorder": b"little", "x/version": b"3\n"}
+    members |= {f"x/data/{key}": data for key, data in (storages or {}).items()}
+    return write_zip(path, members)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], **beside: Any) -> Path:
+    """A training checkpoint: `arrays` under "model", and other entries."""
+    content, storages = {}, {}
+    for index, (key, array) in enumerate(arrays.items()):
+        strides = tuple(
+            stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides
+        )
+        stored = storage(str(index), array.size, STORAGES[array.dtype.name])
+        content[key] = rebuilt(stored, 0, array.shape, strides, False, ORDERED_DICT)
+        storages[str(index)] = np.ascontiguousarray(array).tobytes()
+    return write_torch(path, {"model": content, **beside}, storages)
