@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import golden
 
 from efficient_lvsm_jax.cameras import (
     Cameras,
@@ -18,7 +19,6 @@ from efficient_lvsm_jax.cameras import (
     rays,
 )
 from efficient_lvsm_jax.errors import InputError
-from tests.conftest import golden
 
 
 def random_rotations(rng, count):
@@ -42,14 +42,12 @@ def random_cameras(seed, count=4):
 
 
 @pytest.mark.parametrize("name", ["square", "wide_compiled"])
-def test_rays_equal_the_published_ones(name):
+def test_rays_equal_the_published_ones(name, parity):
     reference = golden(name)
     height, width = reference["image"].shape[-2:]
     cameras = Cameras(reference["c2w"], reference["fxfycxcy"], height, width)
     origins, directions = jax.jit(rays)(cameras)
-    np.testing.assert_allclose(
-        np.moveaxis(directions, -1, 2), reference["ray_d"], rtol=0, atol=1e-6
-    )
+    parity("rays", np.moveaxis(directions, -1, 2), reference["ray_d"], 1e-5)
     recorded = reference["ray_o"]  # the same at every pixel
     np.testing.assert_array_equal(
         np.broadcast_to(np.asarray(origins)[..., None, None], recorded.shape), recorded
@@ -155,14 +153,10 @@ def test_cameras_and_views_pass_through_jit_with_a_static_size():
 
 
 @pytest.mark.parametrize("case", [0, 1])
-def test_pose_normalisation_equals_the_published_one(case):
+def test_pose_normalisation_equals_the_published_one(case, parity):
     reference = golden("poses_frames")
-    np.testing.assert_allclose(
-        normalise_poses(reference[f"pose{case}_in"]),
-        reference[f"pose{case}_out"],
-        rtol=0,
-        atol=1e-6,
-    )
+    poses = normalise_poses(reference[f"pose{case}_in"])
+    parity("pose normalisation", poses, reference[f"pose{case}_out"], 1e-5)
 
 
 def test_normalised_poses_are_centred_scaled_and_rigid():
@@ -320,7 +314,7 @@ def test_camera_arrays_of_a_wrong_shape_or_kind_are_refused(c2w, fxfycxcy, messa
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_camera_path_equals_the_published_one(order):
+def test_camera_path_equals_the_published_one(order, parity):
     reference = golden("trajectory")
     c2w, fxfycxcy = camera_path(
         reference["c2w"],
@@ -328,10 +322,10 @@ def test_camera_path_equals_the_published_one(order):
         int(reference["steps"]),
         nearest_first=bool(order),
     )
-    np.testing.assert_allclose(c2w[:, :3], reference[f"c2w_order{order}"], rtol=0, atol=1e-6)
+    parity("camera path, poses", c2w[:, :3], reference[f"c2w_order{order}"], 1e-5)
     k = reference[f"K_order{order}"]
     expected = np.stack([k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2]], axis=-1)
-    np.testing.assert_allclose(fxfycxcy, expected, rtol=0, atol=1e-5)
+    parity("camera path, intrinsics, pixels", fxfycxcy, expected, 1e-5)
 
 
 @pytest.mark.parametrize("nearest_first", [False, True])

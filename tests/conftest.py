@@ -68,3 +68,38 @@ def small_model() -> Model:
     for tokenizer in ("input_tokenizer", "target_tokenizer", "head"):
         params[tokenizer]["kernel"] *= 10
     return Model("efficient_lvsm", SMALL, params)
+
+
+PARITY = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def parity(request):
+    """Compares with a recorded quantity and notes how near it came, see --parity."""
+    rows = request.config.stash.setdefault(PARITY, [])
+
+    def check(quantity, got, expected, bound, *, relative=False):
+        got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+        assert got.shape == expected.shape
+        error = np.abs(got - expected)
+        if relative:
+            error /= np.abs(expected)
+        rows.append((quantity, f"{bound:.0e}{' relative' if relative else ''}", error.max()))
+        assert error.max() <= bound, f"{quantity}: error {error.max():.3g} above {bound:g}"
+
+    return check
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity", action="store_true", help="print the table of docs/parity.md")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--parity"):
+        return
+    worst: dict[tuple[str, str], float] = {}
+    for quantity, bound, error in config.stash.get(PARITY, []):
+        worst[quantity, bound] = max(error, worst.get((quantity, bound), 0.0))
+    terminalreporter.write_line("\n| quantity | bound | measured |\n|---|---|---|")
+    for (quantity, bound), error in worst.items():
+        terminalreporter.write_line(f"| {quantity} | {bound} | {error:.1e} |")

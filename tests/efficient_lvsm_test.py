@@ -29,19 +29,17 @@ def published(request):
     return elvsm.load(GOLDENS / f"{request.param}.pt"), golden(request.param)
 
 
-def test_tokens_equal_the_published_program(published):
+def test_tokens_equal_the_published_program(published, parity):
     model, data = published
     views, cameras, _ = golden_views(data)
     for tokens, name in (
         (model.input_tokens(views), "input_tokens_after_tokenizer"),
         (model.target_tokens(cameras), "target_tokens_after_tokenizer"),
     ):
-        np.testing.assert_allclose(
-            np.asarray(tokens).reshape(data[name].shape), data[name], atol=1e-5
-        )
+        parity("tokens", np.asarray(tokens).reshape(data[name].shape), data[name], 1e-5)
 
 
-def test_cache_equals_the_published_program(published):
+def test_cache_equals_the_published_program(published, parity):
     model, data = published
     cache = model.encode(golden_views(data)[0])
     for array, name in (
@@ -50,27 +48,27 @@ def test_cache_equals_the_published_program(published):
         (cache.k[-1], "cache_last_layer_k"),
     ):
         rows = jnp.einsum("BHSNK->BSNHK", array).reshape(data[name].shape)
-        np.testing.assert_allclose(rows, data[name], atol=1e-4)
+        parity("cache, first and last layer", rows, data[name], 1e-4)
 
 
-def test_render_equals_the_published_program(published):
+def test_render_equals_the_published_program(published, parity):
     model, data = published
     views, cameras, truth = golden_views(data)
     images = model.decode(model.encode(views), cameras)
-    np.testing.assert_allclose(images, channels_last(data["render"]), atol=2e-5)
+    parity("render, all inputs at once", images, channels_last(data["render"]), 2e-5)
     error = float(jnp.mean((images - truth) ** 2))
-    np.testing.assert_allclose(error, data["l2"], atol=1e-6)
-    np.testing.assert_allclose(-10 * np.log10(error), data["psnr"], atol=1e-4)
+    parity("mean squared error of the render", error, data["l2"], 1e-5)
+    parity("PSNR of the render, dB", -10 * np.log10(error), data["psnr"], 1e-4)
 
 
-def test_incremental_render_equals_the_published_program(published):
+def test_incremental_render_equals_the_published_program(published, parity):
     model, data = published
     views, cameras, _ = golden_views(data)
     cache = pages.empty(4, model.encode(one_view(views, 0)))
     for index, expected in enumerate(data["render_incremental"]):
         cache = pages.append(cache, model.encode(one_view(views, index)))
         images = model.decode(cache, cameras)
-        np.testing.assert_allclose(images, channels_last(expected), atol=2e-5)
+        parity("render, inputs added one by one", images, channels_last(expected), 2e-5)
 
 
 def test_published_model_has_the_published_number_of_parameters():

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from efficient_lvsm_jax.convert.stored import contiguous_strides
+
 STORAGES = {
     "float32": "FloatStorage",
     "float16": "HalfStorage",
@@ -47,8 +49,7 @@ def tensor(
     key: str, shape: Any, strides: Any = None, *, offset: int = 0, length: int | None = None
 ) -> Raw:
     """A float32 tensor; C order and a storage that just fits unless told otherwise."""
-    if strides is None:
-        strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+    strides = contiguous_strides(shape) if strides is None else strides
     length = int(np.prod(shape)) if length is None else length
     return rebuilt(storage(key, length), offset, shape, strides, False, ORDERED_DICT)
 
@@ -104,14 +105,14 @@ def write_torch(path: Path, content: Any, storages: dict[str, bytes] | None = No
     return write_zip(path, members)
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], **beside: Any) -> Path:
-    """A training checkpoint: `arrays` under "model", and other entries."""
+def write_arrays(
+    path: Path, arrays: dict[str, np.ndarray], *, bare: bool = False, **beside: Any
+) -> Path:
+    """A training checkpoint: `arrays` under "model", and other entries; or only the arrays."""
     content, storages = {}, {}
     for index, (key, array) in enumerate(arrays.items()):
-        strides = tuple(
-            stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides
-        )
         stored = storage(str(index), array.size, STORAGES[array.dtype.name])
+        strides = contiguous_strides(array.shape)
         content[key] = rebuilt(stored, 0, array.shape, strides, False, ORDERED_DICT)
         storages[str(index)] = np.ascontiguousarray(array).tobytes()
-    return write_torch(path, {"model": content, **beside}, storages)
+    return write_torch(path, content if bare else {"model": content, **beside}, storages)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from conftest import channels_last, golden
 from PIL import Image
 
 from data_pipeline import transforms
 from data_pipeline.transforms import load_image, preprocess_frame
 from efficient_lvsm_jax.errors import InputError
-from tests.conftest import channels_last, golden
 
 INTRINSICS = np.array([100.0, 110.0, 60.0, 40.0])
 
@@ -17,14 +17,14 @@ def noise(height, width, seed=0):
 
 
 @pytest.mark.parametrize("frame", [0, 1, 2])
-def test_frame_equals_the_published_preparation(frame):
+def test_frame_equals_the_published_preparation(frame, parity):
     reference = golden("poses_frames")
     image, fxfycxcy = preprocess_frame(
         reference["frames_raw"][frame], reference["frames_fxfycxcy"][frame], 64
     )
     expected = channels_last(reference["frames_image"][frame])
-    assert np.abs(image - expected).max() < 0.5 / 255  # the same 8-bit values
-    np.testing.assert_allclose(fxfycxcy, reference["frames_K"][frame], rtol=0, atol=1e-5)
+    parity("prepared frames, levels of 255", image * 255, expected * 255, 0.5)
+    parity("prepared intrinsics, pixels", fxfycxcy, reference["frames_K"][frame], 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import pytest
+from conftest import random_views
 
 from data_pipeline.views import (
     check_counts,
@@ -16,7 +17,6 @@ from data_pipeline.views import (
 )
 from efficient_lvsm_jax.cameras import check_cameras, normalise_poses
 from efficient_lvsm_jax.errors import InputError
-from tests.conftest import random_views
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Conversion:
       family, config: of the model.
       parameters: number of values.
       tensors: number of published tensors.
-      sha256: of the published file, read or written.
+      sha256: of the source file; of the written file if the source is a folder.
       left_out: number of tensors that were not taken over, by reason.
     """
 

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from conftest import channels_last, golden
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.metrics import psnr, ssim
+
+
+def pair(size=(16, 20)):
+    return np.random.default_rng(0).random((2, 3, *size, 3), np.float32)
+
+
+def test_metrics_equal_the_published_evaluation(parity):
+    data = golden("metrics")
+    pictures = channels_last(data["pred"]), channels_last(data["gt"])
+    parity("PSNR, dB", psnr(*pictures), data["psnr"], 1e-4)
+    parity("SSIM", ssim(*pictures), data["ssim"], 1e-5)
+
+
+def test_a_known_error_has_a_known_psnr():
+    target = np.zeros((2, 8, 8, 3), np.float32)
+    np.testing.assert_allclose(psnr(target + 0.1, target), [20, 20], atol=1e-4)
+    assert np.isinf(psnr(target, target)).all()
+
+
+def test_predictions_are_clamped_first():
+    target = np.ones((8, 8, 3), np.float32)
+    assert np.isinf(psnr(target + 3, target))
+
+
+def test_equal_pictures_are_perfectly_similar_and_order_does_not_matter():
+    a, b = pair()
+    np.testing.assert_allclose(ssim(a, a), 1, atol=1e-5)
+    np.testing.assert_allclose(ssim(a, b), ssim(b, a), atol=1e-6)
+    assert (ssim(a, b) < 0.3).all()
+
+
+def test_any_leading_axes_give_a_score_per_view():
+    a, b = pair()
+    for metric in (psnr, ssim):
+        scores = metric(a, b)
+        assert scores.shape == (3,)
+        np.testing.assert_allclose(metric(a[None], b[None])[0], scores, atol=1e-5)
+        np.testing.assert_allclose(metric(a[1], b[1]), scores[1], atol=1e-5)
+
+
+def test_nan_stays_visible():
+    a, b = pair()
+    a[0, 0, 0, 0] = np.nan
+    assert np.isnan(psnr(a, b)[0]) and np.isfinite(psnr(a, b)[1])
+
+
+def test_shapes_that_differ_or_are_too_small_are_refused():
+    a, b = pair()
+    with pytest.raises(InputError, match="expected the same"):
+        psnr(a[:, :8], b)
+    with pytest.raises(InputError, match="at least 11 pixels"):
+        ssim(a[:, :10], b[:, :10])
