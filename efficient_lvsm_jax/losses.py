@@ -14,7 +14,12 @@ COSINE_EPSILON = 1e-8
 
 
 def mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean over everything of the squared difference of two arrays of one shape."""
+    """Mean over everything of the squared difference of two arrays of one shape.
+
+    Raises:
+      InputError: the shapes differ; nothing is broadcast.
+    """
+    _check_shapes("prediction", prediction, "target", target)
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
@@ -35,12 +40,15 @@ def projection_loss(projected: jax.Array, label: jax.Array, kind: str) -> jax.Ar
       [B].
 
     Raises:
-      InputError: an unknown kind.
+      InputError: an unknown kind, or shapes that differ.
     """
+    _check_shapes("projected tokens", projected, "label", label)
     projected, label = projected.astype(jnp.float32), label.astype(jnp.float32)
     if kind == "cos":
+        # The bound is inside the root: a token of zeros then has a gradient, not NaN.
         lengths = [
-            jnp.maximum(jnp.linalg.norm(x, axis=-1), COSINE_EPSILON) for x in (projected, label)
+            jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1), COSINE_EPSILON**2))
+            for x in (projected, label)
         ]
         return -jnp.mean((projected * label).sum(axis=-1) / (lengths[0] * lengths[1]), axis=-1)
     difference = jnp.abs(projected - label)
@@ -50,3 +58,8 @@ def projection_loss(projected: jax.Array, label: jax.Array, kind: str) -> jax.Ar
         smooth = jnp.where(difference < 1, 0.5 * jnp.square(difference), difference - 0.5)
         return jnp.mean(smooth, axis=(-2, -1))
     raise InputError(f"projection loss {kind!r}: expected cos, l2 or sl1")
+
+
+def _check_shapes(name: str, x: jax.Array, other_name: str, other: jax.Array) -> None:
+    if x.shape != other.shape:
+        raise InputError(f"{name} {x.shape} and {other_name} {other.shape}: expected one shape")

@@ -1,6 +1,7 @@
 """Image metrics as the published evaluation computes them (published program, §7).
 
 Axes: B scene, V view, Y X pixel, C channel. Pictures are floats in [0, 1], one score per view.
+A NaN in a picture makes its score NaN.
 """
 
 from __future__ import annotations
@@ -56,4 +57,7 @@ def _checked(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.A
             f"prediction {prediction.shape} and target {target.shape}: expected the same "
             "[..., Y, X, C]"
         )
+    for name, picture in (("prediction", prediction), ("target", target)):
+        if not jnp.issubdtype(picture.dtype, jnp.floating):
+            raise InputError(f"{name} of {picture.dtype}: expected floats in [0, 1]; divide by 255")
     return jnp.asarray(prediction, jnp.float32), jnp.asarray(target, jnp.float32)

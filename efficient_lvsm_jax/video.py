@@ -25,9 +25,9 @@ def write_film(path: str | Path, frames: np.ndarray, *, fps: int = 30) -> None:
       InputError: frames of another shape or dtype; imageio or av is not installed.
     """
     path, frames = Path(path), np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise InputError(
-            f"film frames {frames.dtype} {frames.shape}: expected uint8 [F, Y, X, 3] with F >= 1"
+            f"film frames {frames.dtype} {frames.shape}: expected uint8 [F, Y, X, 3], not empty"
         )
     try:
         import av  # noqa: F401 - imageio looks for it only when writing
@@ -38,14 +38,18 @@ def write_film(path: str | Path, frames: np.ndarray, *, fps: int = 30) -> None:
         ) from error
 
     scale = -(-MIN_HEIGHT // frames.shape[1])
-    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    odd = [(0, side % 2) for side in frames.shape[1:3]]
-    frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")
     partial = path.with_name(f".{path.stem}.partial.mp4")
     try:
-        imageio.imwrite(
-            partial, frames, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p"
-        )
+        with imageio.imopen(partial, "w", plugin="pyav") as film:
+            film.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+            for frame in frames:  # enlarged one by one: all at once may not fit
+                film.write_frame(_enlarged(frame, scale))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _enlarged(frame: np.ndarray, scale: int) -> np.ndarray:
+    """Every pixel of [Y, X, 3] repeated `scale` times each way, then the sides made even."""
+    frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
+    return np.pad(frame, [(0, side % 2) for side in frame.shape[:2]] + [(0, 0)], mode="edge")

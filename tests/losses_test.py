@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import golden
@@ -16,6 +18,20 @@ def test_projection_losses_equal_the_published_ones(kind, parity):
 def test_an_unknown_projection_loss_names_the_known_ones():
     with pytest.raises(InputError, match="cos, l2 or sl1"):
         projection_loss(np.zeros((1, 2, 3)), np.zeros((1, 2, 3)), "huber")
+
+
+def test_a_token_of_zeros_has_a_gradient():
+    label = jnp.ones((1, 2, 3))
+    gradient = jax.grad(lambda x: projection_loss(x, label, "cos").sum())(jnp.zeros((1, 2, 3)))
+    assert np.isfinite(gradient).all()
+
+
+def test_shapes_that_differ_are_refused_not_broadcast():
+    pictures = np.zeros((2, 4, 4, 3), np.float32)
+    with pytest.raises(InputError, match="expected one shape"):
+        mean_squared_error(pictures[:1], pictures)
+    with pytest.raises(InputError, match="expected one shape"):
+        projection_loss(pictures[0, :1], pictures[0], "l2")
 
 
 def test_the_batch_psnr_is_that_of_the_mean_error():

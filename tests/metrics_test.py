@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from conftest import channels_last, golden
@@ -44,10 +45,23 @@ def test_any_leading_axes_give_a_score_per_view():
         np.testing.assert_allclose(metric(a[1], b[1]), scores[1], atol=1e-5)
 
 
+def test_jit_changes_nothing():
+    a, b = pair()
+    for metric in (psnr, ssim):
+        np.testing.assert_allclose(jax.jit(metric)(a, b), metric(a, b), atol=1e-5)
+
+
 def test_nan_stays_visible():
     a, b = pair()
     a[0, 0, 0, 0] = np.nan
-    assert np.isnan(psnr(a, b)[0]) and np.isfinite(psnr(a, b)[1])
+    for metric in (psnr, ssim):
+        np.testing.assert_array_equal(np.isnan(metric(a, b)), [True, False, False])
+
+
+def test_bytes_are_refused():
+    picture = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(InputError, match=r"uint8.*divide by 255"):
+        psnr(picture, picture)
 
 
 def test_shapes_that_differ_or_are_too_small_are_refused():

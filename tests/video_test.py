@@ -23,7 +23,10 @@ def test_odd_sides_become_even(tmp_path):
     assert imageio.improps(tmp_path / "film.mp4", plugin="pyav").shape == (2, 386, 402, 3)
 
 
-@pytest.mark.parametrize("frames", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)],
+)
 def test_other_frames_are_refused(tmp_path, frames):
     with pytest.raises(InputError, match=r"expected uint8 \[F, Y, X, 3\]"):
         write_film(tmp_path / "film.mp4", frames)
