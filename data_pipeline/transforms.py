@@ -1,4 +1,4 @@
-"""Reading and preparing one frame: decode safely, resize, crop, and move intrinsics along.
+"""Preparing one frame: resize, crop, and move intrinsics along.
 
 Small NumPy and PIL functions from example to example; no data set is needed to call or test them.
 Axis legend: Y X pixels of the file, S pixels of the prepared frame.
@@ -6,46 +6,11 @@ Axis legend: Y X pixels of the file, S pixels of the prepared frame.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from PIL import Image
 
+from data_pipeline.images import MAX_PIXELS
 from efficient_lvsm_jax.errors import InputError
-
-MAX_PIXELS = 64_000_000  # larger files are refused before decoding
-
-
-def load_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a JPEG or PNG file as RGB, uint8 [Y, X, 3].
-
-    Grey and palette pictures become RGB, alpha is dropped. Pixels come as stored (an EXIF rotation
-    is not applied), since intrinsics belong to the stored picture.
-
-    Raises InputError, naming the file: missing, not a JPEG or PNG, damaged, more than 64 million
-    pixels, or 16-bit grey.
-    """
-    path = os.fspath(path)
-    try:
-        with Image.open(path, formats=["JPEG", "PNG"]) as image:  # reads the header only
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: {width}x{height} pixels; more than {MAX_PIXELS:,} are refused, "
-                    "scale the picture down"
-                )
-            if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{path}: 16-bit grey picture (mode {image.mode}); save it as 8-bit RGB or grey"
-                )
-            return np.asarray(image.convert("RGB"))
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image file") from None
-    # PIL raises SyntaxError and ValueError for damaged files, besides OSError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as JPEG or PNG: {error}") from None
 
 
 def preprocess_frame(

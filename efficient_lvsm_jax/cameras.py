@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -191,16 +192,23 @@ def nearest_camera(c2w_inputs: np.ndarray, c2w_target: np.ndarray) -> int:
     return int(np.argmin(np.linalg.norm(offsets, axis=-1)))
 
 
-def check_cameras(c2w: np.ndarray, fxfycxcy: np.ndarray, name: str = "cameras") -> None:
+def check_cameras(
+    c2w: np.ndarray,
+    fxfycxcy: np.ndarray,
+    name: str = "cameras",
+    *,
+    labels: Sequence[str] | None = None,
+) -> None:
     """Raises InputError unless all cameras are usable; the message says which one and why.
 
     Args:
       c2w: [..., 4, 4], finite and rigid: |RᵀR - I| <= 1e-3, det R > 0, last row 0 0 0 1.
       fxfycxcy: [..., 4], finite, focal lengths above 0. Leading axes as c2w.
       name: what to call them in the message, for instance the file they came from.
+      labels: what to call each of cameras [V, 4, 4], instead of its index.
     """
     c2w, fxfycxcy = _float64(c2w, name), _float64(fxfycxcy, name)
-    _check_poses(c2w, name)
+    _check_poses(c2w, name, labels)
     if fxfycxcy.shape != (*c2w.shape[:-2], 4):
         raise InputError(
             f"{name}: fxfycxcy of shape {fxfycxcy.shape}: "
@@ -208,37 +216,39 @@ def check_cameras(c2w: np.ndarray, fxfycxcy: np.ndarray, name: str = "cameras") 
         )
     for camera in _where(~np.isfinite(fxfycxcy).all(-1)):
         raise InputError(
-            f"{_label(name, camera)}: fxfycxcy {fxfycxcy[camera].tolist()} is not finite"
+            f"{_label(name, camera, labels)}: fxfycxcy {fxfycxcy[camera].tolist()} is not finite"
         )
     for camera in _where((fxfycxcy[..., :2] <= 0).any(-1)):
         raise InputError(
-            f"{_label(name, camera)}: focal lengths fx, fy = {fxfycxcy[camera][:2].tolist()}: "
-            "must be above 0, in pixels"
+            f"{_label(name, camera, labels)}: focal lengths fx, fy = "
+            f"{fxfycxcy[camera][:2].tolist()}: must be above 0, in pixels"
         )
 
 
-def _check_poses(c2w: np.ndarray, name: str) -> None:
+def _check_poses(c2w: np.ndarray, name: str, labels: Sequence[str] | None = None) -> None:
     if c2w.shape[-2:] != (4, 4):
         raise InputError(f"{name}: c2w of shape {c2w.shape}: expected [..., 4, 4]")
     for camera in _where(~np.isfinite(c2w).all((-2, -1))):
-        raise InputError(f"{_label(name, camera)}: c2w {c2w[camera].tolist()} is not finite")
+        raise InputError(
+            f"{_label(name, camera, labels)}: c2w {c2w[camera].tolist()} is not finite"
+        )
     for camera in _where((np.abs(c2w[..., 3, :] - [0, 0, 0, 1]) > 1e-6).any(-1)):
         raise InputError(
-            f"{_label(name, camera)}: last row of c2w is {c2w[camera][3].tolist()}, expected "
-            "[0, 0, 0, 1]; is the matrix transposed?"
+            f"{_label(name, camera, labels)}: last row of c2w is "
+            f"{c2w[camera][3].tolist()}, expected [0, 0, 0, 1]; is the matrix transposed?"
         )
     rotation = c2w[..., :3, :3]
     skew = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max((-2, -1))
     for camera in _where(skew > RIGID_TOLERANCE):
         raise InputError(
-            f"{_label(name, camera)}: c2w is not rigid, |RᵀR - I| = {skew[camera]:.3g} > "
+            f"{_label(name, camera, labels)}: c2w is not rigid, |RᵀR - I| = {skew[camera]:.3g} > "
             f"{RIGID_TOLERANCE:g}; take scale and shear out of the rotation"
         )
     determinant = np.linalg.det(rotation)
     for camera in _where(determinant < 0):
         raise InputError(
-            f"{_label(name, camera)}: c2w mirrors, det R = {determinant[camera]:.3g}; expected "
-            "OpenCV axes, x right, y down, z forward"
+            f"{_label(name, camera, labels)}: c2w mirrors, "
+            f"det R = {determinant[camera]:.3g}; expected OpenCV axes, x right, y down, z forward"
         )
 
 
@@ -247,7 +257,9 @@ def _where(bad: np.ndarray) -> list[tuple[int, ...]]:
     return [tuple(int(i) for i in index) for index in np.argwhere(bad)[:1]]
 
 
-def _label(name: str, camera: tuple[int, ...]) -> str:
+def _label(name: str, camera: tuple[int, ...], labels: Sequence[str] | None) -> str:
+    if labels is not None:
+        return f"{name}, {labels[camera[0]]}"
     return f"{name}{list(camera)}" if camera else name
 
 

@@ -1,0 +1,95 @@
+"""One reader per format. A reader module has
+
+    NAME         what the format is called
+    LOOKS_FOR    what makes a folder look like it, for messages
+    detect(path) whether path (a folder or a file) looks like it, from names alone; never raises
+
+and either `read_scene(path, options) -> Scene`, if a folder is one capture, or
+`open_data_set(path, options) -> Scenes`, if it holds many scenes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from data_pipeline.scenes import ReadOptions, Scene, Scenes, log
+from efficient_lvsm_jax.errors import InputError
+
+# In the order in which they are tried: a folder may look like several.
+_READERS: tuple[ModuleType, ...] = ()
+FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in _READERS}
+CAPTURE_DEPTH = 2  # folders below the opened one in which captures are looked for
+
+
+def open_as(path: Path, options: ReadOptions, format: str | None) -> Scenes:
+    """See `scenes.open_scenes`."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if format is not None and format not in FORMATS:
+        raise InputError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+    reader = FORMATS[format] if format else _detect(path)
+    if reader is None:
+        return _captures(path, options)
+    if hasattr(reader, "open_data_set"):
+        return reader.open_data_set(path, options)
+    name = (path if path.is_dir() else path.parent).resolve().name
+    return Scenes(
+        reader.NAME, path, [name], lambda _: replace(reader.read_scene(path, options), name=name)
+    )
+
+
+def _detect(path: Path) -> ModuleType | None:
+    return next((reader for reader in _READERS if reader.detect(path)), None)
+
+
+def _captures(path: Path, options: ReadOptions) -> Scenes:
+    """All captures of one format in the folders of `path`, or in theirs."""
+    found: dict[Path, ModuleType] = {}
+    other: list[Path] = []
+    level = [path]
+    for _ in range(CAPTURE_DEPTH):
+        folders = [
+            folder
+            for parent in level
+            if parent.is_dir()
+            for folder in sorted(parent.iterdir())
+            if folder.is_dir() and not folder.name.startswith(".")
+        ]
+        readers = {folder: _detect(folder) for folder in folders}
+        captures = {
+            folder: reader for folder, reader in readers.items() if hasattr(reader, "read_scene")
+        }
+        found |= captures
+        level = other = [folder for folder in folders if folder not in captures]
+        if captures:
+            break
+    if not found:
+        raise InputError(
+            f"{path}: not a data set that can be read; looked for "
+            + "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in _READERS)
+        )
+    kinds = Counter(reader.NAME for reader in found.values())
+    if len(kinds) > 1:
+        raise InputError(
+            f"{path}: captures of several formats ({', '.join(sorted(kinds))}); open them one by "
+            "one, or name one with format"
+        )
+    if other:
+        log.warning(
+            "%s: %d of %d folders hold no capture and are left out: %s",
+            path,
+            len(other),
+            len(other) + len(found),
+            ", ".join(folder.name for folder in other[:3]) + (", …" if len(other) > 3 else ""),
+        )
+    folders = sorted(found)
+    names = [folder.relative_to(path).as_posix() for folder in folders]
+
+    def read(index: int) -> Scene:
+        folder = folders[index]
+        return replace(found[folder].read_scene(folder, options), name=names[index])
+
+    return Scenes(next(iter(kinds)), path, names, read)

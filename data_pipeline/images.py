@@ -1,0 +1,161 @@
+"""Decoding one picture safely: what a JPEG or PNG of unknown origin holds, as RGB bytes.
+
+Sizes are read from the header and checked before anything is decoded. Pixels come as stored: an
+EXIF rotation is not applied here, since intrinsics belong to the stored picture (`read_oriented`
+applies it where the stated size shows that they do not). Alpha is blended over white.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_pipeline.files import read_bytes
+from efficient_lvsm_jax.errors import InputError
+
+MAX_PIXELS = 64_000_000  # larger pictures are refused before decoding
+JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# What undoes each EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) in pixels, from the header of a JPEG or PNG.
+
+    Args:
+      data: the file's content; its beginning is enough for a PNG.
+      name: what to call it in messages.
+
+    Raises:
+      InputError: not a JPEG or PNG, a damaged header, or more than 64 million pixels.
+    """
+    try:
+        if data[:3] == JPEG_START:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        elif data[:8] == PNG_START:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                width, height = image.size
+        else:
+            raise InputError(f"{name}: cannot be read as JPEG or PNG: {_found(data)}")
+    except InputError:
+        raise
+    # PIL raises SyntaxError for damaged files, simplejpeg ValueError, besides OSError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: cannot be read as JPEG or PNG: {error}") from None
+    _check_pixels(width, height, name)
+    return width, height
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """A JPEG or PNG as RGB, uint8 [Y, X, 3]; grey becomes RGB, alpha is blended over white.
+
+    Raises:
+      InputError: as `image_size`, and for damaged or truncated data and 16-bit grey.
+    """
+    image_size(data, name)
+    try:
+        if data[:3] == JPEG_START:
+            return simplejpeg.decode_jpeg(data)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"{name}: 16-bit grey picture (mode {image.mode}); save it as 8-bit RGB or grey"
+                )
+            if image.has_transparency_data:
+                return _over_white(np.asarray(image.convert("RGBA")))
+            return np.asarray(image.convert("RGB"))
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: cannot be read as JPEG or PNG: {error}") from None
+
+
+def load_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a JPEG or PNG file as RGB, uint8 [Y, X, 3]. Errors as `decode_image`."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such image file")
+    return decode_image(read_bytes(path), str(path))
+
+
+def read_oriented(path: Path, stated_size: tuple[int, int] | None) -> np.ndarray:
+    """As `load_image`, turned upright where its intrinsics are those of the upright picture.
+
+    Args:
+      path: JPEG or PNG.
+      stated_size: (width, height) that the intrinsics belong to, if known. If it is the stored size
+        turned by 90°, and the EXIF orientation says so too, the orientation is applied.
+    """
+    image = load_image(path)
+    turn = _turn(path, image.shape[1::-1], stated_size)
+    return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
+
+
+def oriented_size(path: Path, stated_size: tuple[int, int] | None) -> tuple[int, int]:
+    """(width, height) of what `read_oriented` returns, from the header alone.
+
+    Raises:
+      InputError: as `image_size`.
+    """
+    try:
+        with Image.open(path, formats=["JPEG", "PNG"]) as image:
+            stored = image.size
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as JPEG or PNG: {error}") from None
+    _check_pixels(*stored, str(path))
+    return stored if _turn(path, stored, stated_size) is None else stored[::-1]
+
+
+def exif_orientation(path: Path) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, if there is none."""
+    try:
+        with Image.open(path, formats=["JPEG", "PNG"]) as image:
+            orientation = image.getexif().get(0x0112, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 1  # decoding says what is wrong with the picture
+    return orientation if orientation in UPRIGHT else 1
+
+
+def _turn(
+    path: Path, stored: tuple[int, int], stated: tuple[int, int] | None
+) -> Image.Transpose | None:
+    """The turn to apply: only one by 90° that makes the stated shape of the stored one."""
+    if stated is None or (stored[0] < stored[1]) == (stated[0] < stated[1]):
+        return None
+    orientation = exif_orientation(path)
+    return UPRIGHT[orientation] if orientation >= 5 else None
+
+
+def _check_pixels(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name}: {width}x{height} pixels; more than {MAX_PIXELS:,} are refused, "
+            "scale the picture down"
+        )
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    """uint8 [Y, X, 4] blended over white, rounded to the nearest level."""
+    colour, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _found(data: bytes) -> str:
+    if not data:
+        return "it is empty"
+    return f"it begins with {data[:8].hex(' ')}"

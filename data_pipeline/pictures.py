@@ -1,0 +1,90 @@
+"""A frame from a picture file: sizes, lens and orientation settled, decoding left for later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.distortion import Distortion, undistortion
+from data_pipeline.files import read_bytes
+from data_pipeline.images import JPEG_START, oriented_size, read_oriented
+from data_pipeline.scenes import Frame
+from efficient_lvsm_jax.cameras import check_cameras
+from efficient_lvsm_jax.errors import InputError
+
+MAX_STRETCH = 0.02  # by which a scaled copy's aspect ratio may differ, e.g. for rounded sides
+
+
+def picture_frame(
+    path: Path,
+    name: str,
+    c2w: np.ndarray,
+    fxfycxcy: np.ndarray,
+    *,
+    stated_size: tuple[int, int] | None = None,
+    distortion: Distortion | None = None,
+    timestamp: int | None = None,
+) -> Frame:
+    """A frame whose picture is a JPEG or PNG file. Only the file's header is read here.
+
+    Args:
+      path: of the picture, which exists (`files.inside` first).
+      name: of the frame, unique in its scene.
+      c2w: [4, 4], OpenCV axes.
+      fxfycxcy: [4], pixels of a picture of `stated_size`; scaled to the actual one.
+      stated_size: (width, height); None: the picture's own.
+      distortion: of the picture's lens; the frame's picture is without.
+      timestamp: see `Frame`.
+
+    Raises:
+      InputError: a file that is no picture, a size that is no scaled copy of the stated one, or a
+        lens that cannot be undone.
+    """
+    fxfycxcy = np.asarray(fxfycxcy, np.float64)
+    check_cameras(c2w, fxfycxcy, name)
+    size = oriented_size(path, stated_size)
+    if stated_size is not None:
+        if min(stated_size) <= 0:
+            raise InputError(f"{name}: stated size {stated_size}: must be above 0")
+        scale = np.array(size) / stated_size
+        if abs(scale[0] / scale[1] - 1) > MAX_STRETCH:
+            raise InputError(
+                f"{path}: {size[0]}x{size[1]} pixels, but the intrinsics are for "
+                f"{stated_size[0]}x{stated_size[1]} (width x height), another shape"
+            )
+        fxfycxcy = fxfycxcy * np.tile(scale, 2)
+    c2w = np.asarray(c2w, np.float64)
+    if distortion is None or distortion.is_none:
+        return Frame(
+            name,
+            c2w,
+            fxfycxcy,
+            *size,
+            lambda: read_oriented(path, stated_size),
+            _stored_jpeg(path, size),
+            timestamp,
+        )
+    lens = (fxfycxcy, size, distortion, name)
+    return Frame(
+        name,
+        c2w,
+        undistortion(*lens).fxfycxcy,
+        *size,
+        lambda: undistortion(*lens).image(read_oriented(path, stated_size)),
+        timestamp=timestamp,
+    )
+
+
+def _stored_jpeg(path: Path, size: tuple[int, int]) -> Callable[[], bytes] | None:
+    """What reads the file, if it is a JPEG whose pixels are used as they are."""
+    with path.open("rb") as file:
+        if file.read(len(JPEG_START)) != JPEG_START:
+            return None
+    return (lambda: read_bytes(path)) if oriented_size(path, None) == size else None
+
+
+def opencv_from_opengl(c2w: np.ndarray) -> np.ndarray:
+    """OpenGL or Blender camera axes (x right, y up, z backward) to OpenCV's, [..., 4, 4]."""
+    return np.asarray(c2w, np.float64) * [1, -1, -1, 1]

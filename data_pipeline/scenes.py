@@ -1,0 +1,216 @@
+"""Posed pictures in one form, whatever format they came in.
+
+    scenes = open_scenes("captures/fox")
+    frame = scenes[0].frames[3]
+    frame.c2w, frame.fxfycxcy, frame.image()
+
+Poses are camera-to-world in OpenCV axes (x right, y down, z forward), float64; intrinsics are in
+pixels of the picture that `image()` returns, pixel centres at +0.5; that picture has no lens
+distortion. The world's frame and unit are those of the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from efficient_lvsm_jax.cameras import check_cameras
+from efficient_lvsm_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One posed picture, decoded when asked for.
+
+    Attributes:
+      name: unique in its scene, e.g. the picture's path in the data set.
+      c2w: [4, 4] float64. fxfycxcy: [4] float64, pixels.
+      width, height: of the picture, pixels.
+      read: decodes it, uint8 [Y, X, 3].
+      encoded: the bytes of a JPEG that decodes to exactly that picture, or None if there is none
+        (another file format, or the picture is undistorted, turned or blended after decoding).
+      timestamp: in the source's own unit, if it has one.
+    """
+
+    name: str
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    width: int
+    height: int
+    read: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
+    encoded: Callable[[], bytes] | None = dataclasses.field(default=None, repr=False, compare=False)
+    timestamp: int | None = None
+
+    def image(self) -> np.ndarray:
+        """The picture, RGB uint8 [Y, X, 3].
+
+        Raises:
+          InputError: it is not there, damaged, or not of the size the frame states.
+        """
+        image = self.read()
+        if image.shape != (self.height, self.width, 3):
+            raise InputError(
+                f"{self.name}: {image.shape[1]}x{image.shape[0]} pixels, expected "
+                f"{self.width}x{self.height} (width x height); its intrinsics would not fit"
+            )
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """Where points of the scene were seen; M observations.
+
+    frame: [M] index into the scene's frames. pixels: [M, 2] (x, y) in the frame's picture.
+    points: [M, 3] in the world.
+    """
+
+    frame: np.ndarray
+    pixels: np.ndarray
+    points: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Posed pictures of one place, in the order in which evaluation indices count them.
+
+    Attributes:
+      name: unique in its data set.
+      frames: at least one, with different names and usable cameras.
+      absent: names of listed frames whose picture is not there.
+      observations: reads what the source knows about points, if anything.
+
+    Raises:
+      InputError: no frame, two of one name, or a camera that cannot be.
+    """
+
+    name: str
+    frames: tuple[Frame, ...]
+    absent: tuple[str, ...] = ()
+    observations: Callable[[], Observations] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
+
+    def __post_init__(self):
+        if not self.frames:
+            raise InputError(f"{self.name}: no frame whose picture is there")
+        names = [frame.name for frame in self.frames]
+        check_unique(names, f"{self.name}: frames")
+        check_cameras(self.c2w, self.fxfycxcy, self.name, labels=names)
+
+    @property
+    def c2w(self) -> np.ndarray:
+        """[V, 4, 4] float64."""
+        return np.stack([frame.c2w for frame in self.frames])
+
+    @property
+    def fxfycxcy(self) -> np.ndarray:
+        """[V, 4] float64, pixels of each frame's own picture."""
+        return np.stack([frame.fxfycxcy for frame in self.frames])
+
+
+class Scenes(Sequence):
+    """Random access to the scenes of a data set; each is read when asked for.
+
+    Attributes:
+      format: name of its format, a key of `formats.FORMATS`.
+      path: of the data set.
+      names: of the scenes, in order, all different.
+    """
+
+    def __init__(self, format: str, path: Path, names: Sequence[str], read: Callable[[int], Scene]):
+        self.format, self.path, self.names = format, path, tuple(names)
+        if not self.names:
+            raise InputError(f"{path}: no scene in it ({format})")
+        check_unique(self.names, f"{path}: scenes")
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Scene:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        return self._read(int(index) % len(self))
+
+    def named(self, name: str) -> Scene:
+        """The scene of that name; InputError if there is none."""
+        try:
+            return self[self.names.index(name)]
+        except ValueError:
+            raise InputError(f"{self.path}: no scene named {name!r}") from None
+
+    def __repr__(self) -> str:
+        return f"Scenes({self.format!r}, {str(self.path)!r}, {len(self)} scenes)"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How to read what a format leaves open.
+
+    Attributes:
+      strict: refuse a scene of which listed frames are absent; otherwise a warning names them.
+      split: "train", "val" or "test" of formats that keep several; "" reads what there is, and is
+        an error where a choice must be made.
+      vertical_fov: degrees, of object renders, which do not store their intrinsics.
+    """
+
+    strict: bool = False
+    split: str = ""
+    vertical_fov: float = 49.1
+
+    def __post_init__(self):
+        if not 0 < self.vertical_fov < 180:
+            raise InputError(f"vertical_fov={self.vertical_fov}: must be between 0 and 180 degrees")
+
+
+def open_scenes(
+    path: str | Path, options: ReadOptions | None = None, *, format: str | None = None
+) -> Scenes:
+    """Opens a data set or a single capture; docs/data.md lists the formats.
+
+    A folder that is no data set itself, but has captures of one format in its folders (or theirs),
+    opens as all of them, named by their folders.
+
+    Args:
+      path: folder, or the file that describes a capture (e.g. a transforms.json).
+      options: see `ReadOptions`.
+      format: a key of `formats.FORMATS`, instead of finding out.
+
+    Raises:
+      InputError: nothing that can be read there, or damaged; the message names the file.
+    """
+    from data_pipeline import formats  # the formats are made of this module's classes
+
+    return formats.open_as(Path(path), options or ReadOptions(), format)
+
+
+def scene_of(
+    name: str,
+    frames: Sequence[Frame],
+    absent: Sequence[str],
+    options: ReadOptions,
+    *,
+    observations: Callable[[], Observations] | None = None,
+) -> Scene:
+    """A scene, with one line about its absent frames, or an InputError if reading is strict."""
+    if absent:
+        shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+        line = f"{name}: {len(absent)} of {len(absent) + len(frames)} listed frames are absent: {shown}"
+        if options.strict:
+            raise InputError(f"{line} (refused because reading is strict)")
+        log.warning("%s; going on with the other %d", line, len(frames))
+    return Scene(name, tuple(frames), tuple(absent), observations)
+
+
+def check_unique(names: Sequence[str], what: str) -> None:
+    """Raises an InputError that shows the first name that occurs twice."""
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{what}: {count} are named {name!r}; names must differ")
