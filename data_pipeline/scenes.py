@@ -202,7 +202,8 @@ def scene_of(
     """A scene, with one line about its absent frames, or an InputError if reading is strict."""
     if absent:
         shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        line = f"{name}: {len(absent)} of {len(absent) + len(frames)} listed frames are absent: {shown}"
+        listed = len(absent) + len(frames)
+        line = f"{name}: {len(absent)} of {listed} listed frames are absent: {shown}"
         if options.strict:
             raise InputError(f"{line} (refused because reading is strict)")
         log.warning("%s; going on with the other %d", line, len(frames))

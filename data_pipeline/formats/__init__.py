@@ -19,7 +19,7 @@ from data_pipeline.scenes import ReadOptions, Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError
 
 # In the order in which they are tried: a folder may look like several.
-_READERS: tuple[ModuleType, ...] = ()
+_READERS: tuple[ModuleType, ...] = ()  # readers are added here, one import each
 FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in _READERS}
 CAPTURE_DEPTH = 2  # folders below the opened one in which captures are looked for
 
