@@ -88,3 +88,19 @@ def _stored_jpeg(path: Path, size: tuple[int, int]) -> Callable[[], bytes] | Non
 def opencv_from_opengl(c2w: np.ndarray) -> np.ndarray:
     """OpenGL or Blender camera axes (x right, y up, z backward) to OpenCV's, [..., 4, 4]."""
     return np.asarray(c2w, np.float64) * [1, -1, -1, 1]
+
+
+def world_from_camera(w2c: np.ndarray, name: str) -> np.ndarray:
+    """The camera-to-world matrix [4, 4] float64 of a world-to-camera one, [3, 4] or [4, 4].
+
+    Raises:
+      InputError: it has no inverse, or is not finite.
+    """
+    square = np.eye(4)
+    square[: len(w2c)] = w2c
+    try:
+        if not np.isfinite(square).all():
+            raise InputError(f"{name}: world-to-camera {square.tolist()} is not finite")
+        return np.linalg.inv(square)
+    except np.linalg.LinAlgError:
+        raise InputError(f"{name}: world-to-camera {square.tolist()} has no inverse") from None

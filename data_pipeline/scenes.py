@@ -37,6 +37,8 @@ class Frame:
       encoded: the bytes of a JPEG that decodes to exactly that picture, or None if there is none
         (another file format, or the picture is undistorted, turned or blended after decoding).
       timestamp: in the source's own unit, if it has one.
+      absent: the picture is not there or cannot be read, as `image()` will say. Such a frame keeps
+        its place where evaluation indices count frames; other formats leave it out.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Frame:
     read: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
     encoded: Callable[[], bytes] | None = dataclasses.field(default=None, repr=False, compare=False)
     timestamp: int | None = None
+    absent: bool = False
 
     def image(self) -> np.ndarray:
         """The picture, RGB uint8 [Y, X, 3].
@@ -83,7 +86,8 @@ class Scene:
     Attributes:
       name: unique in its data set.
       frames: at least one, with different names and usable cameras.
-      absent: names of listed frames whose picture is not there.
+      absent: names of listed frames whose picture is not there, whether they are left out or keep
+        their place.
       observations: reads what the source knows about points, if anything.
 
     Raises:
@@ -98,11 +102,16 @@ class Scene:
     )
 
     def __post_init__(self):
-        if not self.frames:
+        if all(frame.absent for frame in self.frames):
             raise InputError(f"{self.name}: no frame whose picture is there")
         names = [frame.name for frame in self.frames]
         check_unique(names, f"{self.name}: frames")
         check_cameras(self.c2w, self.fxfycxcy, self.name, labels=names)
+
+    @property
+    def usable(self) -> list[int]:
+        """Indices of the frames whose picture is there."""
+        return [index for index, frame in enumerate(self.frames) if not frame.absent]
 
     @property
     def c2w(self) -> np.ndarray:
@@ -199,14 +208,19 @@ def scene_of(
     *,
     observations: Callable[[], Observations] | None = None,
 ) -> Scene:
-    """A scene, with one line about its absent frames, or an InputError if reading is strict."""
+    """A scene, with one line about its absent frames, or an InputError if reading is strict.
+
+    Args:
+      frames: with or without the absent ones.
+      absent: names of the listed frames whose picture is not there.
+    """
     if absent:
+        listed = len({*absent, *(frame.name for frame in frames)})
         shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        listed = len(absent) + len(frames)
         line = f"{name}: {len(absent)} of {listed} listed frames are absent: {shown}"
         if options.strict:
             raise InputError(f"{line} (refused because reading is strict)")
-        log.warning("%s; going on with the other %d", line, len(frames))
+        log.warning("%s; going on with the other %d", line, listed - len(absent))
     return Scene(name, tuple(frames), tuple(absent), observations)
 
 

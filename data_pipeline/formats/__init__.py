@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from data_pipeline.formats import torch_chunks
 from data_pipeline.scenes import ReadOptions, Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError
 
 # In the order in which they are tried: a folder may look like several.
-_READERS: tuple[ModuleType, ...] = ()  # readers are added here, one import each
+_READERS: tuple[ModuleType, ...] = (torch_chunks,)
 FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in _READERS}
 CAPTURE_DEPTH = 2  # folders below the opened one in which captures are looked for
 
