@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views, camera_path, nearest_camera
+from efficient_lvsm_jax.camera_paths import camera_path
+from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views, nearest_camera
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import psnr, ssim
 from efficient_lvsm_jax.models import Model
