@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from cameras_test import random_cameras
+from cameras_test import random_cameras, random_rotations
 from conftest import golden
 
-from efficient_lvsm_jax.camera_paths import camera_path
+from efficient_lvsm_jax.camera_paths import camera_path, orbit, spiral
 from efficient_lvsm_jax.cameras import check_cameras, nearest_camera
 from efficient_lvsm_jax.errors import InputError
 
@@ -73,3 +73,196 @@ def test_one_camera_makes_a_path_only_with_loop():
 def test_path_of_no_steps_is_refused():
     with pytest.raises(InputError, match="steps=0"):
         camera_path(*random_cameras(20), 0)
+
+
+# Orbits and spirals
+
+FOCUS = np.array([3.0, -2.0, 5.0])
+WORLD = random_rotations(np.random.default_rng(30), 1)[0]  # so that no axis of it is up
+
+
+def looking_at(offsets, focus=FOCUS):
+    """Cameras at focus + offsets, given along (east, north, up) of a tilted world, without roll."""
+    c2w = np.tile(np.eye(4), (len(offsets), 1, 1))
+    for pose, offset in zip(c2w, np.asarray(offsets, np.float64), strict=True):
+        forward = -offset / np.linalg.norm(offset)
+        right = np.cross(forward, [0.0, 0, 1])
+        right /= np.linalg.norm(right)
+        pose[:3, :3] = WORLD @ np.stack([right, np.cross(forward, right), forward], axis=-1)
+        pose[:3, 3] = focus + WORLD @ offset
+    return c2w
+
+
+def ring(degrees, radius=4.0, height=1.5):
+    """Cameras at these azimuths around FOCUS."""
+    a = np.deg2rad(degrees)
+    return looking_at(
+        np.stack([radius * np.cos(a), radius * np.sin(a), np.full_like(a, height)], axis=-1)
+    )
+
+
+def local(path):
+    """Centres as (east, north, up) of FOCUS."""
+    return (path[:, :3, 3] - FOCUS) @ WORLD
+
+
+def azimuths(path):
+    east, north, _ = local(path).T
+    return np.rad2deg(np.arctan2(north, east))
+
+
+def seen_at(path, point):
+    """Where each camera sees the point, tangents of angles right and down from its axis."""
+    x, y, z = np.moveaxis(np.einsum("Fji,Fj->Fi", path[:, :3, :3], point - path[:, :3, 3]), -1, 0)
+    assert (z > 0).all()
+    return np.stack([x / z, y / z], axis=-1)
+
+
+ARC = [-10.0, -40, 0, 25, 40, 5]
+FLIGHTS = {
+    "orbit": lambda: orbit(ring(ARC), 48),
+    "whole orbit": lambda: orbit(ring(ARC), 48, full_circle=True),
+    "spiral": lambda: spiral(ring(ARC), 96),
+}
+
+
+@pytest.mark.parametrize("flight", FLIGHTS)
+def test_flight_is_rigid_level_and_keeps_the_focus_at_the_principal_point(flight):
+    path = FLIGHTS[flight]()
+    assert path.dtype == np.float64
+    rotations = path[:, :3, :3]
+    unit = np.swapaxes(rotations, 1, 2) @ rotations
+    np.testing.assert_allclose(unit, np.broadcast_to(np.eye(3), unit.shape), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(rotations), 1, atol=1e-12)
+    np.testing.assert_allclose(seen_at(path, FOCUS), 0, atol=1e-9)
+    up = ring(ARC)[:, :3, 1].mean(0)
+    np.testing.assert_allclose(rotations[:, :, 0] @ up, 0, atol=1e-9)  # no roll
+    assert (rotations[:, :, 1] @ up > 0).all()
+
+
+@pytest.mark.parametrize("flight", FLIGHTS)
+def test_flight_repeats_without_a_jump(flight):
+    centres = FLIGHTS[flight]()[:, :3, 3]
+    steps = np.linalg.norm(centres - np.roll(centres, 1, axis=0), axis=-1)
+    assert steps[0] <= steps.max() and steps.max() < 0.7
+    assert (np.abs(steps - np.roll(steps, 1)) < 0.15 * steps.max() + 1e-9).all()
+
+
+def test_orbit_swings_over_the_arc_of_the_inputs_from_the_first():
+    path = orbit(ring(ARC), 48)
+    np.testing.assert_allclose(path[0], ring(ARC)[0], atol=0.3)
+    angles = azimuths(path)
+    np.testing.assert_allclose(angles[0], -10, atol=0.5)
+    np.testing.assert_allclose([angles.min(), angles.max()], [-40, 40], atol=1)
+    east, north, up = local(path).T
+    np.testing.assert_allclose(np.hypot(east, north), 4, atol=0.15)
+    np.testing.assert_allclose(up, 1.5, atol=0.15)
+
+
+def test_orbit_keeps_to_the_distances_and_heights_of_the_inputs_nearby():
+    east = ring([-40.0, -35, -30], radius=3.0, height=0.5)
+    west = ring([30.0, 35, 40], radius=6.0, height=2.0)
+    path = orbit(np.concatenate([east, west]), 64)
+    distance = np.linalg.norm(local(path), axis=-1)
+    assert distance.min() >= np.hypot(3, 0.5) - 1e-6 and distance.max() <= np.hypot(6, 2) + 1e-6
+    angles = azimuths(path)
+    assert distance[angles < -35].max() < 3.5 and distance[angles > 35].min() > 5.8
+
+
+@pytest.mark.parametrize("arc", [ARC, [170.0, -170, -150, 150]])  # also across the cut of arctan
+def test_orbit_never_leaves_the_arc(arc):
+    angles = np.deg2rad(azimuths(orbit(ring(arc), 100)))
+    middle = 0 if arc is ARC else np.pi
+    assert np.cos(angles - middle).min() >= np.cos(np.deg2rad(40 if arc is ARC else 30)) - 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arc", "options"),
+    [(ARC, {"full_circle": True}), (np.arange(0.0, 360, 45), {})],
+)
+def test_orbit_goes_around_when_asked_or_when_the_inputs_do(arc, options):
+    angles = np.sort(azimuths(orbit(ring(arc), 36, **options)))
+    np.testing.assert_allclose(np.diff(angles), 10, atol=1)
+
+
+def test_a_camera_straight_above_does_not_break_an_orbit():
+    above = looking_at([[1e-6, 0, 4.3]])
+    path = orbit(np.concatenate([ring(ARC), above]), 48)
+    check_cameras(path, np.ones((48, 4)))
+    assert np.abs(azimuths(path)).max() < 41
+
+
+def test_spiral_stays_in_the_range_of_the_inputs_around_their_middle():
+    inputs = looking_at(np.random.default_rng(31).uniform([4, -2, 0], [5, 2, 1], (9, 3)))
+    path = spiral(inputs, 96)
+    axes = spiral(inputs, 1)[0, :3, :3]  # near enough the mean camera's
+    low, high = (inputs[:, :3, 3] @ axes).min(0), (inputs[:, :3, 3] @ axes).max(0)
+    centres = path[:, :3, 3] @ axes
+    assert (centres > low - 0.1).all() and (centres < high + 0.1).all()
+    np.testing.assert_allclose(path[:, :3, 3].mean(0), inputs[:, :3, 3].mean(0), atol=1e-9)
+    assert np.ptp(centres[:, 0]) > 0.5
+
+
+def test_spiral_of_parallel_cameras_looks_where_they_look():
+    inputs = np.tile(looking_at([[5.0, 0, 1]]), (4, 1, 1))
+    inputs[:, :3, 3] += np.random.default_rng(32).uniform(-1, 1, (4, 3))
+    path = spiral(inputs, 12)
+    np.testing.assert_allclose(path[:, :3, :3], inputs[[0] * 12, :3, :3], atol=1e-5)
+
+
+@pytest.mark.parametrize("degrees", [0.2, 1.0])
+def test_nearly_parallel_cameras_do_not_make_up_a_focus(degrees):
+    rng = np.random.default_rng(33)
+    inputs = np.tile(looking_at([[5.0, 0, 1]]), (6, 1, 1))
+    inputs[:, :3, 3] += rng.uniform(-1, 1, (6, 3))
+    for pose in inputs:
+        shaky = pose[:3, :3] @ (np.eye(3) + np.deg2rad(degrees) * rng.uniform(-1, 1, (3, 3)))
+        u, _, v = np.linalg.svd(shaky)
+        pose[:3, :3] = u @ v
+    with pytest.raises(InputError, match=r"in parallel.*spiral"):
+        orbit(inputs, 8)
+    forward = spiral(inputs, 8)[:, :3, 2]
+    assert (forward @ inputs[0, :3, 2] > np.cos(np.deg2rad(3 * degrees))).all()
+
+
+def outward():
+    inputs = ring(np.arange(0.0, 80, 20))
+    inputs[:, :3, :3] = inputs[:, :3, :3] @ np.diag([-1.0, 1, -1])
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (lambda: ring([10.0]), "two cameras or more"),
+        (
+            lambda: np.repeat(ring([10.0]), 3, axis=0),
+            r"3 path cameras, all at \[.*two or more places",
+        ),
+        (outward, r"away from where their axes meet.*spiral"),
+        (lambda: looking_at([[4, 0, 0], [4, 0.1, 2], [4, 0, -2]]), r"within 1\.7° of azimuth"),
+        (lambda: ring([0.0, 90]) @ np.diag([1.0, 1, 1, np.nan]), "not finite"),
+    ],
+)
+def test_cameras_that_define_no_orbit_are_refused(inputs, message):
+    with pytest.raises(InputError, match=message):
+        orbit(inputs(), 8)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (lambda: ring([10.0]), "two cameras or more"),
+        (lambda: np.repeat(ring([10.0]), 3, axis=0), "all at"),
+        (lambda: ring(np.arange(0.0, 360, 30)), r"viewing directions differ too much.*orbit"),
+    ],
+)
+def test_cameras_that_define_no_spiral_are_refused(inputs, message):
+    with pytest.raises(InputError, match=message):
+        spiral(inputs(), 8)
+
+
+@pytest.mark.parametrize("flight", [orbit, spiral])
+def test_flight_of_no_frames_is_refused(flight):
+    with pytest.raises(InputError, match="frames=0"):
+        flight(ring(ARC), 0)
