@@ -169,11 +169,10 @@ def test_orbit_keeps_to_the_distances_and_heights_of_the_inputs_nearby():
     assert distance[angles < -35].max() < 3.5 and distance[angles > 35].min() > 5.8
 
 
-@pytest.mark.parametrize("arc", [ARC, [170.0, -170, -150, 150]])  # also across the cut of arctan
-def test_orbit_never_leaves_the_arc(arc):
-    angles = np.deg2rad(azimuths(orbit(ring(arc), 100)))
-    middle = 0 if arc is ARC else np.pi
-    assert np.cos(angles - middle).min() >= np.cos(np.deg2rad(40 if arc is ARC else 30)) - 1e-2
+@pytest.mark.parametrize("middle", [0, 90, 180, 270])  # one is across the cut of arctan
+def test_orbit_never_leaves_the_arc(middle):
+    angles = azimuths(orbit(ring(np.array(ARC) + middle), 100))
+    assert np.cos(np.deg2rad(angles - middle)).min() >= np.cos(np.deg2rad(41))
 
 
 @pytest.mark.parametrize(
@@ -186,10 +185,10 @@ def test_orbit_goes_around_when_asked_or_when_the_inputs_do(arc, options):
 
 
 def test_a_camera_straight_above_does_not_break_an_orbit():
-    above = looking_at([[1e-6, 0, 4.3]])
+    above = looking_at([[0, 1e-6, 4.3]])
     path = orbit(np.concatenate([ring(ARC), above]), 48)
     check_cameras(path, np.ones((48, 4)))
-    assert np.abs(azimuths(path)).max() < 41
+    assert np.abs(azimuths(path)).max() < 55  # its own is 90; it tilts what is up a little
 
 
 def test_spiral_stays_in_the_range_of_the_inputs_around_their_middle():
