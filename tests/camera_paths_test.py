@@ -186,9 +186,9 @@ def test_orbit_goes_around_when_asked_or_when_the_inputs_do(arc, options):
 
 def test_a_camera_straight_above_does_not_break_an_orbit():
     above = looking_at([[0, 1e-6, 4.3]])
-    path = orbit(np.concatenate([ring(ARC), above]), 48)
+    path = orbit(np.concatenate([ring(np.linspace(-40, 40, 40)), above]), 48)
     check_cameras(path, np.ones((48, 4)))
-    assert np.abs(azimuths(path)).max() < 55  # its own is 90; it tilts what is up a little
+    assert np.abs(azimuths(path)).max() < 42  # its own is 90
 
 
 def test_spiral_stays_in_the_range_of_the_inputs_around_their_middle():
