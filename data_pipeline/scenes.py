@@ -37,8 +37,6 @@ class Frame:
       encoded: the bytes of a JPEG that decodes to exactly that picture, or None if there is none
         (another file format, or the picture is undistorted, turned or blended after decoding).
       timestamp: in the source's own unit, if it has one.
-      absent: the picture is not there or cannot be read, as `image()` will say. Such a frame keeps
-        its place where evaluation indices count frames; other formats leave it out.
     """
 
     name: str
@@ -49,7 +47,6 @@ class Frame:
     read: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
     encoded: Callable[[], bytes] | None = dataclasses.field(default=None, repr=False, compare=False)
     timestamp: int | None = None
-    absent: bool = False
 
     def image(self) -> np.ndarray:
         """The picture, RGB uint8 [Y, X, 3].
@@ -85,9 +82,12 @@ class Scene:
 
     Attributes:
       name: unique in its data set.
-      frames: at least one, with different names and usable cameras.
-      absent: names of listed frames whose picture is not there, whether they are left out or keep
-        their place.
+      frames: a tuple is checked here: at least one frame, different names, usable cameras. Another
+        sequence reads a frame when asked for it and checks it then.
+      absent: names of listed frames whose picture is not there.
+      holes: indices of frames whose picture is not there or cannot be read, as its `image()` will
+        say: they keep their place where evaluation indices count frames. Other formats leave such
+        frames out.
       observations: reads what the source knows about points, if anything.
 
     Raises:
@@ -95,15 +95,18 @@ class Scene:
     """
 
     name: str
-    frames: tuple[Frame, ...]
+    frames: Sequence[Frame]
     absent: tuple[str, ...] = ()
+    holes: tuple[int, ...] = ()
     observations: Callable[[], Observations] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
 
     def __post_init__(self):
-        if all(frame.absent for frame in self.frames):
+        if len(self.frames) <= len(self.holes):
             raise InputError(f"{self.name}: no frame whose picture is there")
+        if not isinstance(self.frames, tuple):
+            return
         names = [frame.name for frame in self.frames]
         check_unique(names, f"{self.name}: frames")
         check_cameras(self.c2w, self.fxfycxcy, self.name, labels=names)
@@ -111,7 +114,7 @@ class Scene:
     @property
     def usable(self) -> list[int]:
         """Indices of the frames whose picture is there."""
-        return [index for index, frame in enumerate(self.frames) if not frame.absent]
+        return [index for index in range(len(self.frames)) if index not in self.holes]
 
     @property
     def c2w(self) -> np.ndarray:
@@ -206,22 +209,26 @@ def scene_of(
     absent: Sequence[str],
     options: ReadOptions,
     *,
+    holes: Sequence[int] = (),
     observations: Callable[[], Observations] | None = None,
 ) -> Scene:
     """A scene, with one line about its absent frames, or an InputError if reading is strict.
 
     Args:
-      frames: with or without the absent ones.
-      absent: names of the listed frames whose picture is not there.
+      name, frames, holes, observations: see `Scene`.
+      absent: names of the listed frames whose picture is not there and that are not in `frames`.
+      options: says whether reading is strict.
     """
+    frames = tuple(frames)
+    absent = (*absent, *(frames[hole].name for hole in holes))
     if absent:
-        listed = len({*absent, *(frame.name for frame in frames)})
+        listed = len(frames) + len(absent) - len(holes)
         shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        line = f"{name}: {len(absent)} of {listed} listed frames are absent: {shown}"
+        line = f"{name}: {len(absent)} of {listed} listed frames are absent or unreadable: {shown}"
         if options.strict:
             raise InputError(f"{line} (refused because reading is strict)")
         log.warning("%s; going on with the other %d", line, listed - len(absent))
-    return Scene(name, tuple(frames), tuple(absent), observations)
+    return Scene(name, frames, absent, tuple(holes), observations)
 
 
 def check_unique(names: Sequence[str], what: str) -> None:

@@ -21,6 +21,19 @@ def preprocess_frame(
     patch: int = 8,
     square_crop: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """As `resize_and_crop`, as the model takes it: image float32 in [0, 1], fxfycxcy float32."""
+    image, fxfycxcy = resize_and_crop(image, fxfycxcy, size, patch=patch, square_crop=square_crop)
+    return image.astype(np.float32) / 255, fxfycxcy.astype(np.float32)
+
+
+def resize_and_crop(
+    image: np.ndarray,
+    fxfycxcy: np.ndarray,
+    size: int,
+    *,
+    patch: int = 8,
+    square_crop: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
     """Resizes a frame to height `size`, crops its centre to a square and moves intrinsics along.
 
     As published: the width becomes int(size / Y · X), rounded half-even to a multiple of `patch`
@@ -36,8 +49,8 @@ def preprocess_frame(
       square_crop: False keeps the whole width.
 
     Returns:
-      image float32 [S, S, 3] in [0, 1], S = size, less for portrait frames; [size, width, 3]
-      without square_crop. fxfycxcy float32 [4], pixels of that image.
+      image uint8 [S, S, 3], S = size, less for portrait frames; [size, width, 3] without
+      square_crop. fxfycxcy float64 [4], pixels of that image.
 
     Raises:
       InputError: not a uint8 RGB image, intrinsics of another shape, a size that the patch does
@@ -64,7 +77,7 @@ def preprocess_frame(
             "crop it to a less extreme shape"
         )
     resized = Image.fromarray(image).resize((new_width, size), Image.Resampling.LANCZOS)
-    prepared = np.asarray(resized, np.float32) / 255
+    prepared = np.asarray(resized)
     x_scale, y_scale = new_width / width, size / height
     fxfycxcy = fxfycxcy * [x_scale, y_scale, x_scale, y_scale]
 
@@ -73,4 +86,4 @@ def preprocess_frame(
         left, top = (new_width - side) // 2, (size - side) // 2
         prepared = np.ascontiguousarray(prepared[top : top + side, left : left + side])
         fxfycxcy = fxfycxcy - [0, 0, left, top]
-    return prepared, fxfycxcy.astype(np.float32)
+    return prepared, fxfycxcy

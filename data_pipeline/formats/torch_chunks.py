@@ -100,8 +100,8 @@ def _scene(name: str, chunk: Path, options: ReadOptions) -> Scene:
     if len(scenes) != 1:
         raise InputError(f"{chunk}: has {len(scenes)} scenes named {name!r}, expected 1")
     where, scene = f"{chunk}, scene {name}", scenes[0]
-    cameras = _array(scene, "cameras", where, axes=2).astype(np.float64)
-    timestamps = _array(scene, "timestamps", where, axes=1)
+    cameras = _array(scene, "cameras", where, axes=2, kind=np.floating).astype(np.float64)
+    timestamps = _array(scene, "timestamps", where, axes=1, kind=np.integer)
     images = scene.get("images")
     if cameras.shape[1] != CAMERA_NUMBERS:
         raise InputError(f"{where}: cameras {cameras.shape}, expected [N, {CAMERA_NUMBERS}]")
@@ -132,10 +132,10 @@ def _scene(name: str, chunk: Path, options: ReadOptions) -> Scene:
                 functools.partial(_decode, image, f"{where}, frame {label}"),
                 functools.partial(_bytes, image) if is_jpeg else None,
                 int(timestamps[number]),
-                absent=size is None,
             )
         )
-    return scene_of(name, frames, [f.name for f in frames if f.absent], options)
+    holes = [number for number, (size, _) in enumerate(heads) if size is None]
+    return scene_of(name, frames, [], options, holes=holes)
 
 
 def _key(chunk: Path, number: int, scene: dict) -> str:
@@ -145,10 +145,14 @@ def _key(chunk: Path, number: int, scene: dict) -> str:
     return key
 
 
-def _array(scene: dict, key: str, where: str, *, axes: int) -> np.ndarray:
+def _array(scene: dict, key: str, where: str, *, axes: int, kind: type) -> np.ndarray:
     value = scene.get(key)
-    if not isinstance(value, StoredTensor) or len(value.shape) != axes:
-        raise InputError(f"{where}: {key} is not a tensor of {axes} axes")
+    if (
+        not isinstance(value, StoredTensor)
+        or len(value.shape) != axes
+        or not np.issubdtype(value.dtype, kind)
+    ):
+        raise InputError(f"{where}: {key} is not a tensor of {axes} axes and {kind.__name__} type")
     return value.numpy()
 
 

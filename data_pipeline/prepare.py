@@ -1,0 +1,462 @@
+"""Any data set that can be read → ArrayRecord shards that train at full speed.
+
+    python -m data_pipeline.prepare SOURCE OUT --split train --size 256
+    python -m data_pipeline.prepare --verify OUT
+
+The result is a TFDS data set (`posed_scenes`, see `posed_scenes_dataset_builder`) of encoded JPEGs:
+the original frames, or crops made by the published path (`transforms.resize_and_crop`). Scenes are
+dealt to shards in the source's order; processes write a shard each, beside, and rename it when it
+is complete and its SHA-256 is known. Stopped at any moment, the same command goes on with the first
+shard that is not complete. `manifest-SPLIT.json`, written last, lists shards, hashes, scenes, and
+every rejected scene with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import multiprocessing
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import simplejpeg
+from tqdm import tqdm
+
+from data_pipeline.files import read_json_object
+from data_pipeline.formats.array_record import check_shard
+from data_pipeline.posed_scenes import FOLDER
+from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
+from data_pipeline.transforms import resize_and_crop
+from efficient_lvsm_jax.checkpoints import write_json
+from efficient_lvsm_jax.errors import InputError, main_exit
+
+SCENES_PER_SHARD = 100  # some hundred megabytes of RealEstate10K at 256 px
+MIN_SHARDS = 16  # so that small data sets are prepared in parallel, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What to make of a source.
+
+    Attributes:
+      source: what `open_scenes` reads.
+      source_split, format: of the source, see `open_scenes`; "" and None where there is no choice.
+      strict: reject scenes with absent or unreadable frames instead of noting the frames.
+      split: name of the result, a word.
+      size: height and width of the crops in pixels; 0 keeps the original frames.
+      patch: the model's patch size, to which the resized width is rounded.
+      quality: of the JPEGs made here, 1 to 100; originals that are JPEGs are copied as they are.
+      min_frames: scenes with fewer readable frames are rejected.
+    """
+
+    source: str
+    source_split: str = ""
+    format: str | None = None
+    strict: bool = False
+    split: str = "train"
+    size: int = 0
+    patch: int = 8
+    quality: int = 95
+    min_frames: int = 2
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split):
+            raise InputError(f"split {self.split!r}: expected a lower-case word such as train")
+        if self.size and (self.size < self.patch or self.size % self.patch):
+            raise InputError(
+                f"size {self.size}: expected a multiple of the patch size {self.patch}"
+            )
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"quality {self.quality}: expected 1 to 100")
+        if self.min_frames < 1:
+            raise InputError(f"min_frames {self.min_frames}: must be at least 1")
+
+
+def prepare(preparation: Preparation, out: str | Path, *, workers: int = 1) -> dict[str, Any]:
+    """Prepares a source, or goes on where an earlier call was stopped.
+
+    Args:
+      preparation: what to make of which source.
+      out: data folder, may hold other splits already.
+      workers: processes.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      InputError: nothing readable at the source, `out` holds another preparation of this split or
+        is being written to by another process, or cannot be written.
+    """
+    folder = Path(out) / FOLDER
+    scenes = _open(preparation)
+    plan = {
+        "settings": dataclasses.asdict(preparation) | {"source": Path(preparation.source).name},
+        "scenes": len(scenes),
+        "scene_names_sha256": hashlib.sha256("\n".join(scenes.names).encode()).hexdigest(),
+    }
+    manifest_path = folder / f"manifest-{preparation.split}.json"
+    with _writing(folder, preparation.split):
+        if manifest_path.exists():
+            manifest = read_json_object(manifest_path)
+            _same_plan(manifest.get("plan"), plan, manifest_path)
+            return manifest
+        parts = folder / f".parts-{preparation.split}"
+        parts.mkdir(exist_ok=True)
+        if (parts / "plan.json").exists():
+            _same_plan(read_json_object(parts / "plan.json"), plan, parts / "plan.json")
+        else:
+            write_json(parts / "plan.json", plan)
+        shards = _write_parts(preparation, parts, len(scenes), workers)
+        manifest = _publish(preparation, folder, parts, shards, plan)
+        shutil.rmtree(parts)
+        return manifest
+
+
+def verify(out: str | Path) -> list[str]:
+    """Compares every shard of a data folder with its manifest; returns one line per fault.
+
+    Raises:
+      InputError: no manifest there.
+    """
+    manifests = sorted((Path(out) / FOLDER).glob("manifest-*.json"))
+    if not manifests:
+        raise InputError(f"{out}: no prepared data (no {FOLDER}/manifest-SPLIT.json)")
+    faults = []
+    for path in manifests:
+        for shard in tqdm(read_json_object(path)["shards"], desc=path.stem, unit="shard"):
+            file = path.parent / shard["file"]
+            try:
+                check_shard(file, shard["bytes"])
+                if _sha256(file) != shard["sha256"]:
+                    faults.append(f"{file}: SHA-256 differs from the manifest's")
+            except InputError as error:
+                faults.append(str(error))
+    return faults
+
+
+def _open(preparation: Preparation):
+    options = ReadOptions(strict=preparation.strict, split=preparation.source_split)
+    return open_scenes(preparation.source, options, format=preparation.format)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, split: str) -> Iterator[None]:
+    """Holds the folder for this process; the lock goes with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f".lock-{split}").open("w")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is preparing {split} there") from None
+        yield
+
+
+def _same_plan(found: Any, plan: dict, path: Path) -> None:
+    if found != plan:
+        found = found if isinstance(found, dict) else {}
+        old = {**found, **found.get("settings", {})}
+        new = {**plan, **plan["settings"]}
+        differing = ", ".join(
+            f"{key} {old.get(key)!r} is now {new[key]!r}"
+            for key in new
+            if key != "settings" and old.get(key) != new[key]
+        )
+        raise InputError(
+            f"{path}: prepared with other settings ({differing}); use another folder or split, or "
+            "remove it first"
+        )
+
+
+def _write_parts(
+    preparation: Preparation, parts: Path, num_scenes: int, workers: int
+) -> list[dict[str, Any]]:
+    """All shards' descriptions; writes those that are not complete."""
+    size = max(1, min(SCENES_PER_SHARD, math.ceil(num_scenes / MIN_SHARDS)))
+    ranges = [range(start, min(start + size, num_scenes)) for start in range(0, num_scenes, size)]
+    done = {
+        number: read_json_object(parts / f"{number:05d}.json")
+        for number in range(len(ranges))
+        if (parts / f"{number:05d}.json").exists()
+    }
+    missing = [number for number in range(len(ranges)) if number not in done]
+    bar = tqdm(
+        total=num_scenes,
+        initial=sum(len(ranges[number]) for number in done),
+        unit="scene",
+        desc=f"preparing {preparation.split}",
+    )
+    # Spawned, not forked: the parent has threads.
+    with (
+        bar,
+        concurrent.futures.ProcessPoolExecutor(
+            max(1, min(workers, len(missing))), multiprocessing.get_context("spawn")
+        ) as pool,
+    ):
+        waiting = {
+            pool.submit(_write_part, preparation, parts, number, ranges[number]): number
+            for number in missing
+        }
+        try:
+            for future in concurrent.futures.as_completed(waiting):
+                number = waiting[future]
+                done[number] = future.result()
+                bar.update(len(ranges[number]))
+        except concurrent.futures.BrokenExecutor as error:
+            raise InputError(
+                "a process that prepares scenes died (out of memory?); the same command goes on "
+                "where it stopped, perhaps with fewer --workers"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [done[number] for number in range(len(ranges))]
+
+
+def _write_part(
+    preparation: Preparation, parts: Path, number: int, indices: range
+) -> dict[str, Any]:
+    """Writes one shard and its description; runs in a process of its own."""
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    from data_pipeline.posed_scenes.posed_scenes_dataset_builder import FEATURES
+
+    logging.disable(logging.WARNING)  # absent frames are in the manifest
+    scenes = _open(preparation)
+    partial = parts / f"{number:05d}.partial"
+    written, rejected, count = [], [], 0
+    try:
+        # One record a group, uncompressed: a picture is read alone, and JPEGs do not shrink.
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        for index in indices:
+            name = scenes.names[index]
+            try:
+                records, holes = _records(preparation, scenes[index])
+            except InputError as error:
+                rejected.append([name, str(error)])
+                continue
+            for record in records:
+                writer.write(FEATURES.serialize_example(record))
+            written.append([name, count, len(records), holes])
+            count += len(records)
+        writer.close()
+        if count and ArrayRecordReader(str(partial)).num_records() != count:
+            raise OSError("not all records arrived")
+        description = {
+            "frames": count,
+            "bytes": partial.stat().st_size,
+            "sha256": _sha256(partial),
+            "scenes": written,
+            "rejected": rejected,
+        }
+        os.replace(partial, parts / f"{number:05d}.array_record")
+        write_json(parts / f"{number:05d}.json", description)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # the writer's, e.g. for a full disk
+        raise InputError(
+            f"{partial}: cannot be written ({error}); make room, then run the same command again"
+        ) from error
+    return description
+
+
+def _records(preparation: Preparation, scene: Scene) -> tuple[list[dict[str, Any]], list[int]]:
+    """A scene's records, and the indices of those whose picture cannot be read."""
+    records, holes = [], []
+    for index, frame in enumerate(scene.frames):
+        fxfycxcy, width, height = frame.fxfycxcy, frame.width, frame.height
+        try:
+            jpeg, fxfycxcy, width, height = _picture(preparation, frame)
+        except InputError as error:
+            if preparation.strict:
+                raise
+            jpeg, reason = b"", error
+            holes.append(index)
+        records.append(
+            {
+                "scene": scene.name,
+                "index": index,
+                "frame": frame.name,
+                "timestamp": -1 if frame.timestamp is None else frame.timestamp,
+                "image": jpeg,
+                "width": width,
+                "height": height,
+                "c2w": frame.c2w,
+                "fxfycxcy": fxfycxcy,
+            }
+        )
+    readable = len(records) - len(holes)
+    if readable < preparation.min_frames:
+        raise InputError(
+            f"{readable} readable frames, at least {preparation.min_frames} are needed"
+            + (f" ({reason})" if holes else "")
+        )
+    return records, holes
+
+
+def _picture(preparation: Preparation, frame: Frame) -> tuple[bytes, Any, int, int]:
+    """The frame as JPEG, its intrinsics, width and height."""
+    image = frame.image()  # also to see whether it can be decoded
+    if not preparation.size:
+        jpeg = frame.encoded() if frame.encoded else _encode(image, preparation.quality)
+        return jpeg, frame.fxfycxcy, frame.width, frame.height
+    size = preparation.size
+    image, fxfycxcy = resize_and_crop(image, frame.fxfycxcy, size, patch=preparation.patch)
+    if image.shape[:2] != (size, size):
+        raise InputError(
+            f"{frame.name}: a crop of {image.shape[1]}x{image.shape[0]}, not {size}x{size}: the "
+            f"frame ({frame.width}x{frame.height}) is narrower than high"
+        )
+    return _encode(image, preparation.quality), fxfycxcy, size, size
+
+
+def _encode(image, quality: int) -> bytes:
+    return simplejpeg.encode_jpeg(image, quality=quality, colorsubsampling="420")
+
+
+def _publish(
+    preparation: Preparation,
+    folder: Path,
+    parts: Path,
+    shards: list[dict[str, Any]],
+    plan: dict[str, Any],
+) -> dict[str, Any]:
+    """Names the shards as TFDS expects, writes its descriptions, then the manifest."""
+    full = [number for number, shard in enumerate(shards) if shard["frames"]]
+    rejected = [entry for shard in shards for entry in shard["rejected"]]
+    if not full:
+        raise InputError(
+            f"{preparation.source}: every scene was rejected, the first ({rejected[0][0]}) because "
+            f"{rejected[0][1]}"
+        )
+    names = {
+        number: f"posed_scenes-{preparation.split}.array_record-{i:05d}-of-{len(full):05d}"
+        for i, number in enumerate(full)
+    }
+    for number, name in names.items():
+        part = parts / f"{number:05d}.array_record"
+        if part.exists():  # an earlier call may have been stopped in between
+            os.replace(part, folder / name)
+    manifest = {
+        "plan": plan,
+        "counts": {
+            "scenes": sum(len(shard["scenes"]) for shard in shards),
+            "frames": sum(shard["frames"] for shard in shards),
+            "bytes": sum(shard["bytes"] for shard in shards if shard["frames"]),
+            "rejected_scenes": len(rejected),
+            "unreadable_frames": sum(len(row[3]) for shard in shards for row in shard["scenes"]),
+        },
+        "rejected": rejected,
+        "shards": [
+            {"file": names[number]}
+            | {key: shards[number][key] for key in ("frames", "bytes", "sha256")}
+            for number in full
+        ],
+        "scenes": [
+            [name, i, first, count, holes]
+            for i, number in enumerate(full)
+            for name, first, count, holes in shards[number]["scenes"]
+        ],
+    }
+    _describe_for_tfds(folder, preparation.split, manifest)
+    write_json(folder / f"manifest-{preparation.split}.json", manifest)
+    return manifest
+
+
+def _describe_for_tfds(folder: Path, split: str, manifest: dict[str, Any]) -> None:
+    """Writes dataset_info.json and features.json with this split and those already there."""
+    import tensorflow_datasets as tfds
+
+    from data_pipeline.posed_scenes.posed_scenes_dataset_builder import Builder
+
+    info = Builder(data_dir=folder.parent.parent, file_format="array_record").info
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name=folder.parent.name, data_dir=folder, filetype_suffix="array_record"
+    )
+    manifests = {
+        path.stem.removeprefix("manifest-"): read_json_object(path)
+        for path in sorted(folder.glob("manifest-*.json"))
+    }
+    splits = [
+        tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=[shard["frames"] for shard in each["shards"]],
+            num_bytes=each["counts"]["bytes"],
+            filename_template=template.replace(split=name),
+        )
+        for name, each in (manifests | {split: manifest}).items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="?", help="data set or capture, see docs/data.md")
+    parser.add_argument("out", help="data folder to write to")
+    parser.add_argument("--split", default="train", help="name of the result (default: train)")
+    parser.add_argument("--source-split", default="", help="split of the source, if it has several")
+    parser.add_argument("--format", help="of the source, if it cannot be told")
+    parser.add_argument(
+        "--size", default="original", help="256, 512, … pixels for square crops; or original"
+    )
+    parser.add_argument("--patch", type=int, default=8, help="patch size of the model (default: 8)")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEGs made (default: 95)")
+    parser.add_argument("--min-frames", type=int, default=2, help="fewer: scene rejected")
+    parser.add_argument("--strict", action="store_true", help="reject scenes with absent frames")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--verify", action="store_true", help="compare OUT with its manifests")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    if arguments.verify:
+        faults = verify(arguments.out)
+        print("\n".join(faults) or f"{arguments.out}: all shards are as written")
+        return 1 if faults else 0
+    if arguments.source is None:
+        parser.error("SOURCE is missing")
+    if arguments.size != "original" and not arguments.size.isdecimal():
+        parser.error(f"--size {arguments.size}: expected a number of pixels, or original")
+    preparation = Preparation(
+        source=arguments.source,
+        source_split=arguments.source_split,
+        format=arguments.format,
+        strict=arguments.strict,
+        split=arguments.split,
+        size=0 if arguments.size == "original" else int(arguments.size),
+        patch=arguments.patch,
+        quality=arguments.quality,
+        min_frames=arguments.min_frames,
+    )
+    manifest = prepare(preparation, arguments.out, workers=arguments.workers)
+    for name, reason in manifest["rejected"]:
+        print(f"rejected {name}: {reason}")
+    print(json.dumps(manifest["counts"]))
+    return 0
+
+
+if __name__ == "__main__":
+    main_exit(main)
