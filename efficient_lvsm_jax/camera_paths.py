@@ -21,6 +21,7 @@ from efficient_lvsm_jax.errors import InputError
 # they meet would be noise.
 PARALLEL = np.deg2rad(1.5)
 SMALLEST_ARC = np.deg2rad(3.0)  # narrower orbits do not move
+LEVEL = np.sin(np.deg2rad(3.0)) ** 2  # expected squared sine of the roll of a picture meant level
 ROUND = np.deg2rad(60.0)  # inputs all around the focus leave no gap as wide as this
 COMMON = 0.5  # shortest mean viewing direction with a mean camera: half a circle has 0.64
 
@@ -82,7 +83,7 @@ def orbit(c2w: np.ndarray, frames: int, *, full_circle: bool = False) -> np.ndar
     It begins at the first camera's azimuth and swings there and back over the arc of azimuths that
     the cameras cover (all of them but the widest gap), slowing down at its ends; once around if
     they leave no gap of 60° or more. Distance and elevation follow those of the cameras nearby,
-    smoothly. Up is the mean of the cameras' up.
+    smoothly. Up is what the level of most pictures says.
 
     Args:
       c2w: [V, 4, 4], V >= 2.
@@ -104,7 +105,7 @@ def orbit(c2w: np.ndarray, frames: int, *, full_circle: bool = False) -> np.ndar
             f"{len(c2w)} cameras define no point to fly around: they look in parallel, or away "
             f"from where their axes meet{advice}"
         )
-    down = _mean_direction(c2w[:, :3, 1], "image down directions", advice)
+    down = _down(c2w, advice)
     side = np.eye(3)[np.argmin(np.abs(down))]  # any direction far from down
     right = _unit(np.cross(down, side))
     basis = np.stack([right, np.cross(right, down), -down])  # [axis, 3]: azimuth 0, 90°, up
@@ -158,7 +159,7 @@ def spiral(c2w: np.ndarray, frames: int) -> np.ndarray:
     advice = "; fly an orbit or through the inputs instead"
     centres = c2w[:, :3, 3]
     middle = centres.mean(0)
-    down = _mean_direction(c2w[:, :3, 1], "image down directions", advice)
+    down = _down(c2w, advice)
     forward = _mean_direction(c2w[:, :3, 2], "viewing directions", advice, least=COMMON)
     focus = _focus(c2w)
     spread = np.sqrt(((centres - middle) ** 2).sum(-1).mean())
@@ -229,6 +230,17 @@ def _looking(centres: np.ndarray, focus: np.ndarray, down: np.ndarray) -> np.nda
     c2w[:, :3, :3] = np.stack([right, np.cross(forward, right), forward], axis=-1)
     c2w[:, :3, 3] = centres
     return c2w
+
+
+def _down(c2w: np.ndarray, advice: str) -> np.ndarray:
+    """The cameras' common down [3]: their mean image down, less what comes from their pitch.
+
+    Cameras that look down from one side have an image up that leans over to the other. Level
+    pictures tell that apart: their image right is at right angles to the true up. So the mean is
+    shrunk where image rights vary, by a ridge that keeps it where they are all alike.
+    """
+    mean, right = _mean_direction(c2w[:, :3, 1], "image down directions", advice), c2w[:, :3, 0]
+    return _unit(np.linalg.solve(right.T @ right / len(right) + LEVEL * np.eye(3), mean))
 
 
 def _mean_direction(
