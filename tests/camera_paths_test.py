@@ -191,7 +191,7 @@ def test_orbit_goes_around_when_asked_or_when_the_inputs_do(arc, options):
 
 
 def test_a_camera_straight_above_does_not_break_an_orbit():
-    above = looking_at([[0, 1e-6, 4.3]])
+    above = looking_at([[0, 0.1, 4.3]])
     path = orbit(np.concatenate([ring(np.linspace(-40, 40, 40)), above]), 48)
     check_cameras(path, np.ones((48, 4)))
     assert np.abs(azimuths(path)).max() < 42  # its own is 90
