@@ -1,0 +1,172 @@
+"""A COLMAP reconstruction: a folder with a sparse model and the pictures it was made from.
+
+The model is looked for in sparse/0, sparse/1, …, in colmap/sparse/0, …, in sparse, and in the
+folder itself; of several in one place the one with most images counts. The pictures are in images,
+or in a smaller copy of it, images_2, images_4 or images_8; intrinsics are scaled to what is there.
+
+Lenses: SIMPLE_PINHOLE and PINHOLE as they are; SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV and the
+fisheyes OPENCV_FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE undistorted; others are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.distortion import undistortion
+from data_pipeline.files import inside
+from data_pipeline.formats.colmap_model import (
+    ModelCamera,
+    ModelImage,
+    model_suffix,
+    read_cameras,
+    read_images,
+    read_points,
+)
+from data_pipeline.pictures import picture_frame
+from data_pipeline.scenes import Frame, Observations, ReadOptions, Scene, log, scene_of
+from efficient_lvsm_jax.errors import InputError
+
+NAME = "colmap"
+LOOKS_FOR = "sparse/0 or the folder itself with cameras.bin and images.bin, or .txt"
+PICTURE_FOLDERS = ("images", "images_2", "images_4", "images_8")
+MAX_OBSERVATIONS = 20_000  # of a scene; more would not make a better check of its poses
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is a folder with a sparse model."""
+    return bool(_models(path))
+
+
+def read_scene(path: Path, options: ReadOptions) -> Scene:
+    """The reconstruction in the folder `path`; its frames are sorted by name.
+
+    `observations` are those of frames whose picture is there, in pixels of the frame's undistorted
+    picture and within it. Of more than 20,000, every k-th is kept, so that all frames have their
+    share; they are read from the files when asked for.
+
+    Raises:
+      InputError: no model or no picture, a damaged file, a lens that cannot be undone.
+    """
+    folder, images = _largest(path)
+    cameras = read_cameras(folder)
+    images.sort(key=lambda image: image.name)
+    pictures = _pictures(path, images, folder)
+    frames, absent = [], []
+    for image in images:
+        where = f"{folder}, image {image.name!r}"
+        if image.camera not in cameras:
+            raise InputError(f"{where}: its camera {image.camera} is not among the model's cameras")
+        picture = pictures[image.name]
+        if picture is None:
+            absent.append(image.name)
+            continue
+        camera = cameras[image.camera]
+        fxfycxcy, distortion = camera.pinhole(f"{where}, camera {image.camera}")
+        frames.append(
+            picture_frame(
+                picture,
+                image.name,
+                image.c2w,
+                fxfycxcy,
+                stated_size=camera.size,
+                distortion=distortion,
+            )
+        )
+    has_points = os.path.isfile(folder / f"points3D{model_suffix(folder)}")
+    return scene_of(
+        path.resolve().name,
+        frames,
+        absent,
+        options,
+        observations=(lambda: _observations(folder, cameras, frames)) if has_points else None,
+    )
+
+
+def _models(path: Path) -> list[Path]:
+    """The models in the first place that has any."""
+    for place in (path / "sparse", path / "colmap" / "sparse"):
+        try:
+            below = sorted(folder for folder in place.iterdir() if model_suffix(folder))
+        except OSError:
+            continue
+        if below:
+            return below
+    return [folder for folder in (path / "sparse", path) if model_suffix(folder)][:1]
+
+
+def _largest(path: Path) -> tuple[Path, list[ModelImage]]:
+    """The model with most images, and its images."""
+    models = {folder: read_images(folder) for folder in _models(path)}
+    if not models:
+        raise InputError(f"{path}: no COLMAP model; looked for {LOOKS_FOR}")
+    folder = max(models, key=lambda folder: len(models[folder]))
+    if len(models) > 1:
+        log.warning(
+            "%s: %d separate models; reading %s, which has most images (%s)",
+            path,
+            len(models),
+            folder.relative_to(path),
+            ", ".join(f"{other.name}: {len(images)}" for other, images in models.items()),
+        )
+    if not models[folder]:
+        raise InputError(f"{folder}: the model has no image")
+    return folder, models[folder]
+
+
+def _pictures(path: Path, images: Sequence[ModelImage], folder: Path) -> dict[str, Path | None]:
+    """The picture of each image by name, from the first folder that has any; None: not there."""
+    for pictures in PICTURE_FOLDERS:
+        if not os.path.isdir(path / pictures):
+            continue
+        found: dict[str, Path | None] = {}
+        for image in images:
+            where = f"{folder}, image {image.name!r}"
+            inside(path / pictures, image.name, where)  # nor may it leave the folder of pictures
+            picture = inside(path, f"{pictures}/{image.name}", where)
+            found[image.name] = picture if os.path.isfile(picture) else None
+        if any(found.values()):
+            return found
+    raise InputError(
+        f"{path}: none of the model's {len(images)} pictures (e.g. {images[0].name!r}) is in "
+        f"{', '.join(PICTURE_FOLDERS)}; open the folder that holds these and the model"
+    )
+
+
+def _observations(
+    folder: Path, cameras: dict[int, ModelCamera], frames: Sequence[Frame]
+) -> Observations:
+    ids, positions = read_points(folder)
+    indices = {frame.name: index for index, frame in enumerate(frames)}
+    images = [image for image in read_images(folder, points=True) if image.name in indices]
+    images.sort(key=lambda image: image.name)
+    if not len(ids) or not images:
+        return Observations(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros((0, 3)))
+
+    rows = [np.minimum(np.searchsorted(ids, image.points), len(ids) - 1) for image in images]
+    known = [ids[row] == image.points for row, image in zip(rows, images, strict=True)]
+    stride = -(-sum(int(seen.sum()) for seen in known) // MAX_OBSERVATIONS) or 1
+    parts, before = [], 0
+    for image, row, seen in zip(images, rows, known, strict=True):
+        index = indices[image.name]
+        chosen = np.flatnonzero(seen)
+        chosen, before = chosen[-before % stride :: stride], before + len(chosen)
+        pixels = _in_frame(image.pixels[chosen], cameras[image.camera], frames[index])
+        size = frames[index].width, frames[index].height
+        kept = ((pixels >= 0) & (pixels <= size)).all(-1)
+        parts.append((np.full(kept.sum(), index), pixels[kept], positions[row[chosen][kept]]))
+    return Observations(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _in_frame(pixels: np.ndarray, camera: ModelCamera, frame: Frame) -> np.ndarray:
+    """Pixels [M, 2] of a picture of the camera's stated size as pixels of the frame's picture."""
+    size = frame.width, frame.height
+    scale = np.array(size) / camera.size
+    fxfycxcy, distortion = camera.pinhole(frame.name)
+    pixels = pixels * scale
+    if distortion is None or distortion.is_none:
+        return pixels
+    return undistortion(fxfycxcy * np.tile(scale, 2), size, distortion, frame.name).pixels(pixels)
