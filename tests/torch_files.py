@@ -39,9 +39,11 @@ def call(function: Raw, *arguments: Any) -> Raw:
     return Raw(function.code + encode(tuple(arguments)) + b"R")
 
 
-def storage(key: Any, length: Any, kind: str = "FloatStorage", module: str = "torch") -> Raw:
-    """A reference to a storage."""
-    reference = ("storage", name(module, kind), key, "cpu", length)
+def storage(
+    key: Any, length: Any, kind: str = "FloatStorage", module: str = "torch", view: tuple = ()
+) -> Raw:
+    """A reference to a storage; the legacy format has a sixth entry, `view`."""
+    reference = ("storage", name(module, kind), key, "cpu", length, *view)
     return Raw(encode(reference) + b"Q")
 
 
@@ -103,6 +105,29 @@ def write_torch(path: Path, content: Any, storages: dict[str, bytes] | None = No
     members = {"x/data.pkl": pickled, "x/byteorder": b"little", "x/version": b"3\n"}
     members |= {f"x/data/{key}": data for key, data in (storages or {}).items()}
     return write_zip(path, members)
+
+
+def write_legacy(
+    path: Path, content: Any, storages: dict[str, np.ndarray] | None = None, **header: Any
+) -> Path:
+    """A checkpoint in the format before PyTorch 1.6.
+
+    Args:
+      header: magic, version, machine, keys and end (bytes), where they are to be others.
+    """
+    storages = storages or {}
+    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+    magic, version = header.get("magic", 0x1950A86A20F9469CFC6C), header.get("version", 1001)
+    keys = header.get("keys", list(storages))
+    code = encode(content)
+    # The magic number needs ten bytes, more than `encode` gives a number.
+    start = Raw(b"\x8a\x0a" + magic.to_bytes(10, "little")) if type(magic) is int else magic
+    parts = [start, version, header.get("machine", machine), Raw(code.removesuffix(b".")), keys]
+    data = b"".join(b"\x80\x02" + encode(part) + b"." for part in parts)
+    for array in storages.values():
+        data += struct.pack("<q", array.size) + np.ascontiguousarray(array).tobytes()
+    path.write_bytes(data + header.get("end", b""))
+    return path
 
 
 def write_arrays(

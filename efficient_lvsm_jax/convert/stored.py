@@ -39,6 +39,11 @@ class Storage:
     dtype: np.dtype
     read: Callable[[], np.ndarray]
 
+    def part(self, offset: int, count: int) -> Storage:
+        """`count` values from value `offset` on, as a storage of their own."""
+        start, nbytes = offset * self.dtype.itemsize, count * self.dtype.itemsize
+        return Storage(nbytes, self.dtype, lambda: self.read()[start : start + nbytes])
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
