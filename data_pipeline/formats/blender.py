@@ -1,0 +1,73 @@
+"""Synthetic scenes rendered with Blender, as NeRF published them.
+
+    scene/transforms_train.json, scene/transforms_val.json, scene/transforms_test.json
+    scene/train/r_0.png …
+
+A frame's file_path mostly lacks the .png. Frames keep the order of the file, since that is how
+evaluation indices count them. Depth and normal maps in test/ are listed nowhere, so not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path, PurePosixPath
+
+from data_pipeline.files import inside
+from data_pipeline.formats.transforms_json import read_frames, read_listed
+from data_pipeline.scenes import ReadOptions, Scene, check_unique
+from efficient_lvsm_jax.errors import InputError
+
+NAME = "blender"
+FILES = {split: f"transforms_{split}.json" for split in ("train", "val", "test")}
+LOOKS_FOR = " or ".join(FILES.values())
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def detect(path: Path) -> bool:
+    """Whether path is one of the transforms files or a folder with one."""
+    if os.path.isfile(path):
+        return path.name in FILES.values()
+    return any(os.path.isfile(path / name) for name in FILES.values())
+
+
+def read_scene(path: Path, options: ReadOptions) -> Scene:
+    """One split of a scene; `options.split` must name it if the folder holds several.
+
+    Args:
+      path: the scene's folder, or one of its transforms files.
+
+    Raises:
+      InputError: no such split, or anything missing or malformed; the message names the file.
+    """
+    description = _description(path, options.split)
+    _, listed = read_frames(description)
+    listed = [
+        frame
+        if PurePosixPath(frame.name).suffix.lower() in PICTURE_SUFFIXES
+        else dataclasses.replace(frame, name=f"{frame.name}.png")
+        for frame in listed
+    ]
+    check_unique([frame.name for frame in listed], f"{description}: pictures of frames")
+    found = {
+        frame.name: inside(description.parent, frame.name, f"{frame.where}: file_path")
+        for frame in listed
+    }
+    found = {name: picture for name, picture in found.items() if os.path.isfile(picture)}
+    return read_listed(description, listed, found, options)
+
+
+def _description(path: Path, split: str) -> Path:
+    """The transforms file of the split."""
+    if not path.is_dir():
+        if split and path.name != FILES.get(split):
+            raise InputError(f"{path}: this is not split {split!r}; leave split empty")
+        return path
+    there = [name for name in FILES if os.path.isfile(path / FILES[name])]
+    if not there:
+        raise InputError(f"{path}: expected {LOOKS_FOR} in it")
+    if not split and len(there) > 1:
+        raise InputError(f"{path}: holds the splits {', '.join(there)}; name one with split")
+    if split and split not in there:
+        raise InputError(f"{path}: no split {split!r} in it, only {', '.join(there)}")
+    return path / FILES[split or there[0]]

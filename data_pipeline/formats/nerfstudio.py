@@ -1,0 +1,113 @@
+"""Captures described by a nerfstudio transforms.json; instant-ngp and DL3DV-10K write it too.
+
+    capture/transforms.json           or, as in DL3DV's sample, capture/colmap/transforms.json
+    capture/images/frame_00001.png    or scaled copies in images_2, images_4, images_8
+
+Frames are in the order of their file names. The lens is undistorted. Depth maps and masks are not
+read. applied_transform and applied_scale say how the world was moved before the file was written;
+poses and pictures agree without them, so they are left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_pipeline.files import inside
+from data_pipeline.formats.json_values import items
+from data_pipeline.formats.transforms_json import (
+    ListedFrame,
+    listed_name,
+    read_frames,
+    read_listed,
+)
+from data_pipeline.scenes import ReadOptions, Scene
+from efficient_lvsm_jax.errors import InputError
+
+NAME = "nerfstudio"
+LOOKS_FOR = "transforms.json or colmap/transforms.json"
+PLACES = ("transforms.json", "colmap/transforms.json")
+COPIES = ("", "_2", "_4", "_8")  # after the name of the pictures' folder, largest first
+SPLITS = ("train", "val", "test")
+
+
+def detect(path: Path) -> bool:
+    """Whether path is a transforms.json or a folder with one."""
+    if os.path.isfile(path):
+        return path.name == "transforms.json"
+    return any(os.path.isfile(path / place) for place in PLACES)
+
+
+def read_scene(path: Path, options: ReadOptions) -> Scene:
+    """The capture in a folder, or described by a JSON file of any name.
+
+    If some of the listed pictures are not there, but scaled copies are, the copies are taken: of
+    all folders, the one with most of the pictures; among equals, the one with the largest.
+
+    Raises:
+      InputError: anything missing, malformed or contradictory; the message names file and frame.
+    """
+    description = _description(path)
+    common, listed = read_frames(description)
+    listed.sort(key=lambda frame: PurePosixPath(frame.name))
+    listed = _of_split(common, listed, description, options.split)
+    return read_listed(description, listed, _pictures(description, listed), options)
+
+
+def _description(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for place in PLACES:
+        if os.path.isfile(path / place):
+            return path / place
+    raise InputError(f"{path}: expected {LOOKS_FOR} in it")
+
+
+def _of_split(
+    common: dict[str, Any], listed: Sequence[ListedFrame], description: Path, split: str
+) -> list[ListedFrame]:
+    """The frames of a split; all of them if none is named."""
+    if not split:
+        return list(listed)
+    key = f"{split}_filenames"
+    if key not in common:
+        there = [name for name in SPLITS if f"{name}_filenames" in common]
+        raise InputError(
+            f"{description}: split {split!r}, but there is no {key}; it lists "
+            f"{' and '.join(there) or 'no splits'}{'' if there else ', so leave split empty'}"
+        )
+    where = f"{description}: {key}"
+    wanted = {
+        listed_name(value, f"{where}[{index}]")
+        for index, value in enumerate(items(common[key], where))
+    }
+    unknown = sorted(wanted - {frame.name for frame in listed})
+    if unknown or not wanted:
+        raise InputError(f"{where}: {unknown[0] + ' is not in frames' if unknown else 'is empty'}")
+    return [frame for frame in listed if frame.name in wanted]
+
+
+def _pictures(description: Path, listed: Sequence[ListedFrame]) -> dict[str, Path]:
+    """Where pictures are, by frame name; all of them from folders of the same scale."""
+    folders = [description.parent]
+    if description.parent.resolve().name == "colmap":
+        folders.append(description.parent.parent)  # DL3DV: the pictures are beside colmap
+    best: dict[str, Path] = {}
+    for folder in folders:
+        for copy in COPIES:
+            found = {}
+            for frame in listed:
+                name = PurePosixPath(frame.name)
+                if copy and not name.parent.name:
+                    continue  # beside the JSON file: there is no folder to have copies of
+                name = name.parent.with_name(name.parent.name + copy) / name.name if copy else name
+                picture = inside(folder, str(name), f"{frame.where}: file_path")
+                if os.path.isfile(picture):
+                    found[frame.name] = picture
+            if len(found) > len(best):
+                best = found
+        if len(best) == len(listed):
+            break
+    return best
