@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,28 @@ from efficient_lvsm_jax.errors import InputError
 MIN_HEIGHT = 384  # smaller frames are enlarged, pixel by pixel, to at least this
 
 
-def write_film(path: str | Path, frames: np.ndarray, *, fps: int = 30) -> None:
+def write_film(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30) -> int:
     """Writes frames as an mp4 (H.264, yuv420p), beside and then renamed.
 
     Args:
       path: ends in .mp4.
-      frames: uint8 [F, Y, X, 3]; an odd last row or column is repeated, as the format needs even
-        sides.
+      frames: uint8 [F, Y, X, 3], or anything that yields its frames: one at a time is kept in
+        memory. An odd last row or column is repeated, as the format needs even sides.
       fps: frames a second.
 
+    Returns:
+      F.
+
     Raises:
-      InputError: frames of another shape or dtype; imageio or av is not installed.
+      InputError: no frames, or of another or changing shape or dtype; a file that cannot be
+        written; imageio or av is not installed. Nothing is left behind, and a film that was there
+        before stays.
     """
-    path, frames = Path(path), np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise InputError(
-            f"film frames {frames.dtype} {frames.shape}: expected uint8 [F, Y, X, 3], not empty"
-        )
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise InputError(f"{path}: a film's name must end in .mp4")
+    if fps < 1:
+        raise InputError(f"fps={fps}: expected at least 1 frame a second")
     try:
         import av  # noqa: F401 - imageio looks for it only when writing
         import imageio.v3 as imageio
@@ -37,16 +43,39 @@ def write_film(path: str | Path, frames: np.ndarray, *, fps: int = 30) -> None:
             "writing a film needs imageio and av: pip install 'efficient-lvsm-jax[video]'"
         ) from error
 
-    scale = -(-MIN_HEIGHT // frames.shape[1])
     partial = path.with_name(f".{path.stem}.partial.mp4")
+    count, shape = 0, None
     try:
+        partial.touch()  # before the first frame is made, which may take long
         with imageio.imopen(partial, "w", plugin="pyav") as film:
-            film.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
-            for frame in frames:  # enlarged one by one: all at once may not fit
-                film.write_frame(_enlarged(frame, scale))
+            for frame in frames:
+                frame = _checked(frame, count, shape)
+                if not count:
+                    shape = frame.shape
+                    film.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+                film.write_frame(_enlarged(frame, -(-MIN_HEIGHT // frame.shape[0])))
+                count += 1
+            if not count:
+                raise InputError("film frames: none; expected uint8 [F, Y, X, 3], not empty")
         os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
+    return count
+
+
+def _checked(frame: np.ndarray, index: int, shape: tuple[int, ...] | None) -> np.ndarray:
+    """A frame that can be written after others of `shape`, if there were any."""
+    frame = np.asarray(frame)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        raise InputError(
+            f"film frame {index}, {frame.dtype} {frame.shape}: expected uint8 [F, Y, X, 3], not "
+            "empty"
+        )
+    if shape not in (None, frame.shape):
+        raise InputError(f"film frame {index} is {frame.shape}, those before are {shape}")
+    return frame
 
 
 def _enlarged(frame: np.ndarray, scale: int) -> np.ndarray:
