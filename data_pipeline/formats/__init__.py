@@ -15,12 +15,34 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from data_pipeline.formats import torch_chunks
+from data_pipeline.formats import (
+    array_record,
+    blender,
+    colmap,
+    llff,
+    nerfstudio,
+    objects,
+    prepared,
+    realestate,
+    torch_chunks,
+)
 from data_pipeline.scenes import ReadOptions, Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError
 
-# In the order in which they are tried: a folder may look like several.
-_READERS: tuple[ModuleType, ...] = (torch_chunks,)
+# In the order in which they are tried: a folder may look like several. Captures made with COLMAP
+# keep its model beside the file that was made of it; that file comes first, since it may leave
+# frames out or split them.
+_READERS: tuple[ModuleType, ...] = (
+    array_record,
+    realestate,
+    torch_chunks,
+    prepared,
+    nerfstudio,
+    blender,
+    llff,
+    colmap,
+    objects,
+)
 FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in _READERS}
 CAPTURE_DEPTH = 2  # folders below the opened one in which captures are looked for
 
