@@ -58,13 +58,18 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     with metrics_file(workdir, since=int(state.step)) as log:
         bar = tqdm(total=config.steps, initial=int(state.step), unit="step", dynamic_ncols=True)
         step = int(state.step)
+        scenes_left_out = {"replaced": 0, "unreadable": 0}  # by this process since it began
         while step < config.steps:
-            batch = put_batch(mesh, next(batches))
+            batch = next(batches)
+            for name in scenes_left_out:
+                scenes_left_out[name] += int(batch.pop(name).sum())
+            batch = put_batch(mesh, batch)
             state, metrics = train_step(config.family, model, optimizer, state, batch)
             step += 1
             bar.update()
             if step % config.log_every == 0 or step == config.steps:
                 row = {"step": step} | {name: float(value) for name, value in metrics.items()}
+                row |= scenes_left_out
                 log.write(json.dumps(row) + "\n")
                 rate = (bar.format_dict["rate"] or 0.0) * data.batch_size
                 bar.set_postfix_str(

@@ -1,11 +1,13 @@
-"""Batches for training and scenes for evaluation, from any random-access source of posed scenes.
+"""Batches for training, from any scenes that can be opened.
 
-A source has a length and gives, for an index, {"image" uint8 [V, Y, X, 3], "c2w" [V, 4, 4],
-"fxfycxcy" [V, 4], "scene" str}: world-space OpenCV camera-to-world poses, intrinsics in pixels.
+A batch is {"inputs", "targets"}, each {"image" uint8 [B, V, Y, X, 3], "c2w" float32 [B, V, 4, 4],
+"fxfycxcy" float32 [B, V, 4]}, and "replaced" and "unreadable", int32 [B], see `training_dataset`.
+The poses of a scene are normalised over its inputs and targets together, as the published program
+does (`cameras.SceneFrame`). Pictures stay bytes until they are on the device: a quarter of the
+traffic.
 
-What comes out is {"inputs", "targets"}, each {"image" float32 [.., Y, X, 3] in [0, 1], "c2w"
-float32 [.., 4, 4], "fxfycxcy" float32 [.., 4]}, the poses of a scene normalised over its inputs
-and targets together, as the published program does (`cameras.SceneFrame`).
+Batch k is a function of (settings, seed, k) alone, whatever the number of processes, threads and
+workers, so the position in the data is one integer.
 
 Axis legend: B scene  V view (inputs or targets)  Y X pixels.
 """
@@ -13,16 +15,32 @@ Axis legend: B scene  V view (inputs or targets)  Y X pixels.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.views import check_counts, draw_views, mirror, permute_colours, split_views
+from data_pipeline.scenes import ReadOptions, Scene, open_scenes, scene_of_arrays
+from data_pipeline.transforms import resize_and_crop
+from data_pipeline.views import (
+    check_counts,
+    draw_views,
+    draw_window,
+    mirror,
+    permute_colours,
+    split_views,
+)
 from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MAX_REPLACEMENTS = 100  # scenes tried for one place in a batch
+MAX_REDRAWS = 20  # of a scene's views, when one of them is a hole
 
 
 class Source(Protocol):
@@ -37,28 +55,59 @@ class Source(Protocol):
 class DataConfig:
     """What training sees.
 
-    scenes, views, size: generated scenes, their views and their height and width in pixels.
-    batch_size: scenes a batch. num_inputs_cycle: input views of the scenes of batch 0, 1, 2, …,
-    starting over at the end. num_targets: target views a scene. target_has_input: targets are drawn
-    from all views, inputs included. mirror, permute_colours: variations, see `views`.
+    Attributes:
+      path: what `scenes.open_scenes` reads; "" trains on generated scenes.
+      split: of that data set, if it has several.
+      scenes, views: generated scenes and their views.
+      size: height and width of the pictures. Frames of another size are resized and cropped
+        (`transforms.resize_and_crop`, `patch`).
+      batch_size: scenes of a batch, of all processes together.
+      num_inputs_cycle: input views of the scenes of batch 0, 1, 2, …, starting over at the end; so
+        a batch has one shape and as many shapes are compiled as there are different numbers.
+      num_targets: target views of a scene.
+      target_has_input: targets are drawn from all views drawn, inputs included.
+      min_distance, max_distance: frames between the first and the last view drawn, see
+        `views.draw_window`; max_distance 0 draws any views of a scene (`views.draw_views`).
+      shuffle_inputs: inputs in random order, not the window's ends first.
+      mirror, permute_colours: variations, see `views`.
+      skip_unreadable: another scene takes the place of one that cannot be read, and is counted;
+        otherwise training ends with an error that names the file.
+      threads: that prepare batches while the model computes. workers: processes that do instead; 0
+        uses threads, which suits few cores.
     """
 
+    path: str = ""
+    split: str = ""
     scenes: int = 4000
     views: int = 8
     size: int = 48
+    patch: int = 8
     batch_size: int = 8
     num_inputs_cycle: tuple[int, ...] = (2, 4, 2, 1)
     num_targets: int = 4
     target_has_input: bool = False
+    min_distance: int = 25
+    max_distance: int = 0
+    shuffle_inputs: bool = False
     mirror: bool = True
     permute_colours: bool = True
+    skip_unreadable: bool = False
+    threads: int = 1
+    workers: int = 0
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise InputError(f"data.batch_size={self.batch_size}: must be at least 1")
+        for name, low in (("batch_size", 1), ("threads", 1), ("workers", 0), ("min_distance", 1)):
+            if getattr(self, name) < low:
+                raise InputError(f"data.{name}={getattr(self, name)}: must be at least {low}")
         if not self.num_inputs_cycle:
             raise InputError("data.num_inputs_cycle=(): must name at least one number of inputs")
-        self.check_views(self.views)
+        if self.max_distance and self.max_distance <= self.min_distance:
+            raise InputError(
+                f"data.max_distance={self.max_distance}: must be above min_distance="
+                f"{self.min_distance}, or 0 for any views"
+            )
+        if not self.path:
+            self.check_views(self.views)
 
     def check_views(self, views: int) -> None:
         """Raises InputError unless scenes of this many views are enough for every batch."""
@@ -69,67 +118,225 @@ class DataConfig:
 
 
 def training_batches(
-    config: DataConfig, *, seed: int, progress: bool = False
+    config: DataConfig,
+    *,
+    seed: int,
+    process: tuple[int, int] | None = None,
+    progress: bool = False,
 ) -> grain.DatasetIterator:
-    """Endless batches of generated training scenes; draws the scenes first (see `progress`).
+    """Endless batches, this process's rows of each.
 
-    Batch k is a function of (config, seed, k). The iterator's state is its position: save it with
-    `grain.checkpoint.CheckpointSave`, or with `get_state` and `set_state`.
-    """
-    recipe = SceneRecipe(size=config.size, views=config.views)
-    source = ProceduralScenes(
-        config.scenes, split="train", seed=seed, recipe=recipe, progress=progress
-    )
-    # One thread prepares the next batches while the model computes: the cores are for the model.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    return iter(training_dataset(source, config, seed=seed).to_iter_dataset(options))
+    Args:
+      config: what to read; generated scenes are drawn here, first (see `progress`).
+      seed: of the scenes' order, the views drawn and, if scenes are generated, the scenes.
+      process: (index, count) of the processes that share each batch; None asks JAX.
+      progress: draw a progress bar while generating scenes.
 
-
-def training_dataset(source: Source, config: DataConfig, *, seed: int) -> grain.MapDataset:
-    """Endless random-access batches of a source: `training_dataset(...)[k]` is batch k.
-
-    Every epoch visits every scene once, in another order; a batch may reach into the next epoch.
-    All scenes of a batch have the same number of inputs. The settings `scenes`, `views` and `size`
-    are the source's own business here.
+    Returns:
+      An iterator whose state is its position: save it with `grain.checkpoint.CheckpointSave`, or
+      with `get_state` and `set_state`.
 
     Raises:
-      InputError: an empty source, or one whose scenes have too few views.
+      InputError: nothing to read at the path, scenes with too few views, or a batch that the
+        processes do not divide. While iterating: a scene that cannot be read, unless
+        `skip_unreadable`.
+    """
+    if config.path:
+        scenes: Sequence[Scene] = open_scenes(config.path, ReadOptions(split=config.split))
+    else:
+        recipe = SceneRecipe(size=config.size, views=config.views)
+        scenes = InMemory(
+            ProceduralScenes(
+                config.scenes, split="train", seed=seed, recipe=recipe, progress=progress
+            )
+        )
+    dataset = training_dataset(scenes, config, seed=seed, process=process)
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
+    batches = dataset.to_iter_dataset(options)
+    if config.workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    return iter(batches)
+
+
+class InMemory(Sequence):
+    """Scenes of a source of arrays, such as `ProceduralScenes`."""
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Scene:
+        example = self._source[index]
+        return scene_of_arrays(
+            example["scene"], example["image"], example["c2w"], example["fxfycxcy"]
+        )
+
+
+def training_dataset(
+    scenes: Sequence[Scene],
+    config: DataConfig,
+    *,
+    seed: int,
+    process: tuple[int, int] | None = None,
+) -> grain.MapDataset:
+    """Endless random-access batches of scenes: `training_dataset(...)[k]` is batch k.
+
+    Every epoch visits every scene once, in another order; a batch may reach into the next epoch.
+    A scene too short for the views asked for gives its place to another, drawn at random, and so
+    does one that cannot be read if the settings allow it: "replaced" and "unreadable" count them
+    for each place in the batch.
+
+    Raises:
+      InputError: no scene, a seed out of range, a batch that the processes do not divide; when
+        asked for a batch, what is wrong with the data.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed={seed}: must be at least 0 and below 2**32")
-    if len(source) < 1:
+    if len(scenes) < 1:
         raise InputError("the data source is empty: training needs at least 1 scene")
-    config.check_views(len(source[0]["c2w"]))
+    index, count = process or (jax.process_index(), jax.process_count())
+    if config.batch_size % count:
+        raise InputError(
+            f"data.batch_size={config.batch_size}: not divisible by the {count} processes"
+        )
     cycle = config.num_inputs_cycle
 
-    def choose(example: dict, rng: np.random.Generator) -> dict:
-        views = len(example["c2w"])
-        counts = (example["num_inputs"], config.num_targets)
-        chosen = draw_views(rng, views, *counts, target_has_input=config.target_has_input)
-        # Drawn whether used or not, so that a setting changes only what it says.
-        flip, order = rng.random() < 0.5, rng.permutation(3)
-        example = split_views(example, *chosen)
-        del example["scene"]
-        for name in example:
-            if config.mirror and flip:
-                example[name] = mirror(example[name])
-            if config.permute_colours:
-                example[name] = permute_colours(example[name], order)
-        return _normalised(example)
+    def with_num_inputs(place: int, scene: int) -> tuple[int, int]:
+        return scene, cycle[place // config.batch_size % len(cycle)]
 
-    def with_num_inputs(index: int, example: dict) -> dict:
-        return example | {"num_inputs": cycle[index // config.batch_size % len(cycle)]}
-
-    return (
-        grain.MapDataset.source(source)
+    places = (
+        grain.MapDataset.range(len(scenes))
         .seed(seed)
         .shuffle()
         .repeat(None)
         .map_with_index(with_num_inputs)
-        .random_map(choose)
-        .batch(config.batch_size)
-        .map(_with_float_images)
+        .random_map(_ExampleMaker(scenes, config))
     )
+    return _Rows(places, config.batch_size, index, count).batch(config.batch_size // count)
+
+
+class _Rows(grain.MapDataset):
+    """The rows of every batch that belong to one of several processes, in order."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, process: int, count: int):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, batch_size // count
+        self._first = process * self._rows
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first + row]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExampleMaker(grain.transforms.RandomMap):
+    """From (scene, number of inputs) to an example: views drawn, read, prepared and varied."""
+
+    scenes: Sequence[Scene]
+    config: DataConfig
+
+    def random_map(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
+        index, num_inputs = element
+        replaced = unreadable = 0
+        for _ in range(MAX_REPLACEMENTS):
+            try:
+                example = self._example(self.scenes[index], num_inputs, rng)
+                if example is not None:
+                    counts = {"replaced": replaced, "unreadable": unreadable}
+                    return example | {key: np.int32(value) for key, value in counts.items()}
+                replaced += 1
+            except InputError as error:
+                if not self.config.skip_unreadable:
+                    raise
+                log.warning("skipped: %s", error)
+                unreadable += 1
+            index = int(rng.integers(len(self.scenes)))
+        raise InputError(
+            f"none of {MAX_REPLACEMENTS} scenes drawn could be used: {replaced} too short for "
+            f"{num_inputs} inputs and {self.config.num_targets} targets at least "
+            f"{self.config.min_distance} frames apart, {unreadable} unreadable; change the data "
+            "settings or prepare the data again"
+        )
+
+    def _example(
+        self, scene: Scene, num_inputs: int, rng: np.random.Generator
+    ) -> dict[str, Any] | None:
+        """An example, or None if the scene is too short."""
+        chosen = self._choose(scene, num_inputs, rng)
+        if chosen is None:
+            return None
+        # Drawn whether used or not, so that a setting changes only what it says.
+        flip, order = rng.random() < 0.5, rng.permutation(3)
+        read = {view: self._read(scene, view) for view in dict.fromkeys(np.concatenate(chosen))}
+        c2w = normalise_poses(np.stack([read[view][1] for view in np.concatenate(chosen)]))
+        example = {}
+        for name, side, poses in zip(
+            ("inputs", "targets"), chosen, np.split(c2w, [num_inputs]), strict=True
+        ):
+            example[name] = {
+                "image": np.stack([read[view][0] for view in side]),
+                "c2w": poses,
+                "fxfycxcy": np.stack([read[view][2] for view in side]).astype(np.float32),
+            }
+            if self.config.mirror and flip:
+                example[name] = mirror(example[name])
+            if self.config.permute_colours:
+                example[name] = permute_colours(example[name], order)
+            example[name] = {k: np.ascontiguousarray(v) for k, v in example[name].items()}
+        return example
+
+    def _choose(
+        self, scene: Scene, num_inputs: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Inputs and targets, none of them a hole; None if the scene is too short."""
+        config, count = self.config, len(scene.frames)
+        for _ in range(MAX_REDRAWS):
+            if config.max_distance:
+                chosen = draw_window(
+                    rng,
+                    count,
+                    num_inputs,
+                    config.num_targets,
+                    min_distance=config.min_distance,
+                    max_distance=config.max_distance,
+                    target_has_input=config.target_has_input,
+                    shuffle_inputs=config.shuffle_inputs,
+                )
+            else:
+                config.check_views(count)
+                chosen = draw_views(
+                    rng,
+                    count,
+                    num_inputs,
+                    config.num_targets,
+                    target_has_input=config.target_has_input,
+                )
+            if chosen is None or set(scene.holes).isdisjoint(np.concatenate(chosen)):
+                return chosen
+        raise InputError(
+            f"{scene.name}: {len(scene.holes)} of its {count} frames are unreadable, too many to "
+            "draw views among the others"
+        )
+
+    def _read(self, scene: Scene, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Picture uint8 [size, size, 3], pose and intrinsics of a view."""
+        frame, size = scene.frames[view], self.config.size
+        image, fxfycxcy = frame.image(), frame.fxfycxcy
+        if image.shape[:2] != (size, size):
+            image, fxfycxcy = resize_and_crop(image, fxfycxcy, size, patch=self.config.patch)
+        if image.shape[:2] != (size, size):
+            raise InputError(
+                f"{scene.name}, {frame.name}: {frame.width}x{frame.height} pixels give a crop of "
+                f"{image.shape[1]}x{image.shape[0]}, training needs {size}x{size}"
+            )
+        return image, frame.c2w, fxfycxcy
 
 
 class EvaluationScenes(Sequence):

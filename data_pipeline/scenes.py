@@ -12,6 +12,7 @@ distortion. The world's frame and unit are those of the source.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -229,6 +230,26 @@ def scene_of(
             raise InputError(f"{line} (refused because reading is strict)")
         log.warning("%s; going on with the other %d", line, listed - len(absent))
     return Scene(name, frames, absent, tuple(holes), observations)
+
+
+def scene_of_arrays(name: str, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Scene:
+    """A scene in memory: image uint8 [V, Y, X, 3], c2w [V, 4, 4], fxfycxcy [V, 4]."""
+    height, width = image.shape[1:3]
+    poses, intrinsics = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
+    return Scene(
+        name,
+        tuple(
+            Frame(
+                f"{view:05d}",
+                poses[view],
+                intrinsics[view],
+                width,
+                height,
+                functools.partial(image.__getitem__, view),
+            )
+            for view in range(len(image))
+        ),
+    )
 
 
 def check_unique(names: Sequence[str], what: str) -> None:

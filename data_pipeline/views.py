@@ -45,6 +45,50 @@ def draw_views(
     return inputs, rest[:num_targets]
 
 
+def draw_window(
+    rng: np.random.Generator,
+    num_views: int,
+    num_inputs: int,
+    num_targets: int,
+    *,
+    min_distance: int = 25,
+    max_distance: int = 192,
+    target_has_input: bool = True,
+    shuffle_inputs: bool = False,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draws views from a window of a film, as the published training does.
+
+    The window's length in frames is uniform between the two distances (at least the number of views
+    drawn, at most what the film has), its start uniform. Drawn are its first frame, its last, and
+    others in between, in random order. The first num_inputs of them are the inputs, so a
+    single input is the window's first frame.
+
+    Args:
+      num_views: frames of the film.
+      min_distance, max_distance: between the first and the last frame of the window.
+      target_has_input: targets are drawn from all frames drawn, inputs included; otherwise they are
+        the rest of them.
+      shuffle_inputs: the inputs in random order, not the window's ends first.
+
+    Returns:
+      Indices of the inputs [num_inputs] and of the targets [num_targets], or None if the film is
+      too short for any window.
+    """
+    drawn = num_inputs + num_targets
+    shortest, longest = max(min_distance, drawn), min(num_views - 1, max_distance)
+    if num_views < drawn or longest <= shortest:
+        return None
+    distance = int(rng.integers(shortest, longest + 1))
+    start = int(rng.integers(num_views - distance))
+    between = start + 1 + rng.choice(distance - 1, size=drawn - 2, replace=False)
+    order = np.concatenate([[start, start + distance], between])
+    inputs = order[:num_inputs]
+    targets = (
+        order[rng.permutation(drawn)[:num_targets]] if target_has_input else order[num_inputs:]
+    )
+    return (rng.permutation(inputs) if shuffle_inputs else inputs), targets
+
+
 def check_counts(
     num_views: int, num_inputs: int, num_targets: int, *, target_has_input: bool = False
 ) -> None:

@@ -12,11 +12,13 @@ import pytest
 
 from data_pipeline.pipeline import (
     DataConfig,
+    InMemory,
     evaluation_scenes,
     training_batches,
     training_dataset,
 )
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.scenes import Scene, scene_of_arrays
 from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
 
@@ -38,19 +40,19 @@ class NumberedScenes:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict:
-        image = np.zeros((self.views, 8, 8, 3), np.uint8)
+    def __getitem__(self, index: int) -> Scene:
+        image = np.zeros((self.views, 16, 16, 3), np.uint8)
         image[..., 0] = index
         image[..., 1] = np.arange(self.views)[:, None, None]
         c2w = np.tile(np.eye(4, dtype=np.float32), (self.views, 1, 1))
         c2w[:, 0, 3] = np.arange(self.views)
-        fxfycxcy = np.tile(np.float32([8, 8, 4, 4]), (self.views, 1))
-        return {"image": image, "c2w": c2w, "fxfycxcy": fxfycxcy, "scene": str(index)}
+        fxfycxcy = np.tile(np.float32([16, 16, 8, 8]), (self.views, 1))
+        return scene_of_arrays(str(index), image, c2w, fxfycxcy)
 
 
 def numbers(side: dict, channel: int) -> np.ndarray:
     """What NumberedScenes wrote into the pictures, [B, V]."""
-    return np.rint(side["image"][..., 0, 0, channel] * 255).astype(int)
+    return side["image"][..., 0, 0, channel].astype(int)
 
 
 def assert_equal_batches(a: dict, b: dict) -> None:
@@ -58,8 +60,8 @@ def assert_equal_batches(a: dict, b: dict) -> None:
 
 
 def test_a_batch_has_the_documented_arrays(scenes):
-    batch = training_dataset(scenes, CONFIG, seed=0)[1]
-    assert batch.keys() == {"inputs", "targets"}
+    batch = training_dataset(InMemory(scenes), CONFIG, seed=0)[1]
+    assert batch.keys() == {"inputs", "targets", "replaced", "unreadable"}
     for side, views in (("inputs", 4), ("targets", 2)):
         shapes = {key: value.shape for key, value in batch[side].items()}
         assert shapes == {
@@ -67,13 +69,14 @@ def test_a_batch_has_the_documented_arrays(scenes):
             "c2w": (3, views, 4, 4),
             "fxfycxcy": (3, views, 4),
         }
-        for value in batch[side].values():
-            assert value.dtype == np.float32 and value.flags.c_contiguous
-        assert 0 <= batch[side]["image"].min() < 0.5 < batch[side]["image"].max() <= 1
+        for key, value in batch[side].items():
+            assert value.dtype == (np.uint8 if key == "image" else np.float32)
+            assert value.flags.c_contiguous
+        assert batch[side]["image"].min() < 128 < batch[side]["image"].max()
 
 
 def test_the_number_of_inputs_follows_the_cycle(scenes):
-    dataset = training_dataset(scenes, CONFIG, seed=0)
+    dataset = training_dataset(InMemory(scenes), CONFIG, seed=0)
     inputs = [dataset[step]["inputs"]["image"].shape[1] for step in range(9)]
     assert inputs == [2, 4, 2, 1, 2, 4, 2, 1, 2]
 
@@ -82,10 +85,10 @@ def test_a_batch_is_a_function_of_seed_and_step(scenes):
     batches = iter(training_batches(CONFIG, seed=5))
     in_order = [next(batches) for _ in range(9)]
     source = ProceduralScenes(12, seed=5, recipe=SceneRecipe(size=16, views=6))
-    dataset = training_dataset(source, CONFIG, seed=5)
+    dataset = training_dataset(InMemory(source), CONFIG, seed=5)
     for step in (8, 2, 5, 0):
         assert_equal_batches(dataset[step], in_order[step])
-    other = training_dataset(source, CONFIG, seed=6)[0]
+    other = training_dataset(InMemory(source), CONFIG, seed=6)[0]
     assert not np.array_equal(other["inputs"]["image"], in_order[0]["inputs"]["image"])
 
 
@@ -147,11 +150,11 @@ def test_targets_are_inputs_only_when_allowed(allowed):
 def test_a_batch_of_one_scene_has_a_scene_axis():
     config = dataclasses.replace(CONFIG, batch_size=1)
     batch = training_dataset(NumberedScenes(4), config, seed=0)[0]
-    assert batch["inputs"]["image"].shape == (1, 2, 8, 8, 3)
+    assert batch["inputs"]["image"].shape == (1, 2, 16, 16, 3)
 
 
 def test_poses_are_normalised_over_inputs_and_targets_together(scenes):
-    dataset = training_dataset(scenes, PLAIN, seed=0)
+    dataset = training_dataset(InMemory(scenes), PLAIN, seed=0)
     for step in range(4):
         batch = dataset[step]
         poses = np.concatenate([batch["inputs"]["c2w"], batch["targets"]["c2w"]], 1)
@@ -161,16 +164,20 @@ def test_poses_are_normalised_over_inputs_and_targets_together(scenes):
 
 def test_without_variations_pictures_are_the_source_s(scenes):
     known = {scenes[i]["image"][v].tobytes() for i in range(12) for v in range(6)}
-    plain, varied = (training_dataset(scenes, config, seed=0)[1] for config in (PLAIN, CONFIG))
-    views = np.rint(plain["inputs"]["image"] * 255).astype(np.uint8).reshape(-1, 16, 16, 3)
+    plain, varied = (
+        training_dataset(InMemory(scenes), config, seed=0)[1] for config in (PLAIN, CONFIG)
+    )
+    views = plain["inputs"]["image"].reshape(-1, 16, 16, 3)
     assert all(view.tobytes() in known for view in views)
-    views = np.rint(varied["inputs"]["image"] * 255).astype(np.uint8).reshape(-1, 16, 16, 3)
+    views = varied["inputs"]["image"].reshape(-1, 16, 16, 3)
     assert not all(view.tobytes() in known for view in views)
 
 
 def test_a_scene_is_varied_alike_in_inputs_and_targets(scenes):
     """Each varied scene is one mirror and one order of colours away from the source."""
-    plain, varied = (training_dataset(scenes, config, seed=0) for config in (PLAIN, CONFIG))
+    plain, varied = (
+        training_dataset(InMemory(scenes), config, seed=0) for config in (PLAIN, CONFIG)
+    )
     mirrored = set()
     for step in range(4):
         for row in range(3):
@@ -236,7 +243,7 @@ def test_settings_that_cannot_be_are_named(setting, message):
 
 def test_an_unsuitable_source_fails_at_once():
     with pytest.raises(InputError, match=r"4 inputs and 2 targets.*5 views"):
-        training_dataset(NumberedScenes(3, views=5), CONFIG, seed=0)
+        training_dataset(NumberedScenes(3, views=5), CONFIG, seed=0)[1]
     with pytest.raises(InputError, match="empty"):
         training_dataset(NumberedScenes(0), CONFIG, seed=0)
     with pytest.raises(InputError, match="seed=-1"):
