@@ -4,7 +4,7 @@ import pytest
 from conftest import channels_last, golden
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.metrics import psnr, ssim
+from efficient_lvsm_jax.metrics import check_range, psnr, ssim
 
 
 def pair(size=(16, 20)):
@@ -70,3 +70,36 @@ def test_shapes_that_differ_or_are_too_small_are_refused():
         psnr(a[:, :8], b)
     with pytest.raises(InputError, match="at least 11 pixels"):
         ssim(a[:, :10], b[:, :10])
+
+
+def test_a_mask_leaves_out_every_other_pixel():
+    a, b = pair((24, 24))
+    mask = np.zeros((3, 24, 24), bool)
+    mask[:, 4:20, 4:20] = True
+    inside = (slice(None), slice(4, 20), slice(4, 20))
+    np.testing.assert_allclose(psnr(a, b, mask=mask), psnr(a[inside], b[inside]), atol=1e-5)
+    elsewhere = np.where(mask[..., None], a, 0)
+    np.testing.assert_array_equal(psnr(elsewhere, b, mask=mask), psnr(a, b, mask=mask))
+    mask[:, 4:20, 4:20] = False
+    mask[:, 9:15, 9:15] = True  # windows of 11 about these see 4 to 19
+    np.testing.assert_allclose(ssim(a, b, mask=mask), ssim(a[inside], b[inside]), atol=1e-5)
+
+
+def test_a_full_mask_changes_nothing():
+    a, b = pair()
+    full = np.ones((3, 16, 20), bool)
+    for metric in (psnr, ssim):
+        np.testing.assert_allclose(metric(a, b, mask=full), metric(a, b), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "picture, looks_like",
+    [([0, 255], "8-bit"), ([-1, 1], r"\[-1, 1\]"), ([0, np.nan], "not finite"), ([0, 1.5], "no")],
+)
+def test_another_range_is_recognised(picture, looks_like):
+    with pytest.raises(InputError, match=f"render.png.*{looks_like}.*expected"):
+        check_range(np.float32(picture), "render.png")
+
+
+def test_rounding_may_leave_the_range():
+    check_range(np.float32([-1e-4, 1 + 1e-4]), "render.png")
