@@ -39,7 +39,8 @@ def resize_and_crop(
     As published: the width becomes int(size / Y · X), rounded half-even to a multiple of `patch`
     (so the picture is stretched by up to half a patch, and fx and fy scale differently); Lanczos
     on 8-bit values; crop offsets rounded down. A frame narrower than high is therefore cropped to
-    its resized width, below `size`: frames of one batch must share an orientation.
+    its resized width, below `size`: frames of one batch must share an orientation, or go through
+    `portrait_to_square` first.
 
     Args:
       image: uint8 [Y, X, 3], RGB.
@@ -87,3 +88,16 @@ def resize_and_crop(
         prepared = np.ascontiguousarray(prepared[top : top + side, left : left + side])
         fxfycxcy = fxfycxcy - [0, 0, left, top]
     return prepared, fxfycxcy
+
+
+def portrait_to_square(image: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The centre square of a frame narrower than high, its intrinsics moved along; others as is.
+
+    `resize_and_crop` then makes it [size, size, 3] as well. The published preparation does not do
+    this; it is for showing portrait captures, not for scores that are to be compared.
+    """
+    height, width = image.shape[:2]
+    if width >= height:
+        return image, fxfycxcy
+    top = (height - width) // 2
+    return image[top : top + width], np.asarray(fxfycxcy, np.float64) - [0, 0, 0, top]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import channels_last, golden
 
-from data_pipeline.transforms import preprocess_frame
+from data_pipeline.transforms import portrait_to_square, preprocess_frame
 from efficient_lvsm_jax.errors import InputError
 
 INTRINSICS = np.array([100.0, 110.0, 60.0, 40.0])
@@ -82,6 +82,26 @@ def test_portrait_frame_is_cropped_to_its_resized_width():
     image, (fx, fy, cx, cy) = preprocess_frame(raw, np.array([90.0, 90, 32, 64]), 64)
     assert image.shape == (32, 32, 3)
     np.testing.assert_allclose([fx, fy, cx, cy], [45, 45, 16, 16])
+
+
+def test_portrait_frame_made_square_first_keeps_its_whole_width_at_full_size():
+    raw = np.zeros((170, 90, 3), np.uint8)
+    raw[80:92, 30:40] = 255  # its middle, (35, 86), is where the camera's axis hits the image
+    square = portrait_to_square(raw, np.array([80.0, 80, 35, 86]))
+    image, (fx, fy, cx, cy) = preprocess_frame(*square, 64)
+    assert image.shape == (64, 64, 3)
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    light = image[..., 0]
+    middle = np.array([(light * columns).sum(), (light * rows).sum()]) / light.sum()
+    np.testing.assert_allclose(middle, [cx, cy], atol=0.05)
+    np.testing.assert_allclose([fx, fy], 80 * 64 / 90, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(90, 160), (64, 64)])
+def test_other_frames_are_not_made_square(shape):
+    raw = noise(*shape)
+    image, fxfycxcy = portrait_to_square(raw, INTRINSICS)
+    assert image is raw and fxfycxcy is INTRINSICS
 
 
 @pytest.mark.parametrize(
