@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import ReadOptions, Scene, open_scenes, scene_of_arrays
@@ -123,7 +124,7 @@ def training_batches(
     seed: int,
     process: tuple[int, int] | None = None,
     progress: bool = False,
-) -> grain.DatasetIterator:
+) -> TrainingBatches:
     """Endless batches, this process's rows of each.
 
     Args:
@@ -133,8 +134,7 @@ def training_batches(
       progress: draw a progress bar while generating scenes.
 
     Returns:
-      An iterator whose state is its position: save it with `grain.checkpoint.CheckpointSave`, or
-      with `get_state` and `set_state`.
+      An iterator whose state is its position, see `TrainingBatches`.
 
     Raises:
       InputError: nothing to read at the path, scenes with too few views, or a batch that the
@@ -150,12 +150,55 @@ def training_batches(
                 config.scenes, split="train", seed=seed, recipe=recipe, progress=progress
             )
         )
-    dataset = training_dataset(scenes, config, seed=seed, process=process)
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
-    batches = dataset.to_iter_dataset(options)
-    if config.workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return iter(batches)
+    return TrainingBatches(training_dataset(scenes, config, seed=seed, process=process), config)
+
+
+class TrainingBatches(grain.DatasetIterator):
+    """Batches in order, prepared ahead; the state is the number of the next batch.
+
+    Save it with `grain.checkpoint.CheckpointSave`, or with `get_state` and `set_state`. It may go
+    on with other numbers of threads and workers than it began with.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, config: DataConfig):
+        super().__init__()
+        self._dataset, self._config, self._next = dataset, config, 0
+        self._batches: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, Any]:
+        if self._batches is None:
+            self._batches = iter(self._from(self._next))
+        try:
+            batch = next(self._batches)
+        except InputError:
+            raise
+        except RuntimeError as error:  # grain's, for a worker that is gone or that raised
+            raise InputError(
+                f"preparing batch {self._next} failed in a worker process: {error}; if it was "
+                "killed (out of memory?), use fewer data.workers, or 0 for threads"
+            ) from error
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """{"next_index": number of the next batch}."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to where `get_state` was called."""
+        self._next, self._batches = int(state["next_index"]), None
+
+    def _from(self, first: int) -> grain.IterDataset:
+        """Batches from number `first` on, prepared by threads or by processes."""
+        config = self._config
+        if config.workers and not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which no one has given
+        batches = self._dataset[first:].to_iter_dataset(
+            grain.ReadOptions(config.threads, 2 * config.threads)
+        )
+        if not config.workers:
+            return batches
+        return batches.mp_prefetch(grain.MultiprocessingOptions(config.workers))
 
 
 class InMemory(Sequence):
