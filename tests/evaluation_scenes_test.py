@@ -1,0 +1,168 @@
+"""Which scenes and frames are scored, and how they are prepared."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from five_cameras import five_cameras
+
+from data_pipeline.evaluation_index import ChosenFrames, EvaluationIndex
+from data_pipeline.evaluation_scenes import (
+    Preparation,
+    generated_scenes,
+    indexed_scenes,
+    same_views,
+)
+from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.scenes import Frame, Scene, Scenes
+from data_pipeline.transforms import preprocess_frame
+from efficient_lvsm_jax.cameras import normalise_poses
+from efficient_lvsm_jax.errors import InputError
+
+PREPARE = Preparation(size=16)
+
+
+def scene(name: str, seed: int = 0, **fields) -> Scene:
+    truth = five_cameras(seed=seed)
+    frames = tuple(
+        Frame(
+            f"{i:05d}.png", c2w, fxfycxcy, image.shape[1], image.shape[0], lambda image=image: image
+        )
+        for i, (image, c2w, fxfycxcy) in enumerate(
+            zip(truth.image, truth.c2w, truth.fxfycxcy, strict=True)
+        )
+    )
+    return dataclasses.replace(Scene(name, frames), **fields)
+
+
+def data_set(*scenes: Scene) -> Scenes:
+    names = [scene.name for scene in scenes]
+    return Scenes("handmade", Path("set"), names, lambda index: scenes[index])
+
+
+def index(*names: str, context=(0, 4), target=(1, 3, 4), null=()) -> EvaluationIndex:
+    views = {name: context for name in names}, {name: target for name in names}
+    return EvaluationIndex(Path("index.json"), "0" * 64, *views, null)
+
+
+def indexed(scenes: Scenes, index: EvaluationIndex, **counts):
+    counts = {"num_inputs": 2, "num_targets": 3} | counts
+    return indexed_scenes(scenes, index, **counts, prepare=PREPARE)
+
+
+def test_a_scene_has_its_frames_prepared_and_its_poses_normalised_together():
+    (item,) = indexed(data_set(scene("a")), index("a"))
+    truth = five_cameras()
+    order = [0, 4, 1, 3, 4]
+    prepared = [preprocess_frame(truth.image[i], truth.fxfycxcy[i], 16) for i in order]
+    c2w = normalise_poses(truth.c2w[order])
+    assert item.chosen == ChosenFrames((0, 4), (1, 3, 4)) and item.chosen.leaked == (0, 0, 1)
+    assert item.target_names == ("00001.png", "00003.png", "00004.png")
+    for i, (side, at) in enumerate(
+        [
+            (item.inputs, 0),
+            (item.inputs, 1),
+            (item.targets, 0),
+            (item.targets, 1),
+            (item.targets, 2),
+        ]
+    ):
+        np.testing.assert_array_equal(side["image"][at], prepared[i][0])
+        np.testing.assert_array_equal(side["fxfycxcy"][at], prepared[i][1])
+        np.testing.assert_array_equal(side["c2w"][at], c2w[i])
+
+
+def test_scenes_come_in_the_order_of_the_data_and_differences_are_counted():
+    data = data_set(scene("d"), scene("b"), scene("a"), scene("null"))
+    scenes = indexed(data, index("a", "b", "c", null=("null",)))
+    assert scenes.names == ("b", "a")
+    coverage = scenes.coverage
+    assert (coverage.listed, coverage.null) == (3, 1)
+    assert (coverage.missing, coverage.unlisted) == (("c",), ("d",))
+
+
+def test_a_scene_that_is_too_short_is_refused():
+    with pytest.raises(InputError, match=r"scene a: frame 5 .*frames 0 to 4"):
+        indexed(data_set(scene("a")), index("a", target=(1, 3, 5)))[0]
+
+
+def test_absent_frames_that_would_shift_the_others_are_refused():
+    scenes = indexed(data_set(scene("a", absent=("00002.png",))), index("a"))
+    with pytest.raises(InputError, match=r"1 frames are absent \(00002.png\)"):
+        scenes[0]
+
+
+def test_frames_that_cannot_be_read_but_keep_their_place_do_no_harm():
+    scenes = indexed(data_set(scene("a", absent=("00002.png",), holes=(2,))), index("a"))
+    assert scenes[0].chosen.targets == (1, 3, 4)
+
+
+def test_without_targets_all_other_views_are_targets():
+    (item,) = same_views(data_set(scene("a")), inputs=(0, 3), targets=(), prepare=PREPARE)
+    assert item.chosen == ChosenFrames((0, 3), (1, 2, 4))
+
+
+def test_poses_stay_as_they_are_where_they_are_not_normalised():
+    prepare = dataclasses.replace(PREPARE, normalise=False)
+    (item,) = same_views(data_set(scene("a")), inputs=(0, 3), targets=(), prepare=prepare)
+    truth = five_cameras()
+    np.testing.assert_array_equal(item.inputs["c2w"], truth.c2w[[0, 3]].astype(np.float32))
+    np.testing.assert_array_equal(item.targets["c2w"], truth.c2w[[1, 2, 4]].astype(np.float32))
+
+
+def test_frames_of_several_sizes_in_a_scene_are_refused():
+    tall = scene("a")
+    frame = dataclasses.replace(
+        tall.frames[0], width=48, height=96, read=lambda: np.zeros((96, 48, 3), np.uint8)
+    )
+    mixed = dataclasses.replace(tall, frames=(frame, *tall.frames[1:]))
+    with pytest.raises(InputError, match=r"several sizes \(height x width\): 8x8, 16x16"):
+        same_views(data_set(mixed), inputs=(0,), targets=(1,), prepare=PREPARE)[0]
+
+
+def test_a_bad_frame_is_named():
+    broken = scene("a")
+    frames = (dataclasses.replace(broken.frames[0], width=95), *broken.frames[1:])
+    scenes = indexed(data_set(dataclasses.replace(broken, frames=frames)), index("a"))
+    with pytest.raises(
+        InputError, match=r"scene a, frame 0: 00000\.png: 96x54 pixels, expected 95x54"
+    ):
+        scenes[0]
+
+
+@pytest.mark.parametrize(
+    "views, message",
+    [
+        ({"inputs": (), "targets": (1,)}, r"evaluation\.inputs=\(\): must name"),
+        ({"inputs": (1, 1), "targets": (0,)}, "names a view twice"),
+    ],
+)
+def test_views_that_make_no_evaluation_are_refused(views, message):
+    with pytest.raises(InputError, match=message):
+        same_views(data_set(scene("a")), **views, prepare=PREPARE)
+
+
+def test_all_views_as_inputs_leave_nothing_to_score():
+    scenes = same_views(data_set(scene("a")), inputs=range(5), targets=(), prepare=PREPARE)
+    with pytest.raises(InputError, match="all 5 views are inputs"):
+        scenes[0]
+
+
+@pytest.fixture(scope="module")
+def rooms() -> ProceduralScenes:
+    return ProceduralScenes(3, seed=0, recipe=SceneRecipe(size=16, views=6))
+
+
+def test_generated_scenes_have_the_views_named_in_the_order_given(rooms):
+    scenes = generated_scenes(rooms, inputs=(2, 4), targets=(0, 5, 1))
+    assert list(scenes.names) == [rooms[i]["scene"] for i in range(3)]
+    item, room = scenes[1], rooms[1]
+    np.testing.assert_array_equal(item.targets["image"] * 255, room["image"][[0, 5, 1]])
+    c2w = normalise_poses(room["c2w"][[2, 4, 0, 5, 1]])
+    np.testing.assert_array_equal(np.concatenate([item.inputs["c2w"], item.targets["c2w"]]), c2w)
+
+
+def test_generated_views_that_are_not_there_fail_at_once(rooms):
+    with pytest.raises(InputError, match="no view 6"):
+        generated_scenes(rooms, inputs=(2, 6), targets=(0,))
