@@ -181,9 +181,7 @@ def _intrinsics(
         # Without either, the format means square pixels; and without cx, cy, the middle.
         fy = fx if angle is None else 0.5 * height / math.tan(0.5 * angle)
     centre = (width / 2 if cx is None else cx, height / 2 if cy is None else cy)
-    fxfycxcy = np.array([fx, fy, *centre])
-    check_cameras(listed.c2w, fxfycxcy, listed.where)
-    return fxfycxcy
+    return np.array([fx, fy, *centre])
 
 
 def _listed_folder(listed: ListedFrame) -> str:

@@ -218,7 +218,9 @@ def test_a_picture_listed_twice_is_refused(capture):
     def twice(_, frames):
         frames[3]["file_path"] = "./" + frames[1]["file_path"]
 
-    with pytest.raises(InputError, match=r"2 are named 'images/frame_00002\.png'"):
+    with pytest.raises(
+        InputError, match=r"transforms\.json: frames: 2 are named 'images/frame_00002\.png'"
+    ):
         read(edit(capture, twice))
 
 

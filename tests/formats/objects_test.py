@@ -49,8 +49,9 @@ def test_the_usual_field_of_view_gives_the_usual_focal_length(render):
 def test_frames_are_in_the_order_of_their_numbers(render):
     for suffix in ("png", "npy"):
         (render / f"000.{suffix}").rename(render / f"1000.{suffix}")
+        (render / f"001.{suffix}").rename(render / f"999.{suffix}")
     names = [frame.name for frame in read(render).frames]
-    assert names == ["001.png", "002.png", "003.png", "004.png", "1000.png"]
+    assert names == ["002.png", "003.png", "004.png", "999.png", "1000.png"]
 
 
 def test_alpha_is_blended_over_white(render):

@@ -80,7 +80,7 @@ LENSES = {
         {"k1": 0.08, "k2": -0.05, "p1": -0.002, "p2": 0.001},
         [0.08, -0.05, -0.002, 0.001],
     ),
-    "third": ("OPENCV", {"k1": 0.05, "k3": 0.02}, [0.05, 0, 0, 0, 0.02]),
+    "third": ("OPENCV", {"k1": 0.05, "k3": 1.0}, [0.05, 0, 0, 0, 1.0]),
     "together": (
         "OPENCV",
         {"distortion_params": [0.08, -0.05, 0.01, 0, -0.002, 0.001]},
@@ -88,8 +88,8 @@ LENSES = {
     ),
     "fisheye": (
         "OPENCV_FISHEYE",
-        {"k1": 0.02, "k2": -0.01, "k3": 0.003, "k4": -0.001},
-        [0.02, -0.01, 0.003, -0.001],
+        {"k1": 0.02, "k2": -0.01, "k3": 0.5, "k4": -0.5},
+        [0.02, -0.01, 0.5, -0.5],
     ),
     "equidistant": ("OPENCV_FISHEYE", {}, [0.0, 0, 0, 0]),
 }
@@ -197,6 +197,12 @@ def test_values_of_a_wrong_kind_are_refused_and_named(capture, key, named, value
 def test_values_that_may_be_below_zero_are_checked_too(capture, key, value):
     edit(capture, lambda description, _: description.update({key: value}))
     with pytest.raises(InputError, match=rf"transforms\.json, frame 0 .*{key}"):
+        read(capture)
+
+
+def test_a_width_without_height_is_refused(capture):
+    edit(capture, lambda description, _: description.pop("h"))
+    with pytest.raises(InputError, match=r"transforms\.json, frame 0 .*one of w and h is missing"):
         read(capture)
 
 
