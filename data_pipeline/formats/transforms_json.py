@@ -165,7 +165,8 @@ def _intrinsics(
     """fxfycxcy [4] for a picture of the stated size, or of the picture's own if none is stated."""
     fx, fy, cx, cy = (listed.field(key, number) for key in ("fl_x", "fl_y", "cx", "cy"))
     in_pixels = any(value is not None for value in (fx, fy, cx, cy))
-    if in_pixels and stated_size is None and picture.parent.name != _listed_folder(listed):
+    is_copy = not f"/{picture.as_posix()}".endswith(f"/{listed.name}")
+    if in_pixels and stated_size is None and is_copy:
         raise InputError(
             f"{listed.where}: intrinsics in pixels without w and h, but only a scaled copy is "
             f"there, {picture}; add the w and h that they belong to"
@@ -182,10 +183,6 @@ def _intrinsics(
         fy = fx if angle is None else 0.5 * height / math.tan(0.5 * angle)
     centre = (width / 2 if cx is None else cx, height / 2 if cy is None else cy)
     return np.array([fx, fy, *centre])
-
-
-def _listed_folder(listed: ListedFrame) -> str:
-    return PurePosixPath(listed.name).parent.name
 
 
 def _angle(value: Any, where: str) -> float:

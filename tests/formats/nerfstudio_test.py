@@ -101,6 +101,16 @@ def test_a_copy_needs_the_size_that_pixels_of_intrinsics_belong_to(tmp_path):
         read(edit(folder, forget_size))
 
 
+def test_without_a_stated_size_intrinsics_belong_to_the_listed_picture(capture):
+    def beside_the_file(description, frames):
+        del description["w"], description["h"]
+        for frame, name in zip(frames, nerfstudio.NAMES, strict=True):
+            (capture / "images" / name).rename(capture / name)
+            frame["file_path"] = name
+
+    assert_reads_as(read(edit(capture, beside_the_file)), SHARED)
+
+
 def test_dl3dv_scenes_open_as_a_collection(tmp_path):
     truths = [five_cameras(seed=seed, same_intrinsics=True) for seed in (0, 1)]
     for name, truth in zip(("a" * 64, "b" * 64), truths, strict=True):
