@@ -61,7 +61,7 @@ class DataConfig:
       split: of that data set, if it has several.
       scenes, views: generated scenes and their views.
       size: height and width of the pictures. Frames of another size are resized and cropped
-        (`transforms.resize_and_crop`, `patch`).
+        (`transforms.resize_and_crop` with `patch`, not exact).
       batch_size: scenes of a batch, of all processes together.
       num_inputs_cycle: input views of the scenes of batch 0, 1, 2, …, starting over at the end; so
         a batch has one shape and as many shapes are compiled as there are different numbers.
@@ -373,7 +373,9 @@ class _ExampleMaker(grain.transforms.RandomMap):
         frame, size = scene.frames[view], self.config.size
         image, fxfycxcy = frame.image(), frame.fxfycxcy
         if image.shape[:2] != (size, size):
-            image, fxfycxcy = resize_and_crop(image, fxfycxcy, size, patch=self.config.patch)
+            image, fxfycxcy = resize_and_crop(
+                image, fxfycxcy, size, patch=self.config.patch, exact=False
+            )
         if image.shape[:2] != (size, size):
             raise InputError(
                 f"{scene.name}, {frame.name}: {frame.width}x{frame.height} pixels give a crop of "
