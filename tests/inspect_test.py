@@ -1,0 +1,275 @@
+"""The inspector: what it finds, what it warns of, and whether its pose check can be trusted."""
+
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+from capture_writers import colmap, realestate
+from five_cameras import WIDTH, five_cameras
+from PIL import Image
+
+from data_pipeline.camera_picture import draw_cameras
+from data_pipeline.findings import inspect_scene
+from data_pipeline.inspect import main
+from data_pipeline.pose_checks import check_poses, epipolar_check, epipolar_distances
+from data_pipeline.scenes import Frame, Scene, open_scenes
+from efficient_lvsm_jax.errors import InputError
+
+
+def textured_scene(views=4, *, size=(320, 240), focal=210.0):
+    """Two textured planes seen by turning and moving cameras, so poses can be told from pictures."""
+    rng = np.random.default_rng(0)
+    texture = cv2.resize(rng.integers(0, 256, (96, 128, 3), np.uint8), (1024, 768))
+    width, height = size
+    intrinsics = np.array([focal, focal, width / 2, height / 2])
+    frames = []
+    for view in range(views):
+        angle = 0.06 * view
+        c2w = np.eye(4)
+        c2w[:3, :3] = cv2.Rodrigues(np.array([0.4 * angle, angle, 0.2 * angle]))[0]
+        c2w[:3, 3] = [0.15 * view, 0.05 * view, 0.1 * view]
+        image = np.zeros((height, width, 3), np.uint8)
+        for depth, shown in ((5.0, texture), (3.0, texture[::-1])):
+            image = _paint(image, shown, depth, c2w, intrinsics, near=depth < 4)
+        frames.append(
+            Frame(f"{view}", c2w, intrinsics, width, height, lambda image=image: image.copy())
+        )
+    return Scene("textured", tuple(frames))
+
+
+def _paint(image, texture, depth, c2w, fxfycxcy, *, near):
+    """Paints the plane z = depth; the near one is only on the left."""
+    height, width = image.shape[:2]
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    fx, fy, cx, cy = fxfycxcy
+    rays = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1) @ c2w[:3, :3].T
+    hits = c2w[:3, 3] + rays * ((depth - c2w[2, 3]) / rays[..., 2])[..., None]
+    maps = ((hits[..., :2] + [6, 4]) * 80).astype(np.float32)
+    painted = cv2.remap(texture, maps[..., 0], maps[..., 1], cv2.INTER_LINEAR)
+    mask = (hits[..., :1] < 0) if near else np.ones_like(hits[..., :1], bool)
+    return np.where(mask, painted, image)
+
+
+def changed(scene, change):
+    """The scene with other cameras: change(c2w, fxfycxcy) of every frame."""
+    frames = []
+    for frame in scene.frames:
+        c2w, fxfycxcy = change(frame.c2w, frame.fxfycxcy)
+        frames.append(dataclasses.replace(frame, c2w=c2w, fxfycxcy=fxfycxcy))
+    return dataclasses.replace(scene, frames=tuple(frames))
+
+
+def kinds(scene):
+    return {caution.kind for caution in inspect_scene(scene).cautions}
+
+
+@pytest.fixture(scope="module")
+def textured():
+    return textured_scene()
+
+
+def test_true_poses_pass_the_epipolar_check(textured):
+    check = check_poses(textured)
+    assert (check.method, check.verdict) == ("epipolar", "good")
+    assert check.median < 0.5 and check.count > 100 and check.pairs == 3
+
+
+FLIP = np.diag([1.0, -1, -1, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c2w: c2w @ FLIP, "camera axes of OpenGL .* median would be 0"),
+        (np.linalg.inv, "world-to-camera matrices read as camera-to-world: .* would be 0"),
+        (lambda c2w: np.linalg.inv(c2w @ FLIP) @ np.eye(4), "world-to-camera matrices"),
+    ],
+)
+def test_poses_of_another_convention_are_bad_and_the_convention_is_named(textured, change, reason):
+    check = check_poses(changed(textured, lambda c2w, k: (change(c2w), k)))
+    assert check.verdict in ("bad", "suspicious")
+    assert pytest.importorskip("re").search(reason, check.reason)
+
+
+def test_wrong_focal_lengths_are_noticed(textured):
+    check = check_poses(changed(textured, lambda c2w, k: (c2w, k * [1.5, 1.5, 1, 1])))
+    assert check.verdict != "good"
+
+
+def test_pictures_of_different_things_give_no_verdict(textured):
+    noise = np.random.default_rng(1).integers(0, 256, (4, 240, 320, 3), np.uint8)
+    frames = [
+        dataclasses.replace(frame, read=lambda image=image: image)
+        for frame, image in zip(textured.frames, noise, strict=True)
+    ]
+    check = epipolar_check(frames)
+    assert check.verdict == "unknown" and "in common" in check.reason
+
+
+def test_distance_to_epipolar_lines_is_in_pixels():
+    # Moved to the right by 1: lines are rows, so a match 3 px lower is 3 px off.
+    moved = np.eye(4)
+    moved[0, 3] = 1
+    k = np.array([100.0, 100, 50, 50])
+    pixels = np.array([[20.0, 30], [60, 70]])
+    distances = epipolar_distances(pixels, pixels + [7, 3], k, k, np.eye(4), moved)
+    np.testing.assert_allclose(distances, 3, atol=1e-9)
+    assert np.isinf(epipolar_distances(pixels, pixels, k, k, np.eye(4), np.eye(4))).all()
+
+
+def test_observations_are_preferred_and_reproject(tmp_path):
+    scene = open_scenes(colmap.write(tmp_path, five_cameras()))[0]
+    check = check_poses(scene)
+    assert (check.method, check.verdict) == ("reprojection", "good") and check.median < 1e-6
+    turned = check_poses(changed(scene, lambda c2w, k: (c2w @ FLIP, k)))
+    assert turned.verdict == "bad" and turned.median is None and "behind" in turned.reason
+    blurred = check_poses(changed(scene, lambda c2w, k: (c2w, k + [0, 0, 3, 0])))
+    assert blurred.verdict == "suspicious" and abs(blurred.median - 3) < 1e-6
+
+
+def test_a_scene_like_the_training_data_raises_no_caution(textured):
+    assert kinds(textured) == set()
+
+
+def one_place(c2w, k):
+    return np.block([[c2w[:3, :3], np.ones((3, 1))], [np.zeros((1, 3)), 1]]), k
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("narrow view", lambda c2w, k: (c2w, k * [3, 3, 1, 1])),
+        ("wide view", lambda c2w, k: (c2w, k * [0.4, 0.4, 1, 1])),
+        ("one centre", one_place),
+        ("principal point off centre", lambda c2w, k: (c2w, k + [0, 0, 40, 0])),
+        ("mixed intrinsics", lambda c2w, k: (c2w, k * [1 + c2w[0, 3], 1, 1, 1])),
+    ],
+)
+def test_unusual_cameras_are_warned_of(textured, kind, change):
+    assert kind in kinds(changed(textured, change))
+
+
+def test_cameras_that_look_apart_are_warned_of(textured):
+    turns = [cv2.Rodrigues(np.array([0, angle, 0.0]))[0] for angle in np.arange(4) * np.pi / 2]
+    frames = []
+    for frame, turn in zip(textured.frames, turns, strict=True):
+        c2w = frame.c2w.copy()
+        c2w[:3, :3] = turn
+        frames.append(dataclasses.replace(frame, c2w=c2w))
+    assert {"no overlap", "all around"} <= kinds(Scene("ring", tuple(frames)))
+
+
+def test_portrait_and_mixed_resolutions_are_warned_of(textured):
+    wide, *rest = textured_scene(2).frames
+    high = textured_scene(1, size=(240, 320)).frames[0]
+    scene = Scene("mixed", (wide, *rest, dataclasses.replace(high, name="high")))
+    assert {"portrait", "mixed resolutions"} <= kinds(scene)
+
+
+def test_single_frame_is_warned_of_and_not_a_failure(textured):
+    found = inspect_scene(Scene("one", textured.frames[:1]))
+    assert found.angles is None and found.poses.verdict == "unknown"
+    assert [caution.kind for caution in found.cautions] == ["single frame"]
+
+
+def test_exif_rotation_is_warned_of(tmp_path):
+    names = [f"{view}.jpg" for view in range(5)]
+    colmap.write(tmp_path, five_cameras(), names=names)
+    for name in names[:2]:
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        with Image.open(tmp_path / "images" / name) as image:
+            image.convert("RGB").save(tmp_path / "images" / name, "JPEG", exif=exif)
+    found = inspect_scene(open_scenes(tmp_path)[0], root=tmp_path)
+    messages = {caution.kind: caution.message for caution in found.cautions}
+    assert "2 of 5 pictures" in messages["EXIF rotation"]
+    assert "orientation 3" in messages["EXIF rotation"]
+
+
+def test_fields_of_view_are_those_of_the_pictures(textured):
+    found = inspect_scene(textured)
+    assert found.horizontal_view[1] == pytest.approx(2 * np.degrees(np.arctan(160 / 210)))
+    assert found.vertical_view[1] == pytest.approx(2 * np.degrees(np.arctan(120 / 210)))
+    assert found.square_view == pytest.approx(found.vertical_view[1])
+
+
+def test_command_describes_a_capture_and_draws_it(tmp_path, capsys):
+    folder = colmap.write(tmp_path / "five", five_cameras())
+    (folder / "images" / colmap.NAMES[0]).unlink()
+    assert main([str(folder), "--out", str(tmp_path / "cameras.png")]) == 0
+    printed, warned = capsys.readouterr()
+    for part in (
+        "colmap, 1 scene",
+        "4, 1 absent",
+        "96x54",
+        "reprojection check",
+        "! absent frames",
+    ):
+        assert part in printed
+    assert warned.startswith("warning: ") and len(warned.splitlines()) == 1
+    with Image.open(tmp_path / "cameras.png") as image:
+        assert image.size == (1600, 860)
+
+
+def test_command_prints_json(tmp_path, capsys):
+    folder = colmap.write(tmp_path, five_cameras())
+    assert main([str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    (found,) = result["inspected"]
+    assert (result["format"], found["frames"], found["poses"]["verdict"]) == ("colmap", 5, "good")
+    assert found["sizes"] == [[WIDTH, 54, 5]]
+
+
+def test_command_sums_up_many_scenes(tmp_path, capsys):
+    for number in range(5):
+        truth = five_cameras(seed=number)
+        realestate.write(tmp_path, truth, name=f"{number:016x}")
+    broken = tmp_path / f"test/{0:016x}.txt"
+    broken.write_text("no address\n")
+    assert main([str(tmp_path), "--split", "test", "--scenes", "3"]) == 1
+    printed = capsys.readouterr().out
+    assert "looked at 3 of 5 scenes" in printed
+    assert f"{0:016x}: cannot be read: " in printed and f"{4:016x}" in printed
+    assert "! short film, 2 of 2 scenes" in printed
+    assert main([str(tmp_path), "--scene", "3"]) == 0
+    assert f"{3:016x}\n" in capsys.readouterr().out
+
+
+def test_strict_refuses_absent_frames(tmp_path):
+    folder = colmap.write(tmp_path, five_cameras())
+    (folder / "images" / colmap.NAMES[0]).unlink()
+    with pytest.raises(InputError, match="strict"):
+        main([str(folder), "--strict"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scene", "1"], "scenes 0 to 0"),
+        (["--scenes", "0"], "at least 1"),
+        (["--out", "cameras.svg"], r"must end in \.png"),
+        (["--out", "absent/cameras.png"], "cannot be written"),
+    ],
+)
+def test_unusable_arguments_are_refused(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    folder = colmap.write(tmp_path / "five", five_cameras())
+    with pytest.raises(InputError, match=message):
+        main([str(folder), *arguments])
+
+
+@pytest.mark.parametrize("change", [lambda c2w: c2w, lambda c2w: c2w[:1], lambda c2w: c2w * 0 + 1])
+def test_drawing_shows_every_camera_from_two_sides(change):
+    truth = five_cameras()
+    c2w = truth.c2w.copy()
+    if len(change(c2w)) == 5 and (change(c2w) == 1).all():
+        c2w[:, :3, 3] = 1  # all at one place
+    else:
+        c2w = change(c2w)
+    count = len(c2w)
+    image = draw_cameras(c2w, truth.fxfycxcy[:count], np.full((count, 2), 60), "title")
+    pixels = np.asarray(image).astype(int)
+    coloured = np.ptp(pixels, axis=-1) > 60
+    assert coloured[110:700, :800].any() and coloured[110:700, 800:].any()
