@@ -141,8 +141,8 @@ def orbit(c2w: np.ndarray, frames: int, *, full_circle: bool = False) -> np.ndar
 def spiral(c2w: np.ndarray, frames: int) -> np.ndarray:
     """Two small turns around the mean camera, facing the point at which the cameras look.
 
-    Sideways, up and ahead the centres move by the standard deviation of the cameras' centres along
-    that axis of the mean camera, and never out of their range. Where the cameras' axes are
+    Sideways, up and ahead the centres move by half the standard deviation of the cameras' centres
+    along that axis of the mean camera, and never out of their range. Where the cameras' axes are
     parallel, or meet nearer than the cameras are apart, the path looks along their mean.
 
     Args:
@@ -167,7 +167,7 @@ def spiral(c2w: np.ndarray, frames: int) -> np.ndarray:
         focus = middle + 1e6 * spread * forward
     axes = _looking(middle[None], focus, down)[0, :3, :3]  # world from the mean camera
     offsets = (centres - middle) @ axes
-    radii = np.minimum(offsets.std(0), np.minimum(offsets.max(0), -offsets.min(0)))
+    radii = np.minimum(offsets.std(0) / 2, np.minimum(offsets.max(0), -offsets.min(0)))
     turn = 4 * np.pi * np.arange(frames) / frames
     path = np.stack([np.cos(turn), np.sin(turn), np.sin(turn / 2)], axis=-1) * radii
     return _looking(middle + path @ axes.T, focus, down)
