@@ -1,0 +1,167 @@
+"""The render command: films of hand-made captures, what is exported, and refusals."""
+
+import dataclasses
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from camera_paths_test import ring
+from conftest import SMALL
+
+from data_pipeline.camera_path_files import write_camera_path
+from data_pipeline.export import CaptureWriter
+from data_pipeline.scenes import open_scenes
+from data_pipeline.transforms import preprocess_frame
+from efficient_lvsm_jax import SceneFrame, Session
+from efficient_lvsm_jax.camera_paths import orbit
+from efficient_lvsm_jax.checkpoints import load, save_weights
+from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.render import main, spread
+
+AZIMUTHS = np.array([-30.0, -25, 0, 10, 30])
+
+
+def write_capture(folder, *, height=36, width=64):
+    """Five pictures of noise from a ring."""
+    rng = np.random.default_rng(0)
+    with CaptureWriter(folder) as capture:
+        for c2w in ring(AZIMUTHS):
+            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            capture.add(image, c2w, [60.0, 60, width / 2 + 1, height / 2])
+    return folder
+
+
+@pytest.fixture
+def capture(tmp_path):
+    return write_capture(tmp_path / "capture")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, small_model):
+    folder = tmp_path_factory.mktemp("render") / "weights"
+    info = {"family": "efficient_lvsm", "config": dataclasses.asdict(SMALL)}
+    save_weights(folder, small_model.params, info)
+    return folder
+
+
+def render(capture, weights, *options):
+    """Runs the command; films are 16 pixels high."""
+    film = capture.parent / "film.mp4"
+    arguments = [capture, film, "--weights", weights, "--size", 16, *options]
+    assert main([str(argument) for argument in arguments]) == 0
+    return imageio.improps(film, plugin="pyav").shape
+
+
+def test_film_has_the_frames_asked_for_and_a_line_says_what_went_in(capture, weights, capsys):
+    shape = render(capture, weights, "--path", "spiral", "--frames", 5, "--inputs", 3)
+    assert shape == (5, 384, 384, 3)  # 24 times as large, as 16 rows are few
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    for part in ("scene=capture", "inputs=0,2,4", "frames=5", "size=16x16", "seconds_per_frame="):
+        assert f"{part}" in out
+    assert f"film={capture.parent / 'film.mp4'}" in out
+
+
+def test_export_reads_back_as_what_a_session_renders_along_the_path(capture, weights):
+    out = capture.parent / "out"
+    options = ("--views", "0,3,4", "--path", "orbit", "--frames", 3, "--export", out)
+    render(capture, weights, *options)
+
+    frames = [open_scenes(capture)[0].frames[index] for index in (0, 3, 4)]
+    prepared = [preprocess_frame(frame.image(), frame.fxfycxcy, 16) for frame in frames]
+    c2w = np.stack([frame.c2w for frame in frames])
+    session = Session(load(weights), frame=SceneFrame.from_cameras(c2w), capacity=3)
+    for (image, fxfycxcy), pose in zip(prepared, c2w, strict=True):
+        session.add(image, pose, fxfycxcy)
+    path, lens = orbit(c2w, 3), np.tile(prepared[0][1], (3, 1))
+    expected = np.stack(
+        [session.render(*camera, (16, 16)) for camera in zip(path, lens, strict=True)]
+    )
+
+    written = open_scenes(out)[0]
+    np.testing.assert_allclose(written.c2w, path, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(written.fxfycxcy, lens, rtol=0, atol=1e-5)
+    pictures = np.stack([frame.image() for frame in written.frames])
+    assert np.abs(pictures - 255 * expected).max() < 0.51  # rounded to levels, nothing else
+
+
+def test_portrait_capture_makes_a_square_film(tmp_path, weights):
+    capture = write_capture(tmp_path / "capture", height=64, width=36)
+    out = tmp_path / "out"
+    render(capture, weights, "--path", "orbit", "--frames", 1, "--inputs", 3, "--export", out)
+    (frame,) = open_scenes(out)[0].frames
+    assert (frame.width, frame.height) == (16, 16)
+    # The whole width is in it: 36 pixels became 16, and the principal point is off by one of them.
+    np.testing.assert_allclose(frame.fxfycxcy, np.array([60, 60, 19, 18]) * 16 / 36, rtol=1e-6)
+
+
+def test_path_through_inputs_rounds_frames_up_to_equal_pairs(capture, weights):
+    assert render(capture, weights, "--path", "inputs", "--frames", 5, "--inputs", 3)[0] == 6
+
+
+def test_camera_path_file_gives_cameras_and_shape(capture, weights):
+    c2w = ring([5.0, 6.0])
+    intrinsics = np.tile([50.0, 50, 100, 50], (2, 1))
+    file, out = capture.parent / "path.json", capture.parent / "out"
+    write_camera_path(file, c2w, intrinsics, (100, 200))
+    render(capture, weights, "--path", file, "--inputs", 3, "--export", out)
+    written = open_scenes(out)[0]
+    np.testing.assert_allclose(written.c2w, c2w, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(written.fxfycxcy, np.tile([8, 8, 16, 8], (2, 1)), rtol=1e-6)
+    assert (written.frames[0].width, written.frames[0].height) == (32, 16)
+
+
+def test_one_of_several_scenes_must_be_named(tmp_path, weights):
+    write_capture(tmp_path / "both" / "a")
+    write_capture(tmp_path / "both" / "b")
+    options = ("--path", "spiral", "--frames", 1, "--inputs", 3)
+    with pytest.raises(InputError, match=r"2 scenes; name one with --scene: a, b"):
+        render(tmp_path / "both", weights, *options)
+    render(tmp_path / "both", weights, *options, "--scene", "b")
+
+
+def test_spread_takes_the_first_and_then_the_farthest():
+    line = np.tile(np.eye(4), (6, 1, 1))
+    line[:, 0, 3] = [0, 1, 2, 7, 9, 10]
+    assert [spread(line, count) for count in (1, 2, 3, 4)] == [
+        [0],
+        [0, 5],
+        [0, 3, 5],
+        [0, 2, 3, 5],
+    ]
+    assert spread(line, 6) == list(range(6))
+    assert spread(np.tile(np.eye(4), (3, 1, 1)), 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--path", "circle"], r"--path circle: expected orbit, spiral, inputs or FILE\.json"),
+        (["--path", "none.json"], r"none\.json: cannot be read"),
+        (["--path", "none.json", "--frames", 3], "says itself how many"),
+        (["--path", "orbit", "--frames", 0], "--frames 0"),
+        (["--path", "spiral", "--full-circle"], "only --path orbit"),
+        (["--path", "orbit", "--inputs", 6], r"6 inputs of scene capture, which has 5"),
+        (["--path", "orbit", "--inputs", 1], "at least 2 inputs"),
+        (["--path", "orbit", "--views", "1"], "expected two or more"),
+        (["--path", "orbit", "--views", "1,3,1"], "all different"),
+        (["--path", "orbit", "--views", "1,5"], r"--views 5: scene capture has frames 0 to 4"),
+        (["--path", "orbit", "--views", "1,-2"], r"--views -2"),
+        (["--path", "orbit", "--size", 20], "20 is not a multiple of patch size 8"),
+        (["--path", "orbit", "--views", "0,1", "--scene", "x"], "no scene named 'x'"),
+        (["--path", "orbit", "--split", "val"], "split 'val'"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_leave_nothing(capture, weights, options, message):
+    with pytest.raises(InputError, match=message):
+        render(capture, weights, *options)
+    assert [path.name for path in capture.parent.iterdir()] == ["capture"]
+
+
+def test_wrong_input_is_one_line_and_exit_status_2(tmp_path, capsys):
+    arguments = [str(tmp_path / "none"), "out.mp4", "--weights", "w", "--path", "orbit"]
+    with pytest.raises(SystemExit) as exited:
+        main_exit(lambda: main(arguments))
+    assert exited.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "none" in error
