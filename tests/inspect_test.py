@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from efficient_lvsm_jax.errors import InputError
 
 
 def textured_scene(views=4, *, size=(320, 240), focal=210.0):
-    """Two textured planes seen by turning and moving cameras, so poses can be told from pictures."""
+    """Two textured planes, seen by cameras that turn and move: the pictures tell the poses."""
     rng = np.random.default_rng(0)
     texture = cv2.resize(rng.integers(0, 256, (96, 128, 3), np.uint8), (1024, 768))
     width, height = size
@@ -62,7 +63,7 @@ def changed(scene, change):
 
 
 def kinds(scene):
-    return {caution.kind for caution in inspect_scene(scene).cautions}
+    return {caution.kind for caution in inspect_scene(scene, pairs=1).cautions}
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +85,13 @@ FLIP = np.diag([1.0, -1, -1, 1])
     [
         (lambda c2w: c2w @ FLIP, "camera axes of OpenGL .* median would be 0"),
         (np.linalg.inv, "world-to-camera matrices read as camera-to-world: .* would be 0"),
-        (lambda c2w: np.linalg.inv(c2w @ FLIP) @ np.eye(4), "world-to-camera matrices"),
+        (lambda c2w: np.linalg.inv(c2w @ FLIP), "world-to-camera matrices"),
     ],
 )
 def test_poses_of_another_convention_are_bad_and_the_convention_is_named(textured, change, reason):
     check = check_poses(changed(textured, lambda c2w, k: (change(c2w), k)))
     assert check.verdict in ("bad", "suspicious")
-    assert pytest.importorskip("re").search(reason, check.reason)
+    assert re.search(reason, check.reason)
 
 
 def test_wrong_focal_lengths_are_noticed(textured):
@@ -114,7 +115,7 @@ def test_distance_to_epipolar_lines_is_in_pixels():
     moved[0, 3] = 1
     k = np.array([100.0, 100, 50, 50])
     pixels = np.array([[20.0, 30], [60, 70]])
-    distances = epipolar_distances(pixels, pixels + [7, 3], k, k, np.eye(4), moved)
+    distances = epipolar_distances(pixels, pixels + np.array([7, 3]), k, k, np.eye(4), moved)
     np.testing.assert_allclose(distances, 3, atol=1e-9)
     assert np.isinf(epipolar_distances(pixels, pixels, k, k, np.eye(4), np.eye(4))).all()
 
@@ -125,7 +126,7 @@ def test_observations_are_preferred_and_reproject(tmp_path):
     assert (check.method, check.verdict) == ("reprojection", "good") and check.median < 1e-6
     turned = check_poses(changed(scene, lambda c2w, k: (c2w @ FLIP, k)))
     assert turned.verdict == "bad" and turned.median is None and "behind" in turned.reason
-    blurred = check_poses(changed(scene, lambda c2w, k: (c2w, k + [0, 0, 3, 0])))
+    blurred = check_poses(changed(scene, lambda c2w, k: (c2w, k + np.array([0, 0, 3, 0]))))
     assert blurred.verdict == "suspicious" and abs(blurred.median - 3) < 1e-6
 
 
@@ -143,7 +144,7 @@ def one_place(c2w, k):
         ("narrow view", lambda c2w, k: (c2w, k * [3, 3, 1, 1])),
         ("wide view", lambda c2w, k: (c2w, k * [0.4, 0.4, 1, 1])),
         ("one centre", one_place),
-        ("principal point off centre", lambda c2w, k: (c2w, k + [0, 0, 40, 0])),
+        ("principal point off centre", lambda c2w, k: (c2w, k + np.array([0, 0, 40, 0]))),
         ("mixed intrinsics", lambda c2w, k: (c2w, k * [1 + c2w[0, 3], 1, 1, 1])),
     ],
 )
@@ -260,16 +261,12 @@ def test_unusable_arguments_are_refused(tmp_path, monkeypatch, arguments, messag
         main([str(folder), *arguments])
 
 
-@pytest.mark.parametrize("change", [lambda c2w: c2w, lambda c2w: c2w[:1], lambda c2w: c2w * 0 + 1])
-def test_drawing_shows_every_camera_from_two_sides(change):
+@pytest.mark.parametrize(("cameras", "one_centre"), [(5, False), (1, False), (5, True)])
+def test_drawing_shows_cameras_from_two_sides(cameras, one_centre):
     truth = five_cameras()
-    c2w = truth.c2w.copy()
-    if len(change(c2w)) == 5 and (change(c2w) == 1).all():
-        c2w[:, :3, 3] = 1  # all at one place
-    else:
-        c2w = change(c2w)
-    count = len(c2w)
-    image = draw_cameras(c2w, truth.fxfycxcy[:count], np.full((count, 2), 60), "title")
-    pixels = np.asarray(image).astype(int)
-    coloured = np.ptp(pixels, axis=-1) > 60
+    c2w, fxfycxcy = truth.c2w[:cameras].copy(), truth.fxfycxcy[:cameras]
+    if one_centre:
+        c2w[:, :3, 3] = 1
+    image = draw_cameras(c2w, fxfycxcy, np.full((cameras, 2), 60), "title")
+    coloured = np.ptp(np.asarray(image).astype(int), axis=-1) > 60
     assert coloured[110:700, :800].any() and coloured[110:700, 800:].any()

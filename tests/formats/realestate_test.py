@@ -3,6 +3,7 @@
 import logging
 import shutil
 
+import numpy as np
 import pytest
 from capture_writers import realestate
 from capture_writers.realestate import SCENE, TIMESTAMPS
@@ -61,6 +62,8 @@ def test_absent_frame_keeps_its_place(tmp_path, truth, caplog):
         scene = open_scenes(tmp_path)[0]
     assert (scene.holes, scene.absent) == ((2,), (str(TIMESTAMPS[2]),))
     assert len(scene.frames) == 5 and "1 of 5" in caplog.text
+    np.testing.assert_allclose(scene.fxfycxcy, truth.fxfycxcy, atol=1e-6)
+    np.testing.assert_allclose(scene.c2w, truth.c2w, atol=1e-6)
     with pytest.raises(InputError, match=f"{TIMESTAMPS[2]}.jpg: no such"):
         scene.frames[2].image()
     with pytest.raises(InputError, match="strict"):
