@@ -101,9 +101,9 @@ def test_path_through_inputs_rounds_frames_up_to_equal_pairs(capture, weights):
 
 def test_camera_path_file_gives_cameras_and_shape(capture, weights):
     c2w = ring([5.0, 6.0])
-    intrinsics = np.tile([50.0, 50, 100, 50], (2, 1))
+    intrinsics = np.tile([50.0, 50, 95, 50], (2, 1))
     file, out = capture.parent / "path.json", capture.parent / "out"
-    write_camera_path(file, c2w, intrinsics, (100, 200))
+    write_camera_path(file, c2w, intrinsics, (100, 190))  # 30.4 wide at 16, so 32
     render(capture, weights, "--path", file, "--inputs", 3, "--export", out)
     written = open_scenes(out)[0]
     np.testing.assert_allclose(written.c2w, c2w, rtol=0, atol=1e-6)
