@@ -83,7 +83,7 @@ def orbit(c2w: np.ndarray, frames: int, *, full_circle: bool = False) -> np.ndar
     It begins at the first camera's azimuth and swings there and back over the arc of azimuths that
     the cameras cover (all of them but the widest gap), slowing down at its ends; once around if
     they leave no gap of 60° or more. Distance and elevation follow those of the cameras nearby,
-    smoothly. Up is what the level of most pictures says.
+    smoothly. Up is that of the cameras, taken to be level: looking down does not tilt it.
 
     Args:
       c2w: [V, 4, 4], V >= 2.
