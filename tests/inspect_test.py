@@ -162,6 +162,16 @@ def test_cameras_that_look_apart_are_warned_of(textured):
     assert {"no overlap", "all around"} <= kinds(Scene("ring", tuple(frames)))
 
 
+def test_a_panorama_whose_neighbours_overlap_is_not_warned_of(textured):
+    # The ends look 120° apart, with a field of view of 60°.
+    frames = []
+    for frame, angle in zip(textured.frames, np.radians([0, 40, 80, 120]), strict=True):
+        c2w = frame.c2w.copy()
+        c2w[:3, :3] = cv2.Rodrigues(np.array([0, angle, 0.0]))[0]
+        frames.append(dataclasses.replace(frame, c2w=c2w))
+    assert "no overlap" not in kinds(Scene("panorama", tuple(frames)))
+
+
 def test_portrait_and_mixed_resolutions_are_warned_of(textured):
     wide, *rest = textured_scene(2).frames
     high = textured_scene(1, size=(240, 320)).frames[0]
