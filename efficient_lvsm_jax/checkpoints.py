@@ -103,19 +103,43 @@ def load_weights(folder: str | Path) -> tuple[dict, dict]:
       InputError: missing or unreadable files, tensors that do not belong to the configuration, or
         values that differ from what was written (digest).
     """
-    folder = Path(folder).absolute()
-    info = read_json(folder / WEIGHTS_FILE)
+    info = read_weights_info(folder)
+    config = configure(info["family"], info["config"])
+    return restore_weights(folder, info, abstract_params(info["family"], config)), info
+
+
+def read_weights_info(folder: str | Path) -> dict:
+    """The info of a weights folder: `family`, `config`, `params_sha256` and what was saved with it.
+
+    Raises:
+      InputError: missing or unreadable.
+    """
+    path = Path(folder).absolute() / WEIGHTS_FILE
+    info = read_json(path)
     missing = [key for key in ("family", "config", "params_sha256") if key not in info]
     if missing:
-        raise InputError(f"{folder / WEIGHTS_FILE}: has no {', '.join(missing)}; convert again")
-    config = configure(info["family"], info["config"])
-    params = _restore(folder / "params", abstract_params(info["family"], config))
+        raise InputError(f"{path}: has no {', '.join(missing)}; convert again")
+    return info
+
+
+def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
+    """The parameters of a weights folder.
+
+    Args:
+      folder, info: the folder and its info.
+      abstract: shapes and dtypes of all parameters.
+
+    Raises:
+      InputError: other parameters, or values that differ from what was written (digest).
+    """
+    folder = Path(folder).absolute()
+    params = _restore(folder / "params", abstract)
     if digest(params) != info["params_sha256"]:
         raise InputError(
             f"{folder / 'params'}: the values differ from those written (SHA-256); the files are "
             "damaged: convert or copy them again"
         )
-    return params, info
+    return params
 
 
 def load(path: str | Path) -> Model:

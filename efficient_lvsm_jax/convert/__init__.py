@@ -1,9 +1,11 @@
 """PyTorch checkpoints of Efficient-LVSM to weights folders, and back, without PyTorch.
 
     python -m efficient_lvsm_jax.convert SOURCE DESTINATION [--reference REF.npz]
+    python -m efficient_lvsm_jax.convert --lpips vgg16-397923af.pth vgg.pth DESTINATION
 
 `source` finds the file, `torch_file` and `safetensors_file` the tensors in it, `table` says which
-is which parameter, `reference` compares a converted model with recorded outputs.
+is which parameter, `reference` compares a converted model with recorded outputs. `lpips` does the
+same for the weights of that metric.
 """
 
 from __future__ import annotations

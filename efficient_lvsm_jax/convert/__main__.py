@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from efficient_lvsm_jax import checkpoints
 from efficient_lvsm_jax.convert import convert
+from efficient_lvsm_jax.convert.lpips import PUBLISHED, convert_lpips
 from efficient_lvsm_jax.convert.reference import compare, read_reference
 from efficient_lvsm_jax.errors import main_exit
 
@@ -25,10 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Published weights keep their own licence.",
     )
     parser.add_argument(
-        "source",
+        "sources",
         metavar="SOURCE",
+        nargs="+",
         help=".pt, .pth or .safetensors file, or hf://OWNER/REPO/FILE; to write a .safetensors "
-        "file also a weights folder or training workdir",
+        "file also a weights folder or training workdir; with --lpips several files",
     )
     parser.add_argument(
         "destination", metavar="DESTINATION", help="new folder, or new file ending in .safetensors"
@@ -38,10 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="REF.npz",
         help="recorded outputs of the published program; run the model and compare",
     )
+    parser.add_argument(
+        "--lpips",
+        action="store_true",
+        help="the sources are LPIPS weights: torchvision's vgg16-397923af.pth and weights/v0.1/"
+        "vgg.pth of the lpips package, or one file with a whole LPIPS module",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.lpips:
+        if arguments.reference:
+            parser.error("--reference compares models, not --lpips weights")
+        return _convert_lpips(arguments.sources, arguments.destination)
+    if len(arguments.sources) > 1:
+        parser.error(f"{len(arguments.sources)} sources; several are only taken with --lpips")
 
     reference = read_reference(arguments.reference) if arguments.reference else None
-    done = convert(arguments.source, arguments.destination)
+    done = convert(arguments.sources[0], arguments.destination)
     print(
         f"{arguments.destination}: {done.family}, {done.config.layers} layers, width "
         f"{done.config.width}, {done.parameters} parameters in {done.tensors} published tensors, "
@@ -57,6 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(difference, flush=True)
         differences.append(difference)
     return 0 if all(difference.within for difference in differences) else ABOVE_LIMIT
+
+
+def _convert_lpips(sources: Sequence[str], destination: str) -> int:
+    done = convert_lpips(sources, destination)
+    print(f"{destination}: LPIPS 0.1 with VGG16, {done.parameters} parameters")
+    for name, digest in done.sources:
+        print(f"from {name}, sha256 {digest}")
+    for name in done.unknown:
+        print(
+            f"note: {name} is none of the usual downloads ({', '.join(PUBLISHED)}) by its SHA-256; "
+            "scores compare with published ones only if its values are the same"
+        )
+    for reason, count in done.left_out.items():
+        print(f"left out {count} tensors: {reason}")
+    return 0
 
 
 if __name__ == "__main__":
