@@ -42,8 +42,8 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 MIN_SIDE = 16  # of which four poolings leave one pixel
 SHIFT = (-0.030, -0.088, -0.188)  # of colours in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
-# A pair takes 1.4 kB a pixel on a CPU, so two at 256x256, or any number of them in groups, 0.19 GB.
-# Larger groups are no faster there (0.8 s a pair on two cores).
+# On a CPU a pair takes 1.4 kB a pixel: 0.19 GB for two at 256x256, measured 0.3 GB with everything
+# around it, for any number of pairs. Larger groups are no faster there (about 1 s a pair).
 PIXELS_AT_ONCE = 2 * 256**2
 
 
