@@ -1,4 +1,8 @@
-"""Scoring a model on held-out scenes: every scene once, two trivial baselines, the cache at work.
+"""Scoring pictures of held-out scenes: every scene once, on any mesh, and the cache at work.
+
+What renders is a function from a batch of scenes to pictures: a model, or a folder of pictures of
+another method. Everything else, which frames, which pictures count as true, which numbers come of
+them, is the same for both.
 
 Axes: B scene, V input view, T target view, Y X pixel.
 """
@@ -6,117 +10,237 @@ Axes: B scene, V input view, T target view, Y X pixel.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from data_pipeline.evaluation_scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.camera_paths import camera_path
 from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views, nearest_camera
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.metrics import psnr, ssim
+from efficient_lvsm_jax.metrics import SSIM_WINDOW, check_range, psnr, ssim
 from efficient_lvsm_jax.models import Model
-from efficient_lvsm_jax.report import SceneResult
+from efficient_lvsm_jax.predictions import Predictions, from_bytes, to_bytes
+from efficient_lvsm_jax.results import BASELINES, SceneScores
 from efficient_lvsm_jax.session import Session
+from efficient_lvsm_jax.sharding import put_batch, state_shardings
+
+Render = Callable[[Sequence[EvaluationScene]], jax.Array | np.ndarray]
+Distance = Callable[[jax.Array, np.ndarray], np.ndarray]
+
+
+def model_renders(model: Model, mesh: Mesh) -> Render:
+    """A function that renders the targets of scenes, its parameters and scenes spread over a mesh.
+
+    The function takes scenes of equal shapes, as many as `padded_size` says, and returns float32
+    [B, T, Y, X, 3] in [0, 1].
+    """
+    params = jax.device_put(model.params, state_shardings(mesh, model.params))
+    model = dataclasses.replace(model, params=params)
+
+    def render(scenes: Sequence[EvaluationScene]) -> jax.Array:
+        inputs = put_batch(mesh, _stack([scene.inputs for scene in scenes]))
+        targets = _stack([scene.targets for scene in scenes])
+        size = targets.pop("image").shape[2:4]
+        cameras = Cameras(**put_batch(mesh, targets), height=size[0], width=size[1])
+        return model.decode(model.encode(Views(**inputs)), cameras)
+
+    return render
+
+
+def folder_renders(predictions: Predictions) -> Render:
+    """A function that reads the targets of scenes from a folder, as `model_renders` otherwise."""
+
+    def read(scenes: Sequence[EvaluationScene]) -> np.ndarray:
+        pictures: dict[str, np.ndarray] = {}
+        for scene in scenes:
+            if scene.name not in pictures:  # padding repeats a scene
+                pictures[scene.name] = predictions.read(scene)
+        return np.stack([pictures[scene.name] for scene in scenes])
+
+    return read
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Which views of which scenes are scored.
+class Scorer:
+    """Everything between scenes and their scores.
 
     Attributes:
-      scenes, views, size: how many held-out scenes, views of each, and their edge in pixels.
-      inputs, targets: indices of the views that are given and of those that are predicted.
-      added_one_by_one: the order in which inputs join a Session for the cache table.
-      batch_size: scenes scored in one call; changes the speed, not the result.
-      film_frames: frames between two neighbouring input cameras of the film.
+      render: see `model_renders` and `folder_renders`.
+      mesh: over which pictures are spread.
+      batch_size: scenes of a call, see `padded_size`.
+      eight_bit: round rendered pictures to 256 levels before they are scored, as files hold them.
+      foreground: also score the foreground alone.
+      lpips: also this distance of [B, T, Y, X, 3] pictures in [0, 1], [B, T].
     """
 
-    scenes: int
-    views: int
-    size: int
-    inputs: tuple[int, ...]
-    targets: tuple[int, ...]
-    added_one_by_one: tuple[int, ...] = ()
-    batch_size: int = 8
-    film_frames: int = 45
+    render: Render
+    mesh: Mesh
+    batch_size: int
+    eight_bit: bool = False
+    foreground: bool = False
+    lpips: Distance | None = None
 
-    def __post_init__(self):
-        for name in ("inputs", "targets", "added_one_by_one"):
-            wrong = [i for i in getattr(self, name) if not 0 <= i < self.views]
-            if wrong:
-                raise InputError(f"evaluation.{name}: no view {wrong[0]} among {self.views}")
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores, baselines aside."""
+        names = ["psnr", "ssim"]
+        names += ["lpips"] if self.lpips else []
+        return names + (["foreground_psnr", "foreground_ssim"] if self.foreground else [])
 
+    def score(self, batch: Sequence[EvaluationScene]) -> tuple[list[SceneScores], list[np.ndarray]]:
+        """Scores of the scenes of a batch, and their rendered pictures, uint8 [T, Y, X, 3].
 
-def score(model: Model, scenes: Iterable[dict], batch_size: int) -> Iterator[SceneResult]:
-    """Renders the targets of every scene and scores them, each scene exactly once.
+        Args:
+          batch: at most `padded_size` scenes, of equal shapes. Fewer are filled up by repeating
+            the last, whose extra scores are dropped.
+        """
+        size = padded_size(self.batch_size, self.mesh)
+        padded = [*batch, *[batch[-1]] * (size - len(batch))]
+        truth = np.stack([scene.targets["image"] for scene in padded])
+        check_range(truth, f"scene {batch[0].name} and following, true pictures")
+        images = self.render(padded)
+        as_bytes = to_bytes(np.asarray(images))
+        if self.eight_bit:
+            images = from_bytes(as_bytes)
+        if not isinstance(images, jax.Array):
+            images = put_batch(self.mesh, images)
 
-    Args:
-      model: what renders.
-      scenes: {"scene", "inputs", "targets"} with [V, …] views each, as `evaluation_scenes` gives
-        them; all of equal shapes.
-      batch_size: the last batch is padded by repeating a scene, whose extra scores are dropped.
-    """
-    for batch in _batches(scenes, batch_size):
-        padded = batch + [batch[-1]] * (batch_size - len(batch))
-        inputs, targets = (
-            {key: np.stack([scene[side][key] for scene in padded]) for key in padded[0][side]}
-            for side in ("inputs", "targets")
-        )
-        truth = targets["image"]
-        cameras = Cameras(targets["c2w"], targets["fxfycxcy"], *truth.shape[2:4])
-        images = model.decode(model.encode(Views(**inputs)), cameras)
-        psnrs, ssims = np.asarray(psnr(images, truth)), np.asarray(ssim(images, truth))
-        for i, scene in enumerate(batch):
-            yield SceneResult(
-                scene=scene["scene"],
-                inputs=to_bytes(scene["inputs"]["image"]),
-                targets=to_bytes(scene["targets"]["image"]),
-                predictions=to_bytes(images[i]),
-                psnr=psnrs[i],
-                ssim=ssims[i],
+        guesses = [np.stack(guess) for guess in zip(*map(_guesses, padded), strict=True)]
+        mask = _foreground(padded) if self.foreground else None
+        measured = _measure(images, *put_batch(self.mesh, (truth, mask, *guesses)))
+        if self.lpips is not None:
+            measured["lpips"] = self.lpips(images, truth)
+        names = [*self.metrics, *BASELINES.values()]
+        scores = {name: np.asarray(measured[name], np.float64) for name in names}
+        rows = [
+            SceneScores(
+                scene.name,
+                scene.chosen.inputs,
+                scene.chosen.targets,
+                {name: values[i] for name, values in scores.items()},
             )
+            for i, scene in enumerate(batch)
+        ]
+        return rows, list(as_bytes[: len(batch)])
 
 
-def summarise(results: Sequence[SceneResult]) -> dict[str, float]:
-    """Means over the targets of a scene, then over scenes."""
-    return {
-        "psnr": float(np.mean([result.psnr.mean() for result in results])),
-        "ssim": float(np.mean([result.ssim.mean() for result in results])),
-        "scenes": len(results),
-    }
+def padded_size(batch_size: int, mesh: Mesh) -> int:
+    """The batch size, rounded up to a multiple of the devices that share a batch."""
+    return math.ceil(batch_size / mesh.size) * mesh.size
 
 
-def baselines(scenes: Iterable[dict]) -> dict[str, dict[str, float]]:
-    """PSNR of two predictions that need no model, averaged like the model's.
+def batches(
+    scenes: EvaluationScenes, order: Iterable[int], size: int, *, skip_unreadable: bool = False
+) -> Iterator[list[EvaluationScene | SceneScores]]:
+    """Scenes in order, in lists of up to `size` scenes of equal shapes, read ahead by a thread.
 
-    `nearest` copies the input whose camera centre is nearest to the target's; `mean` paints the
-    mean colour of the inputs.
+    A scene that cannot be read raises its InputError, or with skip_unreadable comes as a
+    `SceneScores` that says why, in a list of its own.
     """
-    scores: dict[str, list[float]] = {"nearest": [], "mean": []}
+    batch: list[EvaluationScene | SceneScores] = []
+    for scene in _read_ahead(scenes, order, 2 * size, skip_unreadable):
+        if batch and (len(batch) == size or _shapes(scene) != _shapes(batch[0])):
+            yield batch
+            batch = []
+        batch.append(scene)
+    if batch:
+        yield batch
+
+
+def _read_ahead(
+    scenes: EvaluationScenes, order: Iterable[int], ahead: int, skip_unreadable: bool
+) -> Iterator[EvaluationScene | SceneScores]:
+    def read(index: int) -> EvaluationScene | SceneScores:
+        try:
+            return scenes[index]
+        except InputError as error:
+            if not skip_unreadable:
+                raise
+            return SceneScores(scenes.names[index], (), (), {}, unusable=str(error))
+
+    waiting: list[Future] = []
+    # One thread: the readers of data sets keep files open and are not made for several.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for index in order:
+                waiting.append(pool.submit(read, index))
+                if len(waiting) > ahead:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _shapes(scene: EvaluationScene | SceneScores) -> tuple:
+    if isinstance(scene, SceneScores):
+        return (scene.scene,)
+    return scene.inputs["image"].shape, scene.targets["image"].shape
+
+
+def _stack(sides: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.stack([side[key] for side in sides]) for key in sides[0]}
+
+
+def _guesses(scene: EvaluationScene) -> tuple[np.ndarray, np.ndarray]:
+    """Two predictions that need no model: the input nearest by camera centre, the mean colour."""
+    inputs, targets = scene.inputs, scene.targets
+    nearest = [nearest_camera(inputs["c2w"], c2w) for c2w in targets["c2w"]]
+    mean = np.broadcast_to(inputs["image"].mean(axis=(0, 1, 2)), targets["image"].shape)
+    return inputs["image"][np.array(nearest)], mean
+
+
+def _foreground(scenes: Sequence[EvaluationScene]) -> np.ndarray:
+    """Bool [B, T, Y, X], see `protocol.FOREGROUND`."""
+    masks = []
+    edge = SSIM_WINDOW // 2
     for scene in scenes:
-        inputs, targets = scene["inputs"], scene["targets"]
-        nearest = [nearest_camera(inputs["c2w"], c2w) for c2w in targets["c2w"]]
-        mean = np.broadcast_to(inputs["image"].mean(axis=(0, 1, 2)), targets["image"].shape)
-        for name, guess in (("nearest", inputs["image"][np.array(nearest)]), ("mean", mean)):
-            scores[name].append(float(np.mean(psnr(guess, targets["image"]))))
-    return {name: {"psnr": float(np.mean(values))} for name, values in scores.items()}
+        mask = (scene.targets["image"] < 254.5 / 255).any(axis=-1)
+        empty = ~mask[:, edge:-edge, edge:-edge].any(axis=(1, 2))
+        if empty.any():
+            frame = scene.chosen.targets[int(np.argmax(empty))]
+            raise InputError(
+                f"scene {scene.name}, target {frame}: all white, no foreground to score; is it a "
+                "render of an object? Otherwise set evaluation.foreground to false"
+            )
+        masks.append(mask)
+    return np.stack(masks)
 
 
-def added_one_by_one(model: Model, scenes: Sequence[dict]) -> list[dict[str, float]]:
+@jax.jit
+def _measure(images, truth, mask, nearest, mean):
+    scores = {
+        "psnr": psnr(images, truth),
+        "ssim": ssim(images, truth),
+        "nearest_input_psnr": psnr(nearest, truth),
+        "mean_colour_psnr": psnr(mean, truth),
+    }
+    if mask is not None:
+        scores["foreground_psnr"] = psnr(images, truth, mask=mask)
+        scores["foreground_ssim"] = ssim(images, truth, mask=mask)
+    return scores
+
+
+def added_one_by_one(model: Model, scenes: Sequence[EvaluationScene]) -> list[dict[str, float]]:
     """What every further input brings and costs, through a Session.
 
     Returns:
       A row for 1, 2, 4, … inputs (powers of two and all): inputs, psnr over all scenes, and the
       median milliseconds of adding the last view and of rendering one target, after a warm-up.
     """
-    count = len(scenes[0]["inputs"]["image"])
+    count = len(scenes[0].inputs["image"])
     shown = sorted({2**i for i in range(count.bit_length()) if 2**i <= count} | {count})
     rows: dict[int, list[tuple]] = {number: [] for number in shown}
     for scene in [scenes[0], *scenes]:  # the first one warms up
         session = Session(model, frame=SceneFrame.identity(), capacity=count)
-        inputs, targets = scene["inputs"], scene["targets"]
+        inputs, targets = scene.inputs, scene.targets
         size = targets["image"].shape[1:3]
         for number in range(1, count + 1):
             start = time.perf_counter()
@@ -142,27 +266,11 @@ def added_one_by_one(model: Model, scenes: Sequence[dict]) -> list[dict[str, flo
     return table
 
 
-def fly_through(model: Model, scene: dict, steps: int) -> np.ndarray:
+def fly_through(model: Model, scene: EvaluationScene, steps: int) -> np.ndarray:
     """Frames uint8 [F, Y, X, 3] along the path through the inputs of a scene, nearest first."""
-    inputs = scene["inputs"]
+    inputs = scene.inputs
     session = Session(model, frame=SceneFrame.identity(), capacity=len(inputs["image"]))
     for image, c2w, fxfycxcy in zip(*inputs.values(), strict=True):
         session.add(image, c2w, fxfycxcy)
     path = camera_path(inputs["c2w"], inputs["fxfycxcy"], steps, nearest_first=True)
     return to_bytes(session.render(*path, inputs["image"].shape[1:3]))
-
-
-def to_bytes(image: np.ndarray | jax.Array) -> np.ndarray:
-    """Floats in [0, 1] to the nearest of 256 levels."""
-    return np.round(np.clip(np.asarray(image), 0, 1) * 255).astype(np.uint8)
-
-
-def _batches(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    batch: list[dict] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

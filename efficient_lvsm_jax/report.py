@@ -1,4 +1,4 @@
-"""The evaluation as one self-contained page: numbers, a film, and every scene to look at.
+"""The evaluation as one self-contained page: numbers, how they were made, a film, and scenes.
 
 Axes: V input view, T target view, Y X pixel. Pictures are uint8 RGB.
 """
@@ -8,105 +8,123 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-import io
-import os
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-ERROR_RANGE = 0.5  # mean absolute error shown as the brightest colour
-PICTURE_EDGE = 144  # pixels; smaller pictures are enlarged to it in the page
-# Black, violet, orange, pale yellow: darker is better, readable without telling red from green.
-ERROR_COLOURS = np.array([(6, 4, 20), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
+from efficient_lvsm_jax.page import (
+    METRIC_LOOKS,
+    error_legend,
+    error_map,
+    figure,
+    flat,
+    number,
+    table,
+    tiles,
+    write_page,
+)
+from efficient_lvsm_jax.results import SceneScores, metrics_of
+
+WORST, MIDDLE, BEST = 10, 3, 3  # scenes shown of each
+MOST_BARS = 200  # scenes of which each gets a bar of its own
+MOST_NAMES = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneResult:
-    """A scored scene.
+class ShownScene:
+    """A scored scene with its pictures.
 
-    Attributes:
-      scene: its name.
-      inputs: [V, Y, X, 3] uint8.
-      targets, predictions: [T, Y, X, 3] uint8.
-      psnr, ssim: [T].
+    scores: of the scene. inputs: [V, Y, X, 3] uint8. targets, predictions: [T, Y, X, 3] uint8.
     """
 
-    scene: str
+    scores: SceneScores
     inputs: np.ndarray
     targets: np.ndarray
     predictions: np.ndarray
-    psnr: np.ndarray
-    ssim: np.ndarray
+
+
+def choose_shown(rows: Sequence[SceneScores]) -> list[SceneScores]:
+    """The worst, some middle and the best scenes by PSNR, worst first, each once."""
+    ranked = _ranked(rows)
+    count, middle = len(ranked), (len(ranked) - MIDDLE) // 2
+    places = {*range(WORST), *range(middle, middle + MIDDLE), *range(count - BEST, count)}
+    return [ranked[place] for place in sorted(places) if 0 <= place < count]
 
 
 def write_report(
     path: str | Path,
-    results: Sequence[SceneResult],
+    rows: Sequence[SceneScores],
+    shown: Sequence[ShownScene],
     metrics: dict,
     *,
     film: str | Path | None = None,
-    max_scenes: int = 60,
 ) -> None:
     """Writes report.html, beside and then renamed; it needs no other file.
 
     Args:
       path: of the page.
-      results: the scored scenes; shown from the worst to the best mean PSNR.
-      metrics: `summary` and `baselines`, and `added_one_by_one` if there is one, as eval.py
-        writes them to metrics.json.
+      rows: all scored scenes.
+      shown: those with pictures.
+      metrics: as eval.py writes them to metrics.json.
       film: an mp4 to embed.
-      max_scenes: of more scenes the worst and the best are shown, half of them each.
     """
-    path = Path(path)
-    ranked = sorted(results, key=lambda result: float(np.mean(result.psnr)))
-    shown = ranked
-    if len(ranked) > max_scenes:
-        half = max_scenes // 2
-        shown = ranked[:half] + ranked[len(ranked) - (max_scenes - half) :]
-    parts = [
-        _headline(metrics),
-        _film(film),
-        _one_by_one(metrics.get("added_one_by_one", [])),
-        _chart(ranked),
-        f"<h2>Scenes <small>{len(shown)} of {len(ranked)}, worst first</small></h2>",
-        _legend(),
-        *(_card(result) for result in shown),
-    ]
-    page = _PAGE.replace("{{body}}", "\n".join(parts)).replace("{{edge}}", str(PICTURE_EDGE))
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    ranked = _ranked(rows)
+
+    def parts() -> Iterator[str]:
+        yield _headline(metrics)
+        yield _film(film)
+        yield _one_by_one(metrics.get("added_one_by_one", []))
+        yield _chart(ranked)
+        yield _leak(metrics)
+        yield _coverage(metrics["coverage"])
+        yield f"<h2>Scenes <small>{len(shown)} of {len(ranked)}, by PSNR, worst first</small></h2>"
+        yield error_legend()
+        place = {row.scene: i for i, row in enumerate(ranked)}
+        for scene in sorted(shown, key=lambda scene: place[scene.scores.scene]):
+            yield _card(scene, f"{place[scene.scores.scene] + 1} of {len(ranked)}")
+        yield "<h2>How this was made <small>metrics.json has it all</small></h2>"
+        pairs = [*flat(metrics["protocol"]), *flat(metrics["run"])]
+        pairs.append(("protocol_sha256", metrics["protocol_sha256"]))
+        yield table(("", ""), [(name, _text(value)) for name, value in pairs], "text")
+
+    write_page(Path(path), "Novel views of scenes never seen", parts())
 
 
-def error_map(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Mean absolute error over the channels of two [Y, X, 3] pictures as colours [Y, X, 3]."""
-    error = np.abs(prediction.astype(np.float64) - target).mean(axis=-1) / 255 / ERROR_RANGE
-    stops = np.linspace(0, 1, len(ERROR_COLOURS))
-    channels = [np.interp(error, stops, ERROR_COLOURS[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).astype(np.uint8)
+def _ranked(rows: Sequence[SceneScores]) -> list[SceneScores]:
+    """Scenes with scores, worst first; not a number is worse than any."""
+
+    def key(row: SceneScores) -> float:
+        psnr = row.mean("psnr")
+        return -math.inf if math.isnan(psnr) else psnr
+
+    return sorted((row for row in rows if not row.unusable), key=key)
 
 
 def _headline(metrics: dict) -> str:
     summary, trivial = metrics["summary"], metrics["baselines"]
-    numbers = [
-        (f"{summary['psnr']:.2f}", "dB PSNR"),
-        (f"{summary['ssim']:.3f}", "SSIM"),
-        (f"{summary['scenes']}", "held-out scenes"),
-        (f"+{summary['psnr'] - trivial['nearest']['psnr']:.2f}", "dB over the nearest input"),
-    ]
-    tiles = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in numbers)
+    numbers = []
+    for metric, (name, _, unit, _) in METRIC_LOOKS.items():
+        if metric in summary:
+            error = number(metric, summary[f"{metric}_standard_error"])
+            value = f"{number(metric, summary[metric])} <small>± {error}</small>"
+            numbers.append((value, (unit + " ").lstrip() + name))
+    numbers.append((f"{summary['scenes']:,}", f"scenes, {summary['targets']:,} targets"))
+    gain = summary["psnr"] - trivial["nearest"]["psnr"]
+    numbers.append((f"{gain:+.2f}", "dB over the nearest input"))
     bars = "".join(
         f"<tr><th>{name}</th><td>{value:.2f} dB</td>"
-        f'<td class="bar"><i style="width:{max(value, 0) / 40:.0%}"></i></td></tr>'
+        f'<td class="bar"><i style="width:{min(max(value, 0), 40) / 40:.0%}"></i></td></tr>'
         for name, value in (
-            ("this model", summary["psnr"]),
+            ("these pictures", summary["psnr"]),
             ("copy the nearest input", trivial["nearest"]["psnr"]),
             ("mean input colour", trivial["mean"]["psnr"]),
         )
+        if math.isfinite(value)
     )
-    return f'<div class="tiles">{tiles}</div><table class="wide">{bars}</table>'
+    note = '<p class="note">± is the standard error of the mean over scenes.</p>'
+    return f'{tiles(numbers)}{note}<table class="wide">{bars}</table>'
 
 
 def _film(film: str | Path | None) -> str:
@@ -123,132 +141,143 @@ def _film(film: str | Path | None) -> str:
 def _one_by_one(rows: Sequence[dict]) -> str:
     if not rows:
         return ""
-    body = "".join(
-        f"<tr><td>{row['inputs']}</td><td>{row['psnr']:.2f}</td><td>{row['add_ms']:.1f}</td>"
-        f"<td>{row['render_ms']:.1f}</td></tr>"
+    body = [
+        (row["inputs"], f"{row['psnr']:.2f}", f"{row['add_ms']:.1f}", f"{row['render_ms']:.1f}")
         for row in rows
-    )
+    ]
+    header = ("inputs", "PSNR, dB", "adding a view, ms", "rendering a picture, ms")
     return (
         "<h2>Views added one by one <small>the cache at work, medians over scenes</small></h2>"
-        "<table><tr><th>inputs</th><th>PSNR, dB</th><th>adding a view, ms</th>"
-        f"<th>rendering a picture, ms</th></tr>{body}</table>"
+        + table(header, body)
     )
 
 
-def _chart(ranked: Sequence[SceneResult]) -> str:
-    """A bar per scene, worst to best, as inline SVG."""
-    values = [float(np.mean(result.psnr)) for result in ranked]
+def _chart(ranked: Sequence[SceneScores]) -> str:
+    """PSNR of every scene, worst to best, as inline SVG: a bar each, or of many their outline."""
+    finite = [row for row in ranked if math.isfinite(row.mean("psnr"))]
+    if not finite:
+        return ""
+    values = [row.mean("psnr") for row in finite]
     low = np.floor(min(values)) - 1
     span = max(np.ceil(max(values)) - low, 1)
     width = 720 / len(values)
-    bars = "".join(
-        f'<rect x="{40 + i * width:.2f}" y="{110 - 100 * (value - low) / span:.1f}" '
-        f'width="{max(width - 1, 0.5):.2f}" height="{100 * (value - low) / span:.1f}">'
-        f"<title>{html.escape(result.scene)}: {value:.2f} dB</title></rect>"
-        for i, (value, result) in enumerate(zip(values, ranked, strict=True))
-    )
+    heights = [100 * (value - low) / span for value in values]
+    if len(values) <= MOST_BARS:
+        drawn = "".join(
+            f'<rect x="{40 + i * width:.2f}" y="{110 - height:.1f}" '
+            f'width="{max(width - 1, 0.5):.2f}" height="{height:.1f}">'
+            f"<title>{html.escape(row.scene)}: {value:.2f} dB</title></rect>"
+            for i, (value, height, row) in enumerate(zip(values, heights, finite, strict=True))
+        )
+    else:
+        at = np.linspace(0, len(values) - 1, 720).round().astype(int)
+        outline = " ".join(f"L{40 + i} {110 - heights[k]:.1f}" for i, k in enumerate(at))
+        drawn = f'<path d="M40 110 {outline} L759 110 Z"/>'
     marks = "".join(
         f'<text x="34" y="{114 - 100 * share:.0f}">{low + span * share:.0f}</text>'
         for share in (0.0, 0.5, 1.0)
     )
+    left_out = len(ranked) - len(finite)
+    note = f", without {left_out} that are not finite" if left_out else ""
     return (
-        "<h2>PSNR of every scene <small>dB, mean of its targets</small></h2>"
+        f"<h2>PSNR of every scene <small>dB, mean of its targets{note}</small></h2>"
         '<svg class="chart" viewBox="0 0 764 120" role="img" '
-        f'aria-label="Bars of PSNR per scene, {values[0]:.1f} to {values[-1]:.1f} dB">'
-        f"{marks}{bars}</svg>"
+        f'aria-label="PSNR per scene, {values[0]:.1f} to {values[-1]:.1f} dB">'
+        f"{marks}{drawn}</svg>"
     )
 
 
-def _legend() -> str:
-    stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in ERROR_COLOURS)
+def _leak(metrics: dict) -> str:
+    leak, summary = metrics["leak"], metrics["summary"]
+    heading = "<h2>Targets that are inputs <small>a copy would be perfect there</small></h2>"
+    if not leak["targets_that_are_inputs"]:
+        return heading + "<p>None: no target is among the inputs of its scene.</p>"
+    without = leak["without_them"]
+    names = [metric for metric in METRIC_LOOKS if metric in summary]
+    rows = [
+        (
+            label,
+            f"{numbers['scenes']:,}",
+            f"{numbers['targets']:,}",
+            *(
+                f"{number(m, numbers[m])} ± {number(m, numbers[f'{m}_standard_error'])}"
+                for m in names
+                if m in numbers
+            ),
+        )
+        for label, numbers in (("all targets", summary), ("without those", without))
+    ]
+    header = ("", "scenes", "targets", *(METRIC_LOOKS[m][0] + METRIC_LOOKS[m][2] for m in names))
     return (
-        '<p class="legend">error, mean over channels: 0 '
-        f'<i style="background:linear-gradient(90deg, {stops})"></i> {ERROR_RANGE} of the range '
-        "or more</p>"
+        f"{heading}<p>{leak['targets_that_are_inputs']:,} of {summary['targets']:,} targets, in "
+        f"{leak['scenes_with_such']:,} scenes. The baselines above leave them out.</p>"
+        + table(header, rows)
     )
 
 
-def _card(result: SceneResult) -> str:
-    name = html.escape(result.scene)
+def _coverage(coverage: dict) -> str:
+    lines = []
+    if "listed" in coverage:
+        lines.append(
+            f"The index lists {coverage['listed']:,} scenes and {coverage['null']:,} null."
+        )
+    for key, what in (
+        ("missing", "scenes of the index are not in the data"),
+        ("unlisted", "scenes of the data are not in the index"),
+    ):
+        if coverage.get(key):
+            lines.append(f"{len(coverage[key]):,} {what}: {_names(coverage[key])}.")
+    if coverage["unusable"]:
+        reasons = "".join(
+            f"<li>{html.escape(scene)}: {html.escape(why)}</li>"
+            for scene, why in list(coverage["unusable"].items())[:MOST_NAMES]
+        )
+        lines.append(f"{len(coverage['unusable']):,} scenes cannot be scored:<ul>{reasons}</ul>")
+    return f"<h2>Which scenes</h2><p>{'<br>'.join(lines)}</p>" if lines else ""
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return html.escape(", ".join(names[:MOST_NAMES])) + more
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _card(scene: ShownScene, place: str) -> str:
+    scores = scene.scores
+    name = scores.scene
     inputs = "".join(
-        _figure(picture, f"{name}, input {i + 1}", "input")
-        for i, picture in enumerate(result.inputs)
+        figure(picture, f"{name}, input frame {frame}", f"input, frame {frame}")
+        for picture, frame in zip(scene.inputs, scores.inputs, strict=True)
     )
     columns = ""
-    for i, (target, prediction) in enumerate(zip(result.targets, result.predictions, strict=True)):
-        scores = f"{result.psnr[i]:.2f} dB · {result.ssim[i]:.3f}"
+    for i, frame in enumerate(scores.targets):
+        target, prediction = scene.targets[i], scene.predictions[i]
+        leaked = ", also an input" if scores.leaked[i] else ""
         columns += (
             '<div class="column">'
-            + _figure(target, f"{name}, target {i + 1}", "true")
-            + _figure(prediction, f"{name}, prediction {i + 1}", scores)
-            + _figure(error_map(prediction, target), f"{name}, error {i + 1}", "error")
+            + figure(target, f"{name}, true frame {frame}", f"true, frame {frame}{leaked}")
+            + figure(prediction, f"{name}, predicted frame {frame}", _scores_line(scores, i))
+            + figure(error_map(prediction, target), f"{name}, error of frame {frame}", "error")
             + "</div>"
         )
+    means = " · ".join(
+        f"{METRIC_LOOKS[m][0]} {number(m, scores.mean(m))}{METRIC_LOOKS[m][2]}"
+        for m in metrics_of([scores])
+    )
     return (
-        f"<article><h3>{name}<small>{np.mean(result.psnr):.2f} dB · SSIM "
-        f'{np.mean(result.ssim):.3f}</small></h3><div class="scene">'
-        f'<div class="column">{inputs}</div><div class="targets">{columns}</div></div></article>'
+        f"<article><h3>{html.escape(name)}<small>{place} · {means}</small></h3>"
+        f'<div class="scene"><div class="column">{inputs}</div><div class="targets">{columns}</div>'
+        "</div></article>"
     )
 
 
-def _figure(picture: np.ndarray, alt: str, caption: str) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+def _scores_line(scores: SceneScores, target: int) -> str:
+    shown = [metric for metric in ("psnr", "ssim", "lpips") if metric in scores.scores]
+    return " · ".join(
+        number(metric, scores.scores[metric][target]) + METRIC_LOOKS[metric][2] for metric in shown
     )
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Efficient-LVSM: held-out scenes</title>
-<style>
-:root { color-scheme: light dark; --paper: #fbfaf8; --ink: #1d1d22; --soft: #6b6a73;
-  --line: #e4e1da; --card: #fff; --accent: #b5432a; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15151a; --ink: #ecebe8; --soft: #9b99a3;
-  --line: #2c2c34; --card: #1d1d24; --accent: #f08a5d; } }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 1060px; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0; letter-spacing: -0.02em; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-h3 { font-size: 1rem; margin: 0 0 .75rem; display: flex; justify-content: space-between;
-  gap: 1rem; flex-wrap: wrap; overflow-wrap: anywhere; }
-small { color: var(--soft); font-weight: 400; font-size: .85em;
-  font-variant-numeric: tabular-nums; }
-.tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; }
-.tiles div { flex: 1 1 9rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; padding: .8rem 1rem; }
-.tiles b { display: block; font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.02em;
-  font-variant-numeric: tabular-nums; }
-.tiles span { color: var(--soft); font-size: .85rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem 1rem .3rem 0; font-weight: 400; white-space: nowrap; }
-tr + tr > * { border-top: 1px solid var(--line); }
-th { color: var(--soft); }
-table.wide { width: 100%; } table.wide th { text-align: left; }
-td.bar { width: 60%; padding-right: 0; }
-td.bar i { display: block; height: .6rem; border-radius: 3px; background: var(--soft);
-  opacity: .5; }
-tr:first-child td.bar i { background: var(--accent); opacity: 1; }
-video { width: min(100%, 420px); border-radius: 10px; image-rendering: pixelated; }
-.chart { width: 100%; } .chart rect { fill: var(--accent); }
-.chart text { fill: var(--soft); font-size: 12px; text-anchor: end; }
-.legend { color: var(--soft); font-size: .85rem; }
-.legend i { display: inline-block; width: 8rem; height: .7rem; border-radius: 3px; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: 1rem; margin: 0 0 1rem; }
-.scene, .targets { display: flex; flex-wrap: wrap; gap: .75rem; }
-.scene { gap: .75rem 2.5rem; } .column { display: grid; gap: .5rem; align-content: start; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .75rem;
-  font-variant-numeric: tabular-nums; }
-img { display: block; width: {{edge}}px; max-width: 26vw; height: auto; border-radius: 4px;
-  image-rendering: pixelated; }
-</style>
-<h1>Efficient-LVSM on scenes it never saw</h1>
-{{body}}
-</html>
-"""

@@ -1,49 +1,150 @@
-import dataclasses
+"""Scoring: every scene once, whatever the batches and the mesh; the cache at work."""
 
+import dataclasses
+import functools
+
+import jax
 import numpy as np
 import pytest
-from conftest import random_views
+from jax.sharding import AxisType, Mesh
+from scenes_to_score import scene
 
+from data_pipeline.evaluation_index import ChosenFrames
+from data_pipeline.evaluation_scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax import evaluation
 from efficient_lvsm_jax.cameras import nearest_camera
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation import EvaluationConfig
-
-
-def scene(index: int, inputs: int = 2, targets: int = 3) -> dict:
-    sides = (random_views(inputs, seed=2 * index), random_views(targets, seed=2 * index + 1))
-    views = ({key: value[0] for key, value in vars(side).items()} for side in sides)
-    return {"scene": f"scene {index}", **dict(zip(("inputs", "targets"), views, strict=True))}
-
+from efficient_lvsm_jax.evaluation import Scorer, batches, model_renders, padded_size
+from efficient_lvsm_jax.metrics import psnr
+from efficient_lvsm_jax.results import SceneScores, baselines
+from efficient_lvsm_jax.sharding import AXES, make_mesh
 
 SCENES = [scene(index) for index in range(7)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 8])
-def test_every_scene_is_scored_once_whatever_the_batch_size(small_model, batch_size):
-    results = list(evaluation.score(small_model, SCENES, batch_size))
-    assert [result.scene for result in results] == [scene["scene"] for scene in SCENES]
-    alone = list(evaluation.score(small_model, SCENES, 1))
-    for result, expected in zip(results, alone, strict=True):
-        np.testing.assert_allclose(result.psnr, expected.psnr, atol=1e-3)
-        np.testing.assert_allclose(result.ssim, expected.ssim, atol=1e-4)
-        assert result.predictions.shape == (3, 16, 24, 3)
+def as_sequence(scenes: list[EvaluationScene]) -> EvaluationScenes:
+    return EvaluationScenes([scene.name for scene in scenes], scenes.__getitem__)
 
 
-def test_the_mean_is_over_targets_then_over_scenes(small_model):
-    results = list(evaluation.score(small_model, SCENES[:2], 2))
-    results = [
-        dataclasses.replace(results[0], psnr=np.array([10.0, 20.0]), ssim=np.array([0.2])),
-        dataclasses.replace(results[1], psnr=np.array([30.0]), ssim=np.array([0.4])),
+@functools.lru_cache
+def mesh_of(devices: int) -> Mesh:
+    here = np.array(jax.devices()[:devices]).reshape(devices, 1)
+    return Mesh(here, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def score(model, scenes, batch_size, mesh=None, **options) -> list[SceneScores]:
+    mesh = mesh or mesh_of(1)
+    scorer = Scorer(model_renders(model, mesh), mesh, batch_size, **options)
+    size = padded_size(batch_size, mesh)
+    rows = []
+    for batch in batches(as_sequence(scenes), range(len(scenes)), size):
+        rows += scorer.score(batch)[0]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def alone(small_model):
+    return score(small_model, SCENES, 1)
+
+
+def assert_equal_scores(rows: list[SceneScores], expected: list[SceneScores]) -> None:
+    assert [row.scene for row in rows] == [row.scene for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert set(row.scores) == set(other.scores)
+        for metric in row.scores:
+            np.testing.assert_allclose(row.scores[metric], other.scores[metric], atol=2e-4)
+
+
+def test_every_scene_is_scored_once_whatever_the_batch_size(small_model, alone):
+    assert_equal_scores(score(small_model, SCENES, 3), alone)  # 7 scenes: the last batch is padded
+
+
+def test_four_devices_score_as_one_does(small_model, alone):
+    assert_equal_scores(score(small_model, SCENES, 3, make_mesh("data:2,fsdp:2")), alone)
+
+
+def test_the_scores_are_those_of_the_pictures(small_model, alone):
+    scorer = Scorer(model_renders(small_model, mesh_of(1)), mesh_of(1), 1)
+    rows, (pictures,) = scorer.score(SCENES[:1])
+    truth = SCENES[0].targets["image"]
+    rounded = np.asarray(psnr(pictures.astype(np.float32) / 255, truth))
+    np.testing.assert_allclose(rows[0].scores["psnr"], rounded, atol=0.02)
+    assert rows[0].scores["psnr"].dtype == np.float64 and pictures.dtype == np.uint8
+
+
+def test_with_eight_bits_the_scores_are_exactly_those_of_the_rounded_pictures(small_model):
+    scorer = Scorer(model_renders(small_model, mesh_of(1)), mesh_of(1), 1, eight_bit=True)
+    rows, (pictures,) = scorer.score(SCENES[:1])
+    rounded = psnr(np.divide(pictures, 255, dtype=np.float32), SCENES[0].targets["image"])
+    np.testing.assert_allclose(rows[0].scores["psnr"], rounded, atol=1e-5)
+
+
+def test_batches_hold_scenes_of_one_shape():
+    scenes = [SCENES[0], SCENES[1], scene(9, targets=2), scene(10, size=(16, 16)), SCENES[2]]
+    found = list(batches(as_sequence(scenes), range(5), 4))
+    assert [[s.name for s in batch] for batch in found] == [
+        ["scene 0", "scene 1"],
+        ["scene 9"],
+        ["scene 10"],
+        ["scene 2"],
     ]
-    summary = evaluation.summarise(results)
-    assert summary == {"psnr": 22.5, "ssim": pytest.approx(0.3), "scenes": 2}
 
 
-def test_copying_the_nearest_input_is_perfect_when_it_is_the_target():
+def unreadable(index: int) -> EvaluationScene:
+    if index == 1:
+        raise InputError("frame 3 is damaged")
+    return SCENES[index]
+
+
+def test_a_scene_that_cannot_be_read_stops_the_evaluation_or_is_recorded():
+    scenes = EvaluationScenes(["a", "b", "c"], unreadable)
+    with pytest.raises(InputError, match="frame 3 is damaged"):
+        list(batches(scenes, range(3), 2))
+    found = list(batches(scenes, range(3), 2, skip_unreadable=True))
+    assert [len(batch) for batch in found] == [1, 1, 1]
+    assert found[1] == [SceneScores("b", (), (), {}, unusable="frame 3 is damaged")]
+
+
+def test_the_foreground_is_what_is_not_white(small_model):
+    half = scene(0)
+    half.targets["image"][:, :, 12:] = 1
+    (row,) = score(small_model, [half], 1, foreground=True)
+    left = dataclasses.replace(
+        half, targets=half.targets | {"image": half.targets["image"][:, :, :12]}
+    )
+    rendered = Scorer(model_renders(small_model, mesh_of(1)), mesh_of(1), 1).render([half])
+    expected = psnr(rendered[0, :, :, :12], left.targets["image"])
+    np.testing.assert_allclose(row.scores["foreground_psnr"], expected, atol=1e-4)
+    assert (row.scores["foreground_psnr"] != row.scores["psnr"]).all()
+
+
+def test_a_white_target_has_no_foreground(small_model):
+    white = scene(0)
+    white.targets["image"][1] = 1
+    with pytest.raises(InputError, match="scene 0, target 3: all white"):
+        score(small_model, [white], 1, foreground=True)
+
+
+def test_true_pictures_out_of_range_are_refused(small_model):
+    wrong = scene(0)
+    wrong.targets["image"][:] = wrong.targets["image"] * 2 - 1
+    with pytest.raises(InputError, match=r"scene 0 .*like \[-1, 1\]"):
+        score(small_model, [wrong], 1)
+
+
+def test_a_further_distance_is_scored_with_the_others(small_model):
+    def lpips(images, truth):
+        return np.abs(np.asarray(images) - truth).mean(axis=(2, 3, 4))
+
+    (row,) = score(small_model, SCENES[:1], 1, lpips=lpips)
+    assert row.scores["lpips"].shape == (3,) and (row.scores["lpips"] > 0).all()
+
+
+def test_copying_the_nearest_input_is_perfect_when_it_is_the_target(small_model):
     same = scene(0)
-    same["targets"] = {key: value[:1] for key, value in same["inputs"].items()}
-    scores = evaluation.baselines([same])
+    targets = {key: value[:1] for key, value in same.inputs.items()}
+    same = dataclasses.replace(same, targets=targets, chosen=ChosenFrames((0, 1), (2,)))
+    scores = baselines(score(small_model, [same], 1))
     assert np.isinf(scores["nearest"]["psnr"])
     # Noise, uniform in [0, 1], against its own mean: variance 1/12.
     np.testing.assert_allclose(scores["mean"]["psnr"], 10 * np.log10(12), atol=0.2)
@@ -51,26 +152,20 @@ def test_copying_the_nearest_input_is_perfect_when_it_is_the_target():
 
 def test_nearest_is_by_camera_centre():
     chosen = scene(3, inputs=5)
-    inputs, targets = chosen["inputs"], chosen["targets"]
-    for c2w in targets["c2w"]:
-        distances = np.linalg.norm(inputs["c2w"][:, :3, 3] - c2w[:3, 3], axis=1)
-        assert nearest_camera(inputs["c2w"], c2w) == distances.argmin()
+    for c2w in chosen.targets["c2w"]:
+        distances = np.linalg.norm(chosen.inputs["c2w"][:, :3, 3] - c2w[:3, 3], axis=1)
+        assert nearest_camera(chosen.inputs["c2w"], c2w) == distances.argmin()
 
 
 def test_views_added_one_by_one_end_where_all_at_once_begins(small_model):
     scenes = [scene(index, inputs=4) for index in range(2)]
     rows = evaluation.added_one_by_one(small_model, scenes)
     assert [row["inputs"] for row in rows] == [1, 2, 4]
-    together = evaluation.summarise(list(evaluation.score(small_model, scenes, 2)))
-    np.testing.assert_allclose(rows[-1]["psnr"], together["psnr"], atol=1e-3)
+    together = np.mean([row.mean("psnr") for row in score(small_model, scenes, 2)])
+    np.testing.assert_allclose(rows[-1]["psnr"], together, atol=1e-3)
     assert all(row["add_ms"] > 0 and row["render_ms"] > 0 for row in rows)
 
 
 def test_the_film_visits_every_pair_of_neighbours(small_model):
     frames = evaluation.fly_through(small_model, scene(0, inputs=3), steps=4)
     assert frames.shape == (8, 16, 24, 3) and frames.dtype == np.uint8
-
-
-def test_a_view_that_does_not_exist_is_refused():
-    with pytest.raises(InputError, match=r"evaluation\.targets: no view 5 among 5"):
-        EvaluationConfig(scenes=1, views=5, size=16, inputs=(0,), targets=(5,))

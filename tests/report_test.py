@@ -2,62 +2,96 @@ import re
 
 import numpy as np
 import pytest
+from results_test import row
 
-from efficient_lvsm_jax.report import ERROR_COLOURS, SceneResult, error_map, write_report
+from efficient_lvsm_jax.page import ERROR_COLOURS, error_map
+from efficient_lvsm_jax.report import ShownScene, choose_shown, write_report
+from efficient_lvsm_jax.results import SceneScores, baselines, leak_report, summarise
 
-METRICS = {
-    "summary": {"psnr": 24.1, "ssim": 0.67, "scenes": 3},
-    "baselines": {"nearest": {"psnr": 20.0}, "mean": {"psnr": 17.0}},
-    "added_one_by_one": [{"inputs": 1, "psnr": 22.0, "add_ms": 2.5, "render_ms": 1.5}],
-}
+PICTURES = [
+    np.random.default_rng(0).integers(0, 256, (count, 16, 24, 3), np.uint8) for count in (2, 3, 3)
+]
 
 
-def result(name: str, psnr: float) -> SceneResult:
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (count, 16, 24, 3), np.uint8) for count in (2, 3, 3)]
-    return SceneResult(name, *pictures, psnr=np.full(3, psnr), ssim=np.full(3, 0.5))
+def scored(name: str, psnr: float, targets=(1, 2, 3)) -> SceneScores:
+    return row(name, [psnr] * 3, targets=targets, ssim=[0.5] * 3)
 
 
 @pytest.fixture
 def page(tmp_path):
-    def write(results, **options):
-        write_report(tmp_path / "report.html", results, METRICS, **options)
+    def write(rows, film=None, **metrics):
+        metrics = {
+            "summary": summarise(rows),
+            "baselines": baselines(rows),
+            "leak": leak_report(rows),
+            "coverage": {"unusable": {}},
+            "added_one_by_one": [{"inputs": 1, "psnr": 22.0, "add_ms": 2.5, "render_ms": 1.5}],
+            "protocol": {"index": {"sha256": "abcdef"}},
+            "protocol_sha256": "fedcba",
+            "run": {"devices": "4 x cpu"},
+        } | metrics
+        shown = [ShownScene(row, *PICTURES) for row in choose_shown(rows)]
+        write_report(tmp_path / "report.html", rows, shown, metrics, film=film)
         assert [path.name for path in tmp_path.glob("*.html*")] == ["report.html"]
         return (tmp_path / "report.html").read_text()
 
     return write
 
 
-def test_scenes_are_sorted_by_psnr_and_all_there(page):
-    text = page([result("middle", 20), result("best", 30), result("worst", 10)])
+def test_scenes_are_sorted_by_psnr_and_all_of_a_few_are_there(page):
+    text = page([scored("middle", 20), scored("best", 30), scored("worst", 10)])
     assert re.findall(r"<article><h3>(\w+)", text) == ["worst", "middle", "best"]
     assert text.count("<img") == 3 * (2 + 3 * 3)
 
 
+def test_of_many_scenes_the_worst_ten_some_middle_and_the_best_are_shown():
+    shown = choose_shown([scored(f"s{i:02d}", i) for i in range(50)])
+    names = [f"s{i:02d}" for i in (*range(10), 23, 24, 25, 47, 48, 49)]
+    assert [scores.scene for scores in shown] == names
+
+
+def test_a_scene_that_is_not_a_number_is_the_worst(page):
+    rows = [scored("fine", 20), scored("broken", np.nan)]
+    assert [scores.scene for scores in choose_shown(rows)] == ["broken", "fine"]
+    assert "without 1 that are not finite" in page(rows)
+
+
 def test_the_page_asks_for_nothing_outside(page, tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"film")
-    text = page([result("one", 20)], film=tmp_path / "film.mp4")
+    text = page([scored("one", 20)], film=tmp_path / "film.mp4")
     sources = re.findall(r'(?:src|href)="([^"]{0,20})', text)
     assert sources and all(source.startswith("data:") for source in sources)
     assert "http" not in text and "data:video/mp4;base64,ZmlsbQ==" in text
 
 
-def test_numbers_and_baselines_are_shown(page):
-    text = page([result("one", 20)])
-    for number in ("24.10", "0.670", "+4.10", "20.00", "17.00", "22.00", "2.5", "1.5"):
+def test_means_errors_and_baselines_are_shown(page):
+    text = page([scored("one", 20), scored("two", 30)])
+    for number in ("25.00 <small>± 5.00", "0.500", "+10.00", "15.00", "12.00", "22.00", "2.5"):
         assert number in text
 
 
+def test_what_decides_the_numbers_is_shown(page):
+    text = page([scored("one", 20)])
+    for value in ("index.sha256", "abcdef", "fedcba", "4 x cpu"):
+        assert value in text
+
+
+def test_targets_that_are_inputs_are_reported(page):
+    assert "None: no target" in page([scored("one", 20)])
+    text = page([scored("one", 20), scored("two", 30, targets=(0, 2, 3))])
+    assert "1 of 6 targets, in 1 scenes" in text and "also an input" in text
+
+
+def test_scenes_that_are_missing_or_cannot_be_scored_are_named(page):
+    coverage = {"listed": 3, "null": 1, "missing": ["gone"], "unlisted": []}
+    text = page([scored("one", 20)], coverage=coverage | {"unusable": {"bad": "frame 3 is torn"}})
+    assert "1 scenes of the index are not in the data: gone" in text
+    assert "bad: frame 3 is torn" in text
+
+
 def test_a_hostile_name_stays_text(page):
-    text = page([result('<script>alert(1)</script>"><img src=x>', 20)])
+    text = page([scored('<script>alert(1)</script>"><img src=x>', 20)])
     assert "<script" not in text and "<img src=x" not in text
-
-
-def test_of_many_scenes_the_worst_and_the_best_are_shown(page):
-    text = page([result(f"s{i:03d}", i) for i in range(50)], max_scenes=6)
-    names = re.findall(r"<article><h3>(\w+)", text)
-    assert names == ["s000", "s001", "s002", "s047", "s048", "s049"]
-    assert "6 of 50" in text
 
 
 def test_error_colours_go_from_none_to_half_the_range():

@@ -1,0 +1,199 @@
+"""eval.py from end to end, on generated scenes and on a sample of RealEstate10K."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import GOLDENS, SMALL
+from ml_collections import ConfigDict
+
+import eval as program
+from efficient_lvsm_jax import evaluation
+from efficient_lvsm_jax.checkpoints import save_weights
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.predictions import Predictions
+from efficient_lvsm_jax.results import read_results
+
+SAMPLE = GOLDENS / "re10k_sample"
+GENERATED = {
+    "scenes": 6,
+    "views": 4,
+    "size": 16,
+    "inputs": (0, 3),
+    "targets": (1, 2),
+    "batch_size": 4,
+    "film_frames": 0,
+}
+INDEXED = {
+    "data": str(SAMPLE),
+    "split": "test",
+    "index": str(SAMPLE / "evaluation_index.json"),
+    "num_inputs": 2,
+    "num_targets": 3,
+    "size": 32,
+    "batch_size": 4,
+    "film_frames": 0,
+}
+
+
+def config(**changed) -> ConfigDict:
+    group = (INDEXED if "index" in changed or "data" in changed else GENERATED) | changed
+    return ConfigDict({"seed": 0, "mesh": "data:-1,fsdp:1", "evaluation": group})
+
+
+def evaluate(source, folder, *, save_predictions=False, restart=False, **changed):
+    options = program.Options(save_predictions=save_predictions, restart=restart)
+    return program.evaluate(config(**changed), source, folder, options)
+
+
+@pytest.fixture(scope="module")
+def saved(small_model, tmp_path_factory):
+    """Metrics and folder of an evaluation that kept its pictures."""
+    folder = tmp_path_factory.mktemp("saved")
+    return evaluate(small_model, folder, save_predictions=True), folder
+
+
+def test_everything_that_is_promised_is_written(saved):
+    metrics, folder = saved
+    assert {path.name for path in folder.iterdir()} == {
+        *("metrics.json", "scenes.csv", "scenes.jsonl", "report.html", "predictions", "truth"),
+    }
+    stored = json.loads((folder / "metrics.json").read_text())
+    assert stored["summary"] == metrics["summary"] and stored["summary"]["scenes"] == 6
+    protocol = stored["protocol"]
+    assert protocol["renderer"]["compute_dtype"] == protocol["renderer"]["ray_dtype"] == "float32"
+    assert len(protocol["renderer"]["weights_sha256"]) == len(stored["protocol_sha256"]) == 64
+    assert list(protocol["metrics"]) == ["psnr", "ssim"]
+    assert len(list((folder / "predictions").glob("*/*.png"))) == 12
+
+
+def test_saved_predictions_score_exactly_as_their_model(saved, tmp_path):
+    metrics, folder = saved
+    again = evaluate(Predictions(folder / "predictions"), tmp_path / "again")
+    assert again["summary"] == metrics["summary"]
+    assert (tmp_path / "again" / "scenes.csv").read_text() == (folder / "scenes.csv").read_text()
+    assert again["protocol"]["renderer"]["kind"] == "pictures"
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
+    saved, small_model, tmp_path, monkeypatch
+):
+    score, calls = evaluation.Scorer.score, []
+
+    def interrupted(self, batch):
+        calls.append([scene.name for scene in batch])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(self, batch)
+
+    monkeypatch.setattr(evaluation.Scorer, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(small_model, tmp_path, save_predictions=True)
+    assert len(read_results(tmp_path)[1]) == 4
+    metrics = evaluate(small_model, tmp_path, save_predictions=True)
+    assert calls[2] == calls[1]  # then the scenes of the report
+    for metric in ("psnr", "ssim"):
+        np.testing.assert_allclose(metrics["summary"][metric], saved[0]["summary"][metric], 1e-6)
+
+
+def test_other_weights_are_refused_where_results_are(saved, small_model):
+    head = {"kernel": small_model.params["head"]["kernel"] * 2}
+    other = dataclasses.replace(small_model, params=small_model.params | {"head": head})
+    with pytest.raises(InputError, match=r"renderer\.weights_sha256 was"):
+        evaluate(other, saved[1], save_predictions=True)
+
+
+def test_pictures_that_a_restart_would_delete_are_refused(saved):
+    with pytest.raises(InputError, match="name another --workdir"):
+        evaluate(Predictions(saved[1] / "predictions"), saved[1])
+
+
+def test_scenes_of_an_index_are_scored(small_model, tmp_path):
+    metrics = evaluate(small_model, tmp_path, **INDEXED)
+    assert [(row["scene"], row["targets"]) for row in metrics["scenes"]] == [
+        ("fa0123456789abcd", (8, 20, 33)),
+        ("fb0123456789abcd", (9, 17, 30)),
+    ]
+    assert metrics["coverage"] == {
+        "listed": 2,
+        "null": 1,
+        "missing": (),
+        "unlisted": (),
+        "unusable": {},
+    }
+    assert len(metrics["protocol"]["index"]["sha256"]) == 64
+
+
+def index_with(tmp_path, **entries) -> str:
+    path = tmp_path / "index.json"
+    path.write_text(
+        json.dumps({k: v and {"context": v[0], "target": v[1]} for k, v in entries.items()})
+    )
+    return str(path)
+
+
+def test_missing_scenes_are_an_error_or_are_listed(small_model, tmp_path):
+    index = index_with(
+        tmp_path,
+        fa0123456789abcd=([0, 9], [3, 4, 9]),
+        fb0123456789abcd=([0, 99], [3, 4, 5]),
+        gone=([0, 1], [2, 3, 4]),
+    )
+    changed = INDEXED | {"index": index}
+    with pytest.raises(InputError, match=r"1 of the 3 scenes of .* are not there: gone"):
+        evaluate(small_model, tmp_path / "out", **changed)
+    metrics = evaluate(small_model, tmp_path / "out", **changed | {"missing": "report"})
+    assert metrics["summary"]["scenes"] == 1
+    assert metrics["coverage"]["missing"] == ("gone",)
+    assert metrics["coverage"]["unlisted"] == ("fc0123456789abcd",)
+    assert "frame 99" in metrics["coverage"]["unusable"]["fb0123456789abcd"]
+    assert metrics["leak"]["targets_that_are_inputs"] == 1
+    assert metrics["leak"]["without_them"]["targets"] == 2
+
+
+def test_the_command_line_scores_and_compares(small_model, tmp_path, monkeypatch, capsys):
+    save_weights(
+        tmp_path / "weights",
+        small_model.params,
+        {"family": "efficient_lvsm", "config": dataclasses.asdict(SMALL)},
+    )
+    for name in ("a", "b"):
+        arguments = ["--config", "configs/re10k_evaluation.py", "--workdir", str(tmp_path / name)]
+        arguments += ["--weights", str(tmp_path / "weights"), "--config.evaluation.film_frames=0"]
+        arguments += [f"--config.evaluation.{k}={INDEXED[k]}" for k in ("data", "index", "size")]
+        arguments += [f"--config.evaluation.num_inputs={2 if name == 'a' else 4}"]
+        monkeypatch.setattr(sys, "argv", ["eval.py", *arguments])
+        program.main()
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1].startswith("psnr=") and " scenes=2 nearest_input_psnr=" in lines[-1]
+        assert any(line.startswith("LPIPS is left out") for line in lines)
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--compare", *folders])
+    program.main()
+    out = capsys.readouterr().out
+    assert "over 2 scenes" in out and (tmp_path / "b" / "comparison" / "comparison.html").exists()
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"targets": (4,)}, r"evaluation\.targets: no view 4 among 4"),
+        ({"inputs": ()}, r"evaluation\.inputs=\(\): must name at least one view"),
+        ({"targets": ()}, r"evaluation\.targets=\(\): must name"),
+        ({"num_inputs": 2}, "num_inputs and num_targets choose from an index"),
+        ({"missing": "skip"}, r"evaluation\.missing='skip'"),
+        ({"batch_size": 0}, r"evaluation\.batch_size=0"),
+        ({"scenes": 0}, r"evaluation\.scenes=0"),
+        ({"index": "re10k", "data": ""}, r"evaluation\.index needs evaluation\.data"),
+        ({"index": "re10k", "inputs": (0,)}, r"evaluation\.index chooses the views"),
+        ({"index": "re10k", "num_targets": 0}, r"evaluation\.num_targets=0: must be at least 1"),
+        ({"index": "re10k"}, "none of the 6474 scenes"),
+        ({**INDEXED, "patch": 4}, r"the model's patches have 8 pixels, evaluation\.patch is 4"),
+    ],
+)
+def test_settings_that_make_no_evaluation_are_refused(small_model, tmp_path, changed, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(small_model, tmp_path, **changed)
+    assert not list(tmp_path.iterdir())
