@@ -48,11 +48,12 @@ def read_bytes(path: Path, limit: int = MAX_PICTURE_BYTES) -> bytes:
     """The content of a file of at most `limit` bytes; an InputError says why there is none."""
     try:
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size) if size <= limit else b""
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: cannot be read ({reason})") from error
-    if len(content) > limit:
+    if size > limit:
         raise InputError(f"{path}: larger than {limit:,} bytes; is it what its name says?")
     if not content:
         raise InputError(f"{path}: the file is empty; copy or download it again")

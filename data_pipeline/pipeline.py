@@ -15,7 +15,9 @@ Axis legend: B scene  V view (inputs or targets)  Y X pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -40,6 +42,7 @@ from efficient_lvsm_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
+COUNTS = ("replaced", "unreadable")  # of a batch, for each place in it
 MAX_REPLACEMENTS = 100  # scenes tried for one place in a batch
 MAX_REDRAWS = 20  # of a scene's views, when one of them is a hole
 
@@ -244,20 +247,55 @@ def training_dataset(
         raise InputError(
             f"data.batch_size={config.batch_size}: not divisible by the {count} processes"
         )
-    cycle = config.num_inputs_cycle
-
-    def with_num_inputs(place: int, scene: int) -> tuple[int, int]:
-        return scene, cycle[place // config.batch_size % len(cycle)]
-
     places = (
-        grain.MapDataset.range(len(scenes))
+        grain.MapDataset.range(sys.maxsize)
         .seed(seed)
-        .shuffle()
-        .repeat(None)
-        .map_with_index(with_num_inputs)
+        .map(_Places(len(scenes), config, seed))
         .random_map(_ExampleMaker(scenes, config))
     )
-    return _Rows(places, config.batch_size, index, count).batch(config.batch_size // count)
+    rows = _Rows(places, config.batch_size, index, count)
+    return rows.batch(config.batch_size // count, batch_fn=_stacked)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places(grain.transforms.Map):
+    """From a place in the endless sequence of examples to (scene, number of inputs)."""
+
+    num_scenes: int
+    config: DataConfig
+    seed: int
+
+    def map(self, place: int) -> tuple[int, int]:
+        epoch, position = divmod(place, self.num_scenes)
+        cycle = self.config.num_inputs_cycle
+        return (
+            int(_order(self.num_scenes, self.seed, epoch)[position]),
+            cycle[place // self.config.batch_size % len(cycle)],
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_scenes: int, seed: int, epoch: int) -> np.ndarray:
+    """The scenes of an epoch. grain's own shuffle takes milliseconds an index for few scenes."""
+    return np.random.default_rng([seed, epoch]).permutation(num_scenes)
+
+
+def _stacked(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of examples. Every picture is copied once, into one large array."""
+    batch = {key: np.stack([example[key] for example in examples]) for key in COUNTS}
+    for side in ("inputs", "targets"):
+        sides = [example[side] for example in examples]
+        pictures = [each["image"] for each in sides]
+        image = np.empty((len(pictures), len(pictures[0]), *pictures[0][0].shape), np.uint8)
+        for row, row_of_pictures in enumerate(pictures):
+            for view, picture in enumerate(row_of_pictures):
+                image[row, view] = picture
+        batch[side] = {
+            "image": image,
+            "c2w": np.stack([each["c2w"] for each in sides]),
+            "fxfycxcy": np.stack([each["fxfycxcy"] for each in sides]),
+        }
+    return batch
 
 
 class _Rows(grain.MapDataset):
@@ -287,13 +325,12 @@ class _ExampleMaker(grain.transforms.RandomMap):
 
     def random_map(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         index, num_inputs = element
-        replaced = unreadable = 0
+        replaced = unreadable = np.int32(0)
         for _ in range(MAX_REPLACEMENTS):
             try:
                 example = self._example(self.scenes[index], num_inputs, rng)
                 if example is not None:
-                    counts = {"replaced": replaced, "unreadable": unreadable}
-                    return example | {key: np.int32(value) for key, value in counts.items()}
+                    return example | dict(zip(COUNTS, (replaced, unreadable), strict=True))
                 replaced += 1
             except InputError as error:
                 if not self.config.skip_unreadable:
@@ -324,7 +361,7 @@ class _ExampleMaker(grain.transforms.RandomMap):
             ("inputs", "targets"), chosen, np.split(c2w, [num_inputs]), strict=True
         ):
             example[name] = {
-                "image": np.stack([read[view][0] for view in side]),
+                "image": [read[view][0] for view in side],
                 "c2w": poses,
                 "fxfycxcy": np.stack([read[view][2] for view in side]).astype(np.float32),
             }
@@ -332,7 +369,6 @@ class _ExampleMaker(grain.transforms.RandomMap):
                 example[name] = mirror(example[name])
             if self.config.permute_colours:
                 example[name] = permute_colours(example[name], order)
-            example[name] = {k: np.ascontiguousarray(v) for k, v in example[name].items()}
         return example
 
     def _choose(

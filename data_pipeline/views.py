@@ -137,9 +137,9 @@ def mirror(example: dict) -> dict:
     """
     signs = np.array([-1, 1, 1, 1], example["c2w"].dtype)
     fxfycxcy = example["fxfycxcy"].copy()
-    fxfycxcy[..., 2] = example["image"].shape[-2] - fxfycxcy[..., 2]
+    fxfycxcy[..., 2] = example["image"][0].shape[1] - fxfycxcy[..., 2]
     return example | {
-        "image": example["image"][..., ::-1, :],
+        "image": [picture[:, ::-1] for picture in example["image"]],
         "c2w": example["c2w"] * signs[:, None] * signs,
         "fxfycxcy": fxfycxcy,
     }
@@ -148,4 +148,5 @@ def mirror(example: dict) -> dict:
 def permute_colours(example: dict, order: Sequence[int]) -> dict:
     """Red, green and blue exchanged alike in all views: new channel i is old channel order[i]."""
     # Stacked, not indexed: indexing the last axis leaves it the slowest in memory.
-    return example | {"image": np.stack([example["image"][..., c] for c in order], axis=-1)}
+    pictures = [np.stack([picture[..., c] for c in order], -1) for picture in example["image"]]
+    return example | {"image": pictures}

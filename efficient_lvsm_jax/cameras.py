@@ -238,8 +238,9 @@ def _check_poses(c2w: np.ndarray, name: str, labels: Sequence[str] | None = None
             f"{c2w[camera][3].tolist()}, expected [0, 0, 0, 1]; is the matrix transposed?"
         )
     rotation = c2w[..., :3, :3]
-    skew = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max((-2, -1))
-    for camera in _where(skew > RIGID_TOLERANCE):
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below, as not <= the tolerance
+        skew = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max((-2, -1))
+    for camera in _where(~(skew <= RIGID_TOLERANCE)):
         raise InputError(
             f"{_label(name, camera, labels)}: c2w is not rigid, |RᵀR - I| = {skew[camera]:.3g} > "
             f"{RIGID_TOLERANCE:g}; take scale and shear out of the rotation"
