@@ -71,10 +71,12 @@ class Options:
     Attributes:
       save_predictions: keep all rendered and true pictures as PNG, and score what is kept.
       restart: discard what an earlier run left in the folder.
+      weights: where the model came from, for the record.
     """
 
     save_predictions: bool = False
     restart: bool = False
+    weights: str = ""
 
 
 def evaluate(
@@ -128,6 +130,9 @@ def evaluate(
         "protocol_sha256": protocol_hash(protocol),
         "run": {
             "version": efficient_lvsm_jax.__version__,
+            "renderer": options.weights
+            if isinstance(source, Model)
+            else f"pictures in {source.folder}",
             "data": opened.source,
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -276,7 +281,9 @@ def main() -> None:
         source = Predictions(values.predictions, named=values.predictions_named)
     else:
         source = load(values.weights or values.workdir)
-    options = Options(values.save_predictions, values.restart)
+    options = Options(
+        values.save_predictions, values.restart, weights=str(values.weights or values.workdir)
+    )
     metrics = evaluate(config, source, folder, options)
     print_results(metrics, folder)
 

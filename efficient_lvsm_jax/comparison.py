@@ -20,6 +20,7 @@ from efficient_lvsm_jax.page import (
     error_legend,
     error_map,
     figure,
+    label,
     number,
     table,
     tiles,
@@ -171,7 +172,7 @@ def _parts(result: dict, pairs: Sequence[Pair], folders: tuple[Path, Path]) -> I
         ("", "A", "B", "B − A", "B better in"),
         [
             (
-                METRIC_LOOKS[metric][0] + METRIC_LOOKS[metric][2],
+                label(metric),
                 number(metric, row["before"]),
                 number(metric, row["after"]),
                 f"{number(metric, row['difference'], sign=True)} ± "
@@ -245,7 +246,7 @@ def _chart(ranked: Sequence[Pair]) -> str:
 def _card(pair: Pair, folders: tuple[Path, Path]) -> str | None:
     """The scene with both predictions; None where one of them was not kept."""
     name = pair.before.scene
-    columns = ""
+    rows = ""
     for i, frame in enumerate(pair.before.targets):
         kept = [
             _kept(folder, kind, name, frame)
@@ -258,8 +259,8 @@ def _card(pair: Pair, folders: tuple[Path, Path]) -> str | None:
         if any(path is None for path in kept):
             return None
         truth, a, b = (load_image(path) for path in kept)
-        columns += (
-            '<div class="column">'
+        rows += (
+            '<div class="row">'
             + figure(truth, f"{name}, true frame {frame}", f"true, frame {frame}")
             + figure(a, f"{name}, A, frame {frame}", _caption("A", pair.before, i))
             + figure(b, f"{name}, B, frame {frame}", _caption("B", pair.after, i))
@@ -271,10 +272,7 @@ def _card(pair: Pair, folders: tuple[Path, Path]) -> str | None:
         f"{METRIC_LOOKS[m][0]} {number(m, value, sign=True)}{METRIC_LOOKS[m][2]}"
         for m, value in pair.difference.items()
     )
-    return (
-        f"<article><h3>{html.escape(name)}<small>{line}</small></h3>"
-        f'<div class="targets">{columns}</div></article>'
-    )
+    return f"<article><h3>{html.escape(name)}<small>{line}</small></h3>{rows}</article>"
 
 
 def _caption(which: str, scores: SceneScores, target: int) -> str:

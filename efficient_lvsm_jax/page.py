@@ -70,6 +70,12 @@ def flat(value: dict, prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
+def label(metric: str) -> str:
+    """Name and unit of a metric."""
+    name, _, unit, _ = METRIC_LOOKS[metric]
+    return f"{name},{unit}" if unit else name
+
+
 def number(metric: str, value: float, *, sign: bool = False) -> str:
     """A score with its digits, without its unit."""
     return f"{value:{'+' if sign else ''}.{METRIC_LOOKS[metric][1]}f}"
@@ -82,8 +88,9 @@ def figure(picture: np.ndarray, alt: str, caption: str) -> str:
     how = {"optimize": True} if kind == "png" else {"quality": 90, "subsampling": 0}
     Image.fromarray(picture).save(buffer, kind, **how)
     data = base64.b64encode(buffer.getvalue()).decode()
+    size = "" if kind == "png" else ' class="large"'
     return (
-        f'<figure><img alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}">'
+        f'<figure><img{size} alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
@@ -154,12 +161,14 @@ video { width: min(100%, 420px); border-radius: 10px; image-rendering: pixelated
 .legend i { display: inline-block; width: 8rem; height: .7rem; border-radius: 3px; }
 article { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 1rem; margin: 0 0 1rem; }
-.scene, .targets { display: flex; flex-wrap: wrap; gap: .75rem; }
+.scene, .targets, .row { display: flex; flex-wrap: wrap; gap: .75rem; }
+.row + .row { margin-top: .75rem; }
 .scene { gap: .75rem 2.5rem; } .column { display: grid; gap: .5rem; align-content: start; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .75rem;
   font-variant-numeric: tabular-nums; }
 img { display: block; width: {{edge}}px; max-width: 26vw; height: auto; border-radius: 4px;
   image-rendering: pixelated; }
+img.large { width: 184px; image-rendering: auto; }
 </style>
 <h1>{{title}}</h1>
 {{body}}

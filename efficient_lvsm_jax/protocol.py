@@ -127,7 +127,7 @@ class OpenedScenes:
       scenes: what is scored.
       more: the same scenes with the inputs that join one by one, if any.
       index: None where none chose the views.
-      source: "generated", or format and path of the data set.
+      source: "generated scenes", or format and path of the data set.
     """
 
     scenes: EvaluationScenes
@@ -153,7 +153,7 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
         scenes = generated_scenes(source, inputs=settings.inputs, **how)
         if settings.added_one_by_one:
             more = generated_scenes(source, inputs=settings.added_one_by_one, **how)
-        return OpenedScenes(scenes, more, None, "generated")
+        return OpenedScenes(scenes, more, None, "generated scenes")
 
     options = ReadOptions(split=settings.split, vertical_fov=settings.vertical_fov)
     data = open_scenes(settings.data, options)

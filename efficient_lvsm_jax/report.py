@@ -20,6 +20,7 @@ from efficient_lvsm_jax.page import (
     error_map,
     figure,
     flat,
+    label,
     number,
     table,
     tiles,
@@ -89,7 +90,7 @@ def write_report(
         pairs.append(("protocol_sha256", metrics["protocol_sha256"]))
         yield table(("", ""), [(name, _text(value)) for name, value in pairs], "text")
 
-    write_page(Path(path), "Novel views of scenes never seen", parts())
+    write_page(Path(path), "Novel views, scored", parts())
 
 
 def _ranked(rows: Sequence[SceneScores]) -> list[SceneScores]:
@@ -124,7 +125,16 @@ def _headline(metrics: dict) -> str:
         if math.isfinite(value)
     )
     note = '<p class="note">± is the standard error of the mean over scenes.</p>'
-    return f'{tiles(numbers)}{note}<table class="wide">{bars}</table>'
+    return f'{_origin(metrics)}{tiles(numbers)}{note}<table class="wide">{bars}</table>'
+
+
+def _origin(metrics: dict) -> str:
+    """One line: what was scored, on what."""
+    run = metrics["run"]
+    return (
+        f'<p class="note">{html.escape(run["renderer"])}<br>on {html.escape(run["data"])}, '
+        f"pictures {metrics['protocol']['pictures']['size']} pixels high</p>"
+    )
 
 
 def _film(film: str | Path | None) -> str:
@@ -196,7 +206,7 @@ def _leak(metrics: dict) -> str:
     names = [metric for metric in METRIC_LOOKS if metric in summary]
     rows = [
         (
-            label,
+            which,
             f"{numbers['scenes']:,}",
             f"{numbers['targets']:,}",
             *(
@@ -205,9 +215,9 @@ def _leak(metrics: dict) -> str:
                 if m in numbers
             ),
         )
-        for label, numbers in (("all targets", summary), ("without those", without))
+        for which, numbers in (("all targets", summary), ("without those", without))
     ]
-    header = ("", "scenes", "targets", *(METRIC_LOOKS[m][0] + METRIC_LOOKS[m][2] for m in names))
+    header = ("", "scenes", "targets", *map(label, names))
     return (
         f"{heading}<p>{leak['targets_that_are_inputs']:,} of {summary['targets']:,} targets, in "
         f"{leak['scenes_with_such']:,} scenes. The baselines above leave them out.</p>"

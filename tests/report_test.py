@@ -26,9 +26,9 @@ def page(tmp_path):
             "leak": leak_report(rows),
             "coverage": {"unusable": {}},
             "added_one_by_one": [{"inputs": 1, "psnr": 22.0, "add_ms": 2.5, "render_ms": 1.5}],
-            "protocol": {"index": {"sha256": "abcdef"}},
+            "protocol": {"index": {"sha256": "abcdef"}, "pictures": {"size": 16}},
             "protocol_sha256": "fedcba",
-            "run": {"devices": "4 x cpu"},
+            "run": {"devices": "4 x cpu", "renderer": "weights", "data": "chunks"},
         } | metrics
         shown = [ShownScene(row, *PICTURES) for row in choose_shown(rows)]
         write_report(tmp_path / "report.html", rows, shown, metrics, film=film)
