@@ -151,15 +151,15 @@ def _picture_cautions(
     if portrait:
         yield Caution(
             "portrait",
-            f"{portrait} of {len(sizes)} pictures are higher than wide. Pictures are scaled by "
-            "their height, then cropped to a square, so these give smaller squares that cannot be "
-            "batched with others: crop them to squares first, and subtract the offset from cy",
+            f"{portrait} of {len(sizes)} pictures are higher than wide. Rendering, preparing and "
+            "training use the square in their middle; the published evaluation would make smaller "
+            "squares of them, so scores on them compare with nothing",
         )
     if len(np.unique(sizes, axis=0)) > 1:
         yield Caution(
             "mixed resolutions",
             f"pictures of {len(np.unique(sizes, axis=0))} sizes. Each is scaled by itself, which "
-            "works as long as all are landscape; check that no resized copies slipped in",
+            "works; check that no resized copies slipped in",
         )
     focal = fxfycxcy[:, :2] / sizes.max(1, keepdims=True)
     spread = np.ptp(focal, axis=0).max() / np.median(focal)

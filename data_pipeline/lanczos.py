@@ -1,10 +1,10 @@
 """Lanczos resizing of only the part of a picture that a crop keeps, as matrix products.
 
-The filter is PIL's (`Image.Resampling.LANCZOS`, three lobes, widened when shrinking); PIL rounds and
-clips to bytes between its two passes and this does not, so values differ by a level or two of 255,
-and by more only where the filter overshoots at a hard edge. It takes a quarter of PIL's time for the
-published crop of a 640x360 frame, which decides whether two cores can feed training from original
-frames (docs/data.md).
+The filter is PIL's (`Image.Resampling.LANCZOS`, three lobes, widened when shrinking). PIL rounds
+and clips to bytes between its two passes and this does not, so values differ by a level or two of
+255, by more only where the filter overshoots at a hard edge. It takes a quarter of PIL's time for
+the published crop of a 640x360 frame, which decides whether two cores can feed training from
+original frames (docs/data.md).
 """
 
 from __future__ import annotations

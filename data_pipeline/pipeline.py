@@ -28,7 +28,7 @@ from absl import flags
 
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import ReadOptions, Scene, open_scenes, scene_of_arrays
-from data_pipeline.transforms import resize_and_crop
+from data_pipeline.transforms import portrait_to_square, resize_and_crop
 from data_pipeline.views import (
     check_counts,
     draw_views,
@@ -409,14 +409,8 @@ class _ExampleMaker(grain.transforms.RandomMap):
         frame, size = scene.frames[view], self.config.size
         image, fxfycxcy = frame.image(), frame.fxfycxcy
         if image.shape[:2] != (size, size):
-            image, fxfycxcy = resize_and_crop(
-                image, fxfycxcy, size, patch=self.config.patch, exact=False
-            )
-        if image.shape[:2] != (size, size):
-            raise InputError(
-                f"{scene.name}, {frame.name}: {frame.width}x{frame.height} pixels give a crop of "
-                f"{image.shape[1]}x{image.shape[0]}, training needs {size}x{size}"
-            )
+            square = portrait_to_square(image, fxfycxcy)
+            image, fxfycxcy = resize_and_crop(*square, size, patch=self.config.patch, exact=False)
         return image, frame.c2w, fxfycxcy
 
 

@@ -4,11 +4,11 @@
     python -m data_pipeline.prepare --verify OUT
 
 The result is a TFDS data set (`posed_scenes`, see `posed_scenes_dataset_builder`) of encoded JPEGs:
-the original frames, or crops made by the published path (`transforms.resize_and_crop`). Scenes are
-dealt to shards in the source's order; processes write a shard each, beside, and rename it when it
-is complete and its SHA-256 is known. Stopped at any moment, the same command goes on with the first
-shard that is not complete. `manifest-SPLIT.json`, written last, lists shards, hashes, scenes, and
-every rejected scene with its reason.
+the original frames, or crops made by the published path (`transforms.resize_and_crop`; of portrait
+frames, their middle square). Scenes are dealt to shards in the source's order; processes write a
+shard each, beside, and rename it when it is complete and its SHA-256 is known. Stopped at any
+moment, the same command goes on with the shards that are not complete. `manifest-SPLIT.json`,
+written last, lists shards, hashes, scenes, and every rejected scene with its reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from data_pipeline.files import read_json_object
 from data_pipeline.formats.array_record import check_shard
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
-from data_pipeline.transforms import resize_and_crop
+from data_pipeline.transforms import portrait_to_square, resize_and_crop
 from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError, main_exit
 
@@ -232,6 +232,7 @@ def _write_part(
 ) -> dict[str, Any]:
     """Writes one shard and its description; runs in a process of its own."""
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
 
     from data_pipeline.posed_scenes.posed_scenes_dataset_builder import FEATURES
 
@@ -250,7 +251,9 @@ def _write_part(
                 rejected.append([name, str(error)])
                 continue
             for record in records:
-                writer.write(FEATURES.serialize_example(record))
+                # In a fixed order of fields: the same source gives the same bytes.
+                example = tf_example_pb2.Example.FromString(FEATURES.serialize_example(record))
+                writer.write(example.SerializeToString(deterministic=True))
             written.append([name, count, len(records), holes])
             count += len(records)
         writer.close()
@@ -315,12 +318,8 @@ def _picture(preparation: Preparation, frame: Frame) -> tuple[bytes, Any, int, i
         jpeg = frame.encoded() if frame.encoded else _encode(image, preparation.quality)
         return jpeg, frame.fxfycxcy, frame.width, frame.height
     size = preparation.size
-    image, fxfycxcy = resize_and_crop(image, frame.fxfycxcy, size, patch=preparation.patch)
-    if image.shape[:2] != (size, size):
-        raise InputError(
-            f"{frame.name}: a crop of {image.shape[1]}x{image.shape[0]}, not {size}x{size}: the "
-            f"frame ({frame.width}x{frame.height}) is narrower than high"
-        )
+    square = portrait_to_square(image, frame.fxfycxcy)
+    image, fxfycxcy = resize_and_crop(*square, size, patch=preparation.patch)
     return _encode(image, preparation.quality), fxfycxcy, size, size
 
 

@@ -100,7 +100,7 @@ def portrait_to_square(image: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndar
     """The centre square of a frame narrower than high, its intrinsics moved along; others as is.
 
     `resize_and_crop` then makes it [size, size, 3] as well. The published preparation does not do
-    this; it is for showing portrait captures, not for scores that are to be compared.
+    this; it is for using portrait captures, not for scores that are to be compared.
     """
     height, width = image.shape[:2]
     if width >= height:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from five_cameras import HEIGHT, WIDTH, FiveCameras, png
+from five_cameras import HEIGHT, WIDTH, FiveCameras, jpeg, png
 from torch_files import ORDERED_DICT, rebuilt, storage, write_torch
 
 
@@ -27,8 +27,9 @@ def write(
     return split
 
 
-def chunk_scene(truth: FiveCameras) -> dict:
+def chunk_scene(truth: FiveCameras, *, picture: str = "png") -> dict:
     """The dict of a scene, arrays and encoded pictures where the file has tensors."""
+    encode = {"png": png, "jpeg": jpeg}[picture]
     cameras = np.zeros((5, 18), np.float64)
     cameras[:, :4] = truth.fxfycxcy / [WIDTH, HEIGHT, WIDTH, HEIGHT]
     cameras[:, 6:] = truth.w2c[:, :3].reshape(5, 12)
@@ -37,7 +38,7 @@ def chunk_scene(truth: FiveCameras) -> dict:
         "timestamps": np.arange(5, dtype=np.int64) * 33_000,
         "cameras": cameras.astype(np.float32),
         "key": truth.name,
-        "images": [np.frombuffer(png(image), np.uint8) for image in truth.image],
+        "images": [np.frombuffer(encode(image), np.uint8) for image in truth.image],
     }
 
 

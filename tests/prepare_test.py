@@ -1,0 +1,221 @@
+"""Preparing data: nothing lost or twice, whatever stops it, and every rejection with its reason."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from capture_writers import prepared, torch_chunks
+from capture_writers.torch_chunks import chunk_scene, write_chunk
+from five_cameras import five_cameras
+
+from data_pipeline.posed_scenes import FOLDER
+from data_pipeline.prepare import Preparation, prepare, verify
+from data_pipeline.scenes import ReadOptions, open_scenes
+from data_pipeline.transforms import resize_and_crop
+from efficient_lvsm_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Twenty scenes in the prepared layout."""
+    folder = tmp_path_factory.mktemp("source")
+    scenes = [five_cameras(seed=seed) for seed in range(20)]
+    return prepared.write(folder, scenes[0], others=scenes[1:])
+
+
+@pytest.fixture(scope="module")
+def complete(source, tmp_path_factory) -> tuple[Path, dict]:
+    """The source as 48-pixel crops, prepared without interruption, and its manifest."""
+    out = tmp_path_factory.mktemp("complete")
+    return out, prepare(Preparation(str(source), size=48), out)
+
+
+def command(source: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "data_pipeline.prepare", str(source), str(out), *options]
+
+
+def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_crops_are_the_published_ones_up_to_jpeg(source, complete):
+    out, _ = complete
+    read, original = open_scenes(out)[3], open_scenes(source)[3]
+    for frame, source_frame in zip(read.frames, original.frames, strict=True):
+        image, fxfycxcy = resize_and_crop(source_frame.image(), source_frame.fxfycxcy, 48)
+        np.testing.assert_array_equal(frame.fxfycxcy, fxfycxcy)
+        assert np.abs(frame.image().astype(int) - image).mean() < 4
+
+
+def test_jpeg_frames_are_kept_byte_for_byte(tmp_path):
+    truth = five_cameras()
+    scene = chunk_scene(truth, picture="jpeg")
+    write_chunk(tmp_path / "0.torch", [scene])
+    prepare(Preparation(str(tmp_path / "0.torch")), tmp_path / "out")
+    stored = [frame.encoded() for frame in open_scenes(tmp_path / "out")[0].frames]
+    assert stored == [image.tobytes() for image in scene["images"]]
+
+
+def test_tfds_reads_the_result_without_tensorflow(complete):
+    program = (
+        "import sys, tensorflow_datasets as tfds\n"
+        f"source = tfds.data_source('posed_scenes', split='train', data_dir={str(complete[0])!r})\n"
+        "print(len(source), source[7]['scene'].decode(), source[7]['image'][:2].hex(), "
+        "'tensorflow' in sys.modules)"
+    )
+    result = run([sys.executable, "-c", program])
+    assert result.stdout.split() == ["100", "scene-1", "ffd8", "False"], result.stderr
+
+
+def test_the_manifest_counts_and_hashes(complete):
+    out, manifest = complete
+    assert manifest["counts"]["scenes"] == 20 and manifest["counts"]["frames"] == 100
+    assert sum(shard["frames"] for shard in manifest["shards"]) == 100
+    assert len({shard["sha256"] for shard in manifest["shards"]}) == len(manifest["shards"]) > 1
+    assert verify(out) == []
+    assert "/" not in manifest["plan"]["settings"]["source"]  # the data may move
+
+
+def test_killed_at_any_moment_it_goes_on_without_loss(source, complete, tmp_path):
+    out = tmp_path / "out"
+    parts = out / FOLDER / ".parts-train"
+    for wanted in (1, 6):  # shards complete when the kill comes
+        process = subprocess.Popen(
+            command(source, out, "--size", "48", "--workers", "1"),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(parts.glob("0*.json"))) >= wanted:
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    manifest = prepare(Preparation(str(source), size=48), out)
+    assert manifest == complete[1]
+    assert verify(out) == []
+    assert open_scenes(out).names == open_scenes(source).names
+    assert not parts.exists()
+
+
+def test_a_finished_preparation_is_left_as_it_is(source, complete):
+    out, manifest = complete
+    before = {path: path.stat().st_mtime_ns for path in (out / FOLDER).glob("posed*")}
+    assert prepare(Preparation(str(source), size=48), out) == manifest
+    assert before == {path: path.stat().st_mtime_ns for path in (out / FOLDER).glob("posed*")}
+
+
+def test_other_settings_are_refused(source, complete):
+    with pytest.raises(InputError, match=r"manifest-train\.json: .*size 48 is now 40"):
+        prepare(Preparation(str(source), size=40), complete[0])
+
+
+def test_a_second_split_joins_the_first(source, tmp_path):
+    for split in ("train", "test"):
+        prepare(Preparation(str(source), split=split, size=16), tmp_path)
+    assert len(open_scenes(tmp_path, ReadOptions(split="test"))) == 20
+    info = json.loads((tmp_path / FOLDER / "dataset_info.json").read_text())
+    assert {split["name"] for split in info["splits"]} == {"test", "train"}
+    with pytest.raises(InputError, match="splits test, train; name one"):
+        open_scenes(tmp_path)
+
+
+def test_only_one_process_writes(source, tmp_path):
+    (tmp_path / FOLDER).mkdir(parents=True)
+    with (tmp_path / FOLDER / ".lock-train").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is preparing train"):
+            prepare(Preparation(str(source)), tmp_path)
+
+
+def test_rejected_scenes_are_listed_with_their_reason(tmp_path):
+    scenes = [chunk_scene(five_cameras(seed=seed)) for seed in range(4)]
+    scenes[1]["cameras"][2, 6:] *= 3  # no rotation any more
+    scenes[3]["images"] = [np.frombuffer(b"no picture", np.uint8)] * 5
+    write_chunk(tmp_path / "0.torch", scenes)
+    manifest = prepare(Preparation(str(tmp_path / "0.torch")), tmp_path / "out")
+    assert [name for name, *_ in manifest["scenes"]] == ["scene-0", "scene-2"]
+    reasons = dict(manifest["rejected"])
+    assert reasons.keys() == {"scene-1", "scene-3"}
+    assert "00002" in reasons["scene-1"] and "not rigid" in reasons["scene-1"]
+    assert "none of its 5 pictures" in reasons["scene-3"]
+
+
+def test_an_undecodable_frame_keeps_its_place(tmp_path):
+    scene = chunk_scene(five_cameras())
+    scene["images"][2] = scene["images"][2][:100]
+    split = torch_chunks.write(tmp_path, five_cameras(seed=1))
+    write_chunk(split / "000000.torch", [scene | {"key": "scene-1"}])
+    manifest = prepare(Preparation(str(split)), tmp_path / "out")
+    assert manifest["counts"]["unreadable_frames"] == 1
+    read = open_scenes(tmp_path / "out")[0]
+    assert read.holes == (2,) and len(read.frames) == 5
+    np.testing.assert_allclose(read.frames[3].c2w, five_cameras().c2w[3], atol=1e-6)
+    with pytest.raises(InputError, match="unreadable when the data was prepared"):
+        read.frames[2].image()
+    strict = Preparation(str(split), strict=True)
+    with pytest.raises(InputError, match="every scene was rejected"):
+        prepare(strict, tmp_path / "strict")
+
+
+def test_a_full_disk_is_said_and_nothing_wrong_remains(source, tmp_path):
+    result = run(
+        command(source, tmp_path / "out", "--workers", "1"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert result.returncode == 2
+    assert "cannot be written" in result.stderr and "Traceback" not in result.stderr
+    assert not list((tmp_path / "out" / FOLDER).glob("posed_scenes*"))
+    assert prepare(Preparation(str(source)), tmp_path / "out")["counts"]["scenes"] == 20
+
+
+def test_flipped_bits_are_found(source, tmp_path):
+    prepare(Preparation(str(source), size=16), tmp_path)
+    shard = sorted((tmp_path / FOLDER).glob("posed*"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 4] ^= 1
+    shard.write_bytes(data)
+    (fault,) = verify(tmp_path)
+    assert shard.name in fault and "SHA-256" in fault
+    result = run([sys.executable, "-m", "data_pipeline.prepare", "--verify", str(tmp_path)])
+    assert result.returncode == 1 and shard.name in result.stdout
+
+
+@pytest.mark.parametrize("fault", ["truncated", "gone"])
+def test_a_damaged_shard_is_named_when_the_data_is_opened(source, tmp_path, fault):
+    prepare(Preparation(str(source), size=16), tmp_path)
+    shard = sorted((tmp_path / FOLDER).glob("posed*"))[1]
+    if fault == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=shard.name):
+        open_scenes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "../x"}, "split '../x'"),
+        ({"size": 20}, "size 20: expected a multiple"),
+        ({"quality": 0}, "quality 0"),
+        ({"min_frames": 0}, "min_frames 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        Preparation("source", **settings)
