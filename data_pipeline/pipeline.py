@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -43,6 +42,7 @@ from efficient_lvsm_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 COUNTS = ("replaced", "unreadable")  # of a batch, for each place in it
+ENDLESS = 2**60  # places in batches
 MAX_REPLACEMENTS = 100  # scenes tried for one place in a batch
 MAX_REDRAWS = 20  # of a scene's views, when one of them is a hole
 
@@ -248,7 +248,7 @@ def training_dataset(
             f"data.batch_size={config.batch_size}: not divisible by the {count} processes"
         )
     places = (
-        grain.MapDataset.range(sys.maxsize)
+        grain.MapDataset.range(ENDLESS)
         .seed(seed)
         .map(_Places(len(scenes), config, seed))
         .random_map(_ExampleMaker(scenes, config))
@@ -307,9 +307,9 @@ class _Rows(grain.MapDataset):
         self._first = process * self._rows
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return len(self._parent) // self._batch_size * self._rows
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
         batch, row = divmod(index, self._rows)

@@ -11,6 +11,7 @@ from conftest import random_views
 from data_pipeline.views import (
     check_counts,
     draw_views,
+    draw_window,
     mirror,
     permute_colours,
     split_views,
@@ -155,3 +156,47 @@ def test_turning_the_world_would_change_nothing(example):
     turn[:2, :2] = [[0, -1], [1, 0]]
     turned = turn @ example["c2w"]
     np.testing.assert_allclose(normalise_poses(turned), normalise_poses(example["c2w"]), atol=1e-5)
+
+
+def test_a_window_s_ends_come_first_and_the_rest_lies_between():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        inputs, targets = draw_window(rng, 300, 2, 6, target_has_input=False)
+        assert 25 <= inputs[1] - inputs[0] <= 192
+        assert len(set(targets)) == 6
+        assert targets.min() > inputs[0] and targets.max() < inputs[1] < 300
+
+
+def test_windows_of_every_length_and_start_are_drawn():
+    rng = np.random.default_rng(0)
+    drawn = [draw_window(rng, 60, 2, 6, min_distance=25, max_distance=40)[0] for _ in range(2000)]
+    assert {int(last - first) for first, last in drawn} == set(range(25, 41))
+    assert {first for first, last in drawn if last - first == 25} == set(range(35))
+
+
+def test_targets_of_a_window_may_be_inputs():
+    rng = np.random.default_rng(0)
+    shared = [
+        len({*inputs} & {*targets})
+        for inputs, targets in (draw_window(rng, 100, 2, 6) for _ in range(500))
+    ]
+    assert abs(np.mean(shared) - 2 * 6 / 8) < 0.1  # six of all eight
+
+
+def test_inputs_of_a_window_are_shuffled_when_asked():
+    rng = np.random.default_rng(0)
+    drawn = [draw_window(rng, 100, 2, 6, shuffle_inputs=True)[0] for _ in range(100)]
+    assert 20 < sum(first > last for first, last in drawn) < 80
+
+
+@pytest.mark.parametrize(("num_views", "fits"), [(7, False), (25, False), (26, False), (27, True)])
+def test_a_film_too_short_for_a_window_is_said(num_views, fits):
+    window = draw_window(np.random.default_rng(0), num_views, 2, 6)
+    assert (window is not None) == fits
+
+
+def test_a_short_distance_still_leaves_room_for_all_views():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        inputs, targets = draw_window(rng, 20, 2, 6, min_distance=1, target_has_input=False)
+        assert len({*inputs, *targets}) == 8

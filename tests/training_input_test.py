@@ -1,0 +1,194 @@
+"""Training from data on disk: who gets which rows, and what happens when data is bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from capture_writers import prepared
+from five_cameras import five_cameras
+
+from data_pipeline.pipeline import DataConfig, training_batches, training_dataset
+from data_pipeline.posed_scenes import FOLDER
+from data_pipeline.prepare import Preparation, prepare
+from data_pipeline.scenes import scene_of_arrays
+from efficient_lvsm_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Nine scenes of five views, 48-pixel crops."""
+    folder = tmp_path_factory.mktemp("data")
+    scenes = [five_cameras(seed=seed) for seed in range(9)]
+    source = prepared.write(folder / "source", scenes[0], others=scenes[1:])
+    prepare(Preparation(str(source), size=48), folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def config(data) -> DataConfig:
+    return DataConfig(path=str(data), size=48, batch_size=4, num_inputs_cycle=(2, 1), num_targets=2)
+
+
+class Films:
+    """Films of the given lengths; red is the film, green the frame."""
+
+    def __init__(self, *lengths: int, holes: dict[int, tuple[int, ...]] | None = None):
+        self.lengths, self.holes = lengths, holes or {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int):
+        frames = self.lengths[index]
+        image = np.zeros((frames, 16, 16, 3), np.uint8)
+        image[..., 0], image[..., 1] = index, np.arange(frames)[:, None, None]
+        c2w = np.tile(np.eye(4), (frames, 1, 1))
+        c2w[:, 0, 3] = np.arange(frames)
+        scene = scene_of_arrays(str(index), image, c2w, np.tile([16.0, 16, 8, 8], (frames, 1)))
+        return dataclasses.replace(scene, holes=self.holes.get(index, ()))
+
+
+FILMS = DataConfig(
+    path="films",
+    size=16,
+    batch_size=4,
+    num_inputs_cycle=(2,),
+    num_targets=6,
+    max_distance=192,
+    mirror=False,
+    permute_colours=False,
+)
+
+
+def numbers(batch: dict, channel: int) -> np.ndarray:
+    """What Films wrote into the inputs and targets of a batch, [B, V]."""
+    sides = [batch[side]["image"][..., 0, 0, channel] for side in ("inputs", "targets")]
+    return np.concatenate(sides, axis=1).astype(int)
+
+
+def assert_equal(a, b) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_batches_have_the_documented_arrays(config):
+    batch = next(training_batches(config, seed=0))
+    assert batch["inputs"]["image"].shape == (4, 2, 48, 48, 3)
+    assert batch["targets"]["image"].dtype == np.uint8
+    assert batch["targets"]["c2w"].shape == (4, 2, 4, 4)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_batch_of_one(config, count):
+    whole = training_batches(config, seed=3)
+    shares = [training_batches(config, seed=3, process=(i, count)) for i in range(count)]
+    for _ in range(5):
+        parts = [next(share) for share in shares]
+        assert_equal(jax.tree.map(lambda *rows: np.concatenate(rows), *parts), next(whole))
+
+
+def test_workers_and_threads_give_the_same_batches_from_any_position(config):
+    batches = training_batches(config, seed=0)
+    expected = [next(batches) for _ in range(6)]
+    assert batches.get_state() == {"next_index": 6}
+    for change in ({"threads": 3}, {"workers": 2}):
+        other = training_batches(dataclasses.replace(config, **change), seed=0)
+        other.set_state({"next_index": 2})
+        for batch in expected[2:]:
+            assert_equal(next(other), batch)
+        assert other.get_state() == {"next_index": 6}
+
+
+def test_a_killed_worker_is_one_clear_error(config):
+    batches = training_batches(dataclasses.replace(config, workers=1), seed=0)
+    next(batches)
+    children = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True
+    )
+    for child in children.stdout.split():
+        os.kill(int(child), signal.SIGKILL)
+    with pytest.raises(InputError, match=r"preparing batch \d+ failed in a worker process"):
+        for _ in range(1000):
+            next(batches)
+
+
+@pytest.fixture
+def damaged(data, tmp_path) -> Path:
+    """A copy of the data in which a record of the first shard is damaged."""
+    subprocess.run(["cp", "-r", str(data), str(tmp_path / "copy")], check=True)
+    shard = sorted((tmp_path / "copy" / FOLDER).glob("posed*"))[0]
+    content = bytearray(shard.read_bytes())
+    for position in range(300, 8000, 400):
+        content[position] ^= 0xFF
+    shard.write_bytes(content)
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_ends_training_with_its_name(config, damaged, workers):
+    config = dataclasses.replace(config, path=str(damaged), workers=workers)
+    batches = training_batches(config, seed=0)
+    with pytest.raises(InputError, match=r"posed_scenes-train.*00000-of.*record \d+: .*damaged"):
+        for _ in range(20):
+            next(batches)
+
+
+def test_damaged_scenes_are_replaced_and_counted_when_allowed(config, damaged):
+    config = dataclasses.replace(config, path=str(damaged), skip_unreadable=True)
+    first, second = (training_batches(config, seed=0) for _ in range(2))
+    counted = 0
+    for _ in range(10):
+        batch = next(first)
+        assert_equal(batch, next(second))
+        counted += batch["unreadable"].sum()
+    assert counted > 0
+
+
+def test_films_too_short_give_their_place_to_others_and_are_counted():
+    dataset = training_dataset(Films(60, 20, 60, 5), FILMS, seed=0)
+    batches = [dataset[step] for step in range(20)]
+    seen = np.concatenate([numbers(batch, 0)[:, 0] for batch in batches])
+    assert set(seen) == {0, 2}
+    replaced = np.concatenate([batch["replaced"] for batch in batches])
+    assert replaced.sum() >= 40  # half of all places, and sometimes again
+
+
+def test_only_short_films_is_an_error_that_says_so():
+    with pytest.raises(InputError, match=r"100 too short for 2 inputs and 6 targets"):
+        training_dataset(Films(20, 5), FILMS, seed=0)[0]
+
+
+def test_views_are_drawn_from_windows():
+    dataset = training_dataset(Films(100, 90), FILMS, seed=0)
+    for step in range(10):
+        for row in numbers(dataset[step], 1):
+            assert len(set(row)) == 8
+            assert row[1] - row[0] >= 25 and row[0] < row[2:].min() <= row[2:].max() < row[1]
+
+
+def test_unreadable_frames_are_never_drawn():
+    holes = tuple(range(10, 30))
+    dataset = training_dataset(Films(100, holes={0: holes}), FILMS, seed=0)
+    drawn = {frame for step in range(20) for frame in numbers(dataset[step], 1).ravel()}
+    assert len(drawn) > 60 and drawn.isdisjoint(holes)
+
+
+def test_frames_of_another_size_are_cropped_to_the_square(tmp_path):
+    source = prepared.write(tmp_path, five_cameras())
+    config = DataConfig(
+        path=str(source), size=32, batch_size=1, num_inputs_cycle=(2,), num_targets=2, mirror=False
+    )
+    batch = next(training_batches(config, seed=0))
+    assert batch["inputs"]["image"].shape == (1, 2, 32, 32, 3)
+    assert (np.abs(batch["inputs"]["fxfycxcy"][..., 2:] - 16) < 3).all()
+
+
+def test_a_batch_that_processes_do_not_divide_is_refused(config):
+    with pytest.raises(InputError, match="batch_size=4: not divisible by the 3 processes"):
+        training_batches(config, seed=0, process=(0, 3))
