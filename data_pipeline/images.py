@@ -7,8 +7,10 @@ applies it where the stated size shows that they do not). Alpha is blended over 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     Raises:
       InputError: not a JPEG or PNG, a damaged header, or more than 64 million pixels.
     """
-    try:
+    with _decoding(name):
         if data[:3] == JPEG_START:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
         elif data[:8] == PNG_START:
@@ -50,11 +52,6 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
                 width, height = image.size
         else:
             raise InputError(f"{name}: cannot be read as JPEG or PNG: {_found(data)}")
-    except InputError:
-        raise
-    # PIL raises SyntaxError for damaged files, simplejpeg ValueError, besides OSError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: cannot be read as JPEG or PNG: {error}") from None
     _check_pixels(width, height, name)
     return width, height
 
@@ -66,7 +63,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
       InputError: as `image_size`, and for damaged or truncated data and 16-bit grey.
     """
     image_size(data, name)
-    try:
+    with _decoding(name):
         if data[:3] == JPEG_START:
             return simplejpeg.decode_jpeg(data)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -77,9 +74,19 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             if image.has_transparency_data:
                 return _over_white(np.asarray(image.convert("RGBA")))
             return np.asarray(image.convert("RGB"))
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+
+
+def decode_jpeg_into(data: bytes, out: np.ndarray, name: str) -> None:
+    """As `decode_image` of a JPEG, into `out`, uint8 [Y, X, 3], contiguous, of its very size."""
+    width, height = image_size(data, name)
+    if out.shape != (height, width, 3):
+        raise InputError(
+            f"{name}: {width}x{height} pixels, expected {out.shape[1]}x{out.shape[0]} (width x "
+            "height); its intrinsics would not fit"
+        )
+    try:
+        simplejpeg.decode_jpeg(data, buffer=out)
+    except ValueError as error:
         raise InputError(f"{name}: cannot be read as JPEG or PNG: {error}") from None
 
 
@@ -110,13 +117,12 @@ def oriented_size(path: Path, stated_size: tuple[int, int] | None) -> tuple[int,
     Raises:
       InputError: as `image_size`.
     """
-    try:
-        with Image.open(path, formats=["JPEG", "PNG"]) as image:
-            stored = image.size
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as JPEG or PNG: {error}") from None
+    with _decoding(str(path)):
+        try:
+            with Image.open(path, formats=["JPEG", "PNG"]) as image:
+                stored = image.size
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such image file") from None
     _check_pixels(*stored, str(path))
     return stored if _turn(path, stored, stated_size) is None else stored[::-1]
 
@@ -126,9 +132,9 @@ def exif_orientation(path: Path) -> int:
     try:
         with Image.open(path, formats=["JPEG", "PNG"]) as image:
             orientation = image.getexif().get(0x0112, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # of any kind, see `_decoding`
         return 1  # decoding says what is wrong with the picture
-    return orientation if orientation in UPRIGHT else 1
+    return orientation if orientation in tuple(UPRIGHT) else 1
 
 
 def _turn(
@@ -139,6 +145,19 @@ def _turn(
         return None
     orientation = exif_orientation(path)
     return UPRIGHT[orientation] if orientation >= 5 else None
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Makes what the decoders raise an InputError."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    # Damaged files make PIL raise nearly anything: SyntaxError, IndexError, AssertionError, …
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{name}: cannot be read as JPEG or PNG: {reason}") from error
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:

@@ -10,10 +10,11 @@ original frames (docs/data.md).
 from __future__ import annotations
 
 import functools
-import threading
 
 import cv2
 import numpy as np
+
+from data_pipeline.scratch import scratch
 
 LOBES = 3
 _BLOCK = 16  # rows of a weight matrix multiplied at once: it is a band, most of it is zero
@@ -35,34 +36,22 @@ def resize_region(
     rows = _bands(image.shape[0], height, top, side)
     columns = _bands(image.shape[1], width, left, side)
     first, last = columns[0][0], columns[-1][1]  # the columns of the image that matter
-    source = _scratch("source", image.shape[0], (last - first) * 3)
+    source = scratch("source", (image.shape[0], (last - first) * 3), np.float32)
     source.reshape(-1, last - first, 3)[:] = image[:, first:last]
 
-    down = _scratch("down", side, source.shape[1])  # [S, x·C]
+    down = scratch("down", (side, source.shape[1]), np.float32)  # [S, x·C]
     for number, (start, stop, weights) in enumerate(rows):
         target = down[number * _BLOCK : number * _BLOCK + len(weights)]
         np.matmul(weights, source[start:stop], out=target)
-    planes = _scratch("planes", 3 * side, last - first)  # [C·S, x]
+    planes = scratch("planes", (3 * side, last - first), np.float32)  # [C·S, x]
     planes.reshape(3, side, -1)[:] = down.reshape(side, -1, 3).transpose(2, 0, 1)
 
-    across = _scratch("across", 3 * side, side)
+    across = scratch("across", (3 * side, side), np.float32)
     for number, (start, stop, weights) in enumerate(columns):
         target = across[:, number * _BLOCK : number * _BLOCK + len(weights)]
         np.matmul(planes[:, start - first : stop - first], weights.T, out=target)
     np.clip(np.rint(across, out=across), 0, 255, out=across)
     return cv2.merge(list(across.astype(np.uint8).reshape(3, side, side)))
-
-
-_thread = threading.local()
-
-
-def _scratch(name: str, *shape: int) -> np.ndarray:
-    """An array of this thread to write over: fresh memory would cost more than the products."""
-    array = getattr(_thread, name, None)
-    if array is None or array.shape != shape:
-        array = np.empty(shape, np.float32)
-        setattr(_thread, name, array)
-    return array
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,8 +25,10 @@ import jax
 import numpy as np
 from absl import flags
 
+from data_pipeline.images import decode_jpeg_into
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import ReadOptions, Scene, open_scenes, scene_of_arrays
+from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes, scene_of_arrays
+from data_pipeline.scratch import scratch
 from data_pipeline.transforms import portrait_to_square, resize_and_crop
 from data_pipeline.views import (
     check_counts,
@@ -34,13 +36,13 @@ from data_pipeline.views import (
     draw_window,
     mirror,
     permute_colours,
-    split_views,
 )
 from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
+SIDES = ("inputs", "targets")
 COUNTS = ("replaced", "unreadable")  # of a batch, for each place in it
 ENDLESS = 2**60  # places in batches
 MAX_REPLACEMENTS = 100  # scenes tried for one place in a batch
@@ -247,90 +249,43 @@ def training_dataset(
         raise InputError(
             f"data.batch_size={config.batch_size}: not divisible by the {count} processes"
         )
-    places = (
-        grain.MapDataset.range(ENDLESS)
-        .seed(seed)
-        .map(_Places(len(scenes), config, seed))
-        .random_map(_ExampleMaker(scenes, config))
-    )
-    rows = _Rows(places, config.batch_size, index, count)
-    return rows.batch(config.batch_size // count, batch_fn=_stacked)
+    return grain.MapDataset.range(ENDLESS).map(_BatchMaker(scenes, config, seed, index, count))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Places(grain.transforms.Map):
-    """From a place in the endless sequence of examples to (scene, number of inputs)."""
+class _BatchMaker(grain.transforms.Map):
+    """From the number of a batch to one process's rows of it.
 
-    num_scenes: int
-    config: DataConfig
-    seed: int
-
-    def map(self, place: int) -> tuple[int, int]:
-        epoch, position = divmod(place, self.num_scenes)
-        cycle = self.config.num_inputs_cycle
-        return (
-            int(_order(self.num_scenes, self.seed, epoch)[position]),
-            cycle[place // self.config.batch_size % len(cycle)],
-        )
-
-
-@functools.lru_cache(maxsize=4)
-def _order(num_scenes: int, seed: int, epoch: int) -> np.ndarray:
-    """The scenes of an epoch. grain's own shuffle takes milliseconds an index for few scenes."""
-    return np.random.default_rng([seed, epoch]).permutation(num_scenes)
-
-
-def _stacked(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of examples. Every picture is copied once, into one large array."""
-    batch = {key: np.stack([example[key] for example in examples]) for key in COUNTS}
-    for side in ("inputs", "targets"):
-        sides = [example[side] for example in examples]
-        pictures = [each["image"] for each in sides]
-        image = np.empty((len(pictures), len(pictures[0]), *pictures[0][0].shape), np.uint8)
-        for row, row_of_pictures in enumerate(pictures):
-            for view, picture in enumerate(row_of_pictures):
-                image[row, view] = picture
-        batch[side] = {
-            "image": image,
-            "c2w": np.stack([each["c2w"] for each in sides]),
-            "fxfycxcy": np.stack([each["fxfycxcy"] for each in sides]),
-        }
-    return batch
-
-
-class _Rows(grain.MapDataset):
-    """The rows of every batch that belong to one of several processes, in order."""
-
-    def __init__(self, parent: grain.MapDataset, batch_size: int, process: int, count: int):
-        super().__init__(parent)
-        self._batch_size, self._rows = batch_size, batch_size // count
-        self._first = process * self._rows
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._rows
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        batch, row = divmod(index, self._rows)
-        return self._parent[batch * self._batch_size + self._first + row]
-
-
-@dataclasses.dataclass(frozen=True)
-class _ExampleMaker(grain.transforms.RandomMap):
-    """From (scene, number of inputs) to an example: views drawn, read, prepared and varied."""
+    Every place in a batch has a random generator of its own, so it is filled alike by any process.
+    """
 
     scenes: Sequence[Scene]
     config: DataConfig
+    seed: int
+    process: int
+    processes: int
 
-    def random_map(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
-        index, num_inputs = element
-        replaced = unreadable = np.int32(0)
+    def map(self, step: int) -> dict[str, Any]:
+        config = self.config
+        num_inputs = config.num_inputs_cycle[step % len(config.num_inputs_cycle)]
+        rows = config.batch_size // self.processes
+        batch = _empty_batch(rows, num_inputs, config.num_targets, config.size)
+        for row in range(rows):
+            place = step * config.batch_size + self.process * rows + row
+            self._fill(batch, row, place, num_inputs)
+        return batch
+
+    def _fill(self, batch: dict[str, Any], row: int, place: int, num_inputs: int) -> None:
+        """Writes a row of the batch: its scene, or another one if that cannot be used."""
+        epoch, position = divmod(place, len(self.scenes))
+        index = int(_order(len(self.scenes), self.seed, epoch)[position])
+        rng = np.random.default_rng([self.seed, place])
+        replaced = unreadable = 0
         for _ in range(MAX_REPLACEMENTS):
             try:
-                example = self._example(self.scenes[index], num_inputs, rng)
-                if example is not None:
-                    return example | dict(zip(COUNTS, (replaced, unreadable), strict=True))
+                if self._write(batch, row, self.scenes[index], num_inputs, rng):
+                    batch["replaced"][row], batch["unreadable"][row] = replaced, unreadable
+                    return
                 replaced += 1
             except InputError as error:
                 if not self.config.skip_unreadable:
@@ -345,31 +300,45 @@ class _ExampleMaker(grain.transforms.RandomMap):
             "settings or prepare the data again"
         )
 
-    def _example(
-        self, scene: Scene, num_inputs: int, rng: np.random.Generator
-    ) -> dict[str, Any] | None:
-        """An example, or None if the scene is too short."""
+    def _write(
+        self,
+        batch: dict[str, Any],
+        row: int,
+        scene: Scene,
+        num_inputs: int,
+        rng: np.random.Generator,
+    ) -> bool:
+        """Writes views of the scene to a row; False if it is too short."""
         chosen = self._choose(scene, num_inputs, rng)
         if chosen is None:
-            return None
+            return False
         # Drawn whether used or not, so that a setting changes only what it says.
         flip, order = rng.random() < 0.5, rng.permutation(3)
-        read = {view: self._read(scene, view) for view in dict.fromkeys(np.concatenate(chosen))}
-        c2w = normalise_poses(np.stack([read[view][1] for view in np.concatenate(chosen)]))
-        example = {}
-        for name, side, poses in zip(
-            ("inputs", "targets"), chosen, np.split(c2w, [num_inputs]), strict=True
-        ):
-            example[name] = {
-                "image": [read[view][0] for view in side],
+        places: dict[int, np.ndarray] = {}  # where the picture of a view is
+        frames = {}
+        for side, views in zip(SIDES, chosen, strict=True):
+            for column, view in enumerate(map(int, views)):
+                image = batch[side]["image"][row, column]
+                if view in places:
+                    image[:] = places[view]
+                else:
+                    frames[view] = self._read(scene.frames[view], image)
+                    places[view] = image
+
+        c2w = normalise_poses(np.stack([frames[view][0] for view in np.concatenate(chosen)]))
+        for side, views, poses in zip(SIDES, chosen, np.split(c2w, [num_inputs]), strict=True):
+            example = {
+                "image": batch[side]["image"][row],
                 "c2w": poses,
-                "fxfycxcy": np.stack([read[view][2] for view in side]).astype(np.float32),
+                "fxfycxcy": np.stack([frames[view][1] for view in views]).astype(np.float32),
             }
             if self.config.mirror and flip:
-                example[name] = mirror(example[name])
+                example = mirror(example)
             if self.config.permute_colours:
-                example[name] = permute_colours(example[name], order)
-        return example
+                example = permute_colours(example, order)
+            for key, value in example.items():
+                batch[side][key][row] = value
+        return True
 
     def _choose(
         self, scene: Scene, num_inputs: int, rng: np.random.Generator
@@ -404,63 +373,43 @@ class _ExampleMaker(grain.transforms.RandomMap):
             "draw views among the others"
         )
 
-    def _read(self, scene: Scene, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Picture uint8 [size, size, 3], pose and intrinsics of a view."""
-        frame, size = scene.frames[view], self.config.size
-        image, fxfycxcy = frame.image(), frame.fxfycxcy
-        if image.shape[:2] != (size, size):
+    def _read(self, frame: Frame, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Writes a view's picture to `out` [size, size, 3]; its pose and intrinsics."""
+        shape = (frame.height, frame.width, 3)
+        if frame.encoded is None:
+            image = frame.image()
+        else:
+            image = out if shape == out.shape else scratch("frame", shape, np.uint8)
+            decode_jpeg_into(frame.encoded(), image, frame.name)
+        if image is out:
+            return frame.c2w, frame.fxfycxcy
+        fxfycxcy = frame.fxfycxcy
+        if shape != out.shape:
             square = portrait_to_square(image, fxfycxcy)
-            image, fxfycxcy = resize_and_crop(*square, size, patch=self.config.patch, exact=False)
-        return image, frame.c2w, fxfycxcy
+            image, fxfycxcy = resize_and_crop(
+                *square, self.config.size, patch=self.config.patch, exact=False
+            )
+        out[:] = image
+        return frame.c2w, fxfycxcy
 
 
-class EvaluationScenes(Sequence):
-    """What `evaluation_scenes` returns: a sequence that prepares a scene when asked for it."""
-
-    def __init__(self, source: Source, inputs: Sequence[int], targets: Sequence[int]):
-        self._source, self._inputs, self._targets = source, tuple(inputs), tuple(targets)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
-        example = self._source[index % len(self)]
-        return _with_float_images(_normalised(split_views(example, self._inputs, self._targets)))
-
-
-def evaluation_scenes(
-    source: Source, *, inputs: Sequence[int] = (2, 10), targets: Sequence[int] = (0, 5, 8)
-) -> EvaluationScenes:
-    """All scenes of a source in its order, with the same views of each.
-
-    Returns:
-      A sequence of {"scene": str, "inputs": …, "targets": …}, the views in the order given.
-
-    Raises:
-      InputError: no input or no target, or a view that the scenes do not have.
-    """
-    for name, chosen in (("inputs", inputs), ("targets", targets)):
-        if not len(chosen):
-            raise InputError(f"evaluation {name}=(): must name at least one view")
-    scenes = EvaluationScenes(source, inputs, targets)
-    if len(scenes):
-        split_views(source[0], inputs, targets)
-    return scenes
-
-
-def _normalised(example: dict) -> dict:
-    """Poses in the frame of all views of the example, inputs and targets."""
-    inputs, targets = example["inputs"], example["targets"]
-    c2w = normalise_poses(np.concatenate([inputs["c2w"], targets["c2w"]]))
-    first, last = np.split(c2w, [len(inputs["c2w"])])
-    return example | {"inputs": inputs | {"c2w": first}, "targets": targets | {"c2w": last}}
-
-
-def _with_float_images(example: dict) -> dict:
-    """Images from bytes to float32 in [0, 1]; late, so that everything before moves bytes."""
-    return example | {
-        name: example[name] | {"image": np.divide(example[name]["image"], 255, dtype=np.float32)}
-        for name in ("inputs", "targets")
+def _empty_batch(rows: int, num_inputs: int, num_targets: int, size: int) -> dict[str, Any]:
+    """Arrays of a batch, to be filled; all pictures in one piece of memory, which is cheaper."""
+    views = dict(zip(SIDES, (num_inputs, num_targets), strict=True))
+    pictures = np.empty((rows * sum(views.values()), size, size, 3), np.uint8)
+    parts = np.split(pictures, [rows * num_inputs])
+    sides = {
+        side: {
+            "image": part.reshape(rows, count, size, size, 3),
+            "c2w": np.empty((rows, count, 4, 4), np.float32),
+            "fxfycxcy": np.empty((rows, count, 4), np.float32),
+        }
+        for (side, count), part in zip(views.items(), parts, strict=True)
     }
+    return sides | {name: np.zeros(rows, np.int32) for name in COUNTS}
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_scenes: int, seed: int, epoch: int) -> np.ndarray:
+    """The scenes of an epoch. grain's own shuffle takes milliseconds an index for few scenes."""
+    return np.random.default_rng([seed, epoch]).permutation(num_scenes)

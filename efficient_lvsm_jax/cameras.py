@@ -23,6 +23,7 @@ import numpy as np
 from efficient_lvsm_jax.errors import InputError
 
 RAY_DTYPES = ("float32", "bf16_parity")
+_LAST_ROW, _IDENTITY = np.array([0.0, 0.0, 0.0, 1.0]), np.eye(3)
 RIGID_TOLERANCE = 1e-3  # largest |RᵀR - I| of a camera that still counts as rigid
 
 
@@ -228,18 +229,18 @@ def check_cameras(
 def _check_poses(c2w: np.ndarray, name: str, labels: Sequence[str] | None = None) -> None:
     if c2w.shape[-2:] != (4, 4):
         raise InputError(f"{name}: c2w of shape {c2w.shape}: expected [..., 4, 4]")
+    if _are_rigid(c2w):
+        return
     for camera in _where(~np.isfinite(c2w).all((-2, -1))):
         raise InputError(
             f"{_label(name, camera, labels)}: c2w {c2w[camera].tolist()} is not finite"
         )
-    for camera in _where((np.abs(c2w[..., 3, :] - [0, 0, 0, 1]) > 1e-6).any(-1)):
+    for camera in _where((np.abs(c2w[..., 3, :] - _LAST_ROW) > 1e-6).any(-1)):
         raise InputError(
             f"{_label(name, camera, labels)}: last row of c2w is "
             f"{c2w[camera][3].tolist()}, expected [0, 0, 0, 1]; is the matrix transposed?"
         )
-    rotation = c2w[..., :3, :3]
-    with np.errstate(over="ignore", invalid="ignore"):  # refused below, as not <= the tolerance
-        skew = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max((-2, -1))
+    rotation, skew = c2w[..., :3, :3], _skew(c2w)
     for camera in _where(~(skew <= RIGID_TOLERANCE)):
         raise InputError(
             f"{_label(name, camera, labels)}: c2w is not rigid, |RᵀR - I| = {skew[camera]:.3g} > "
@@ -251,6 +252,23 @@ def _check_poses(c2w: np.ndarray, name: str, labels: Sequence[str] | None = None
             f"{_label(name, camera, labels)}: c2w mirrors, "
             f"det R = {determinant[camera]:.3g}; expected OpenCV axes, x right, y down, z forward"
         )
+
+
+def _are_rigid(c2w: np.ndarray) -> bool:
+    """Whether nothing is wrong with any pose; every frame read is checked, so this is quick."""
+    return bool(
+        np.isfinite(c2w).all()
+        and (np.abs(c2w[..., 3, :] - _LAST_ROW) <= 1e-6).all()
+        and (_skew(c2w) <= RIGID_TOLERANCE).all()
+        and (np.linalg.det(c2w[..., :3, :3]) > 0).all()
+    )
+
+
+def _skew(c2w: np.ndarray) -> np.ndarray:
+    """The largest |RᵀR - I| of each pose; inf or NaN where it overflows."""
+    rotation = c2w[..., :3, :3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.abs(np.swapaxes(rotation, -1, -2) @ rotation - _IDENTITY).max((-2, -1))
 
 
 def _where(bad: np.ndarray) -> list[tuple[int, ...]]:

@@ -13,13 +13,11 @@ import pytest
 from data_pipeline.pipeline import (
     DataConfig,
     InMemory,
-    evaluation_scenes,
     training_batches,
     training_dataset,
 )
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Scene, scene_of_arrays
-from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
 
 CONFIG = DataConfig(scenes=12, views=6, size=16, batch_size=3, num_targets=2)
@@ -195,35 +193,6 @@ def test_a_scene_is_varied_alike_in_inputs_and_targets(scenes):
             assert ways
             mirrored.update(ways)
     assert mirrored == {1, -1}
-
-
-def test_evaluation_gives_every_scene_once_in_order(scenes):
-    evaluated = evaluation_scenes(scenes, inputs=(2, 4), targets=(0, 5, 1))
-    assert len(evaluated) == 12
-    assert [scene["scene"] for scene in evaluated] == [scenes[i]["scene"] for i in range(12)]
-    last = evaluated[-1]
-    for side, chosen in (("inputs", [2, 4]), ("targets", [0, 5, 1])):
-        np.testing.assert_allclose(
-            last[side]["image"] * 255, scenes[11]["image"][chosen], rtol=1e-6
-        )
-        assert last[side]["image"].dtype == last[side]["c2w"].dtype == np.float32
-    expected = normalise_poses(scenes[11]["c2w"][[2, 4, 0, 5, 1]])
-    np.testing.assert_array_equal(last["inputs"]["c2w"], expected[:2])
-    np.testing.assert_array_equal(last["targets"]["c2w"], expected[2:])
-    assert_equal_batches(evaluated[3]["inputs"], evaluated[3]["inputs"])
-
-
-@pytest.mark.parametrize(
-    ("views", "message"),
-    [
-        ({"inputs": (2, 6), "targets": (0,)}, "inputs: no view 6.*0 to 5"),
-        ({"inputs": (), "targets": (0,)}, "inputs=\\(\\)"),
-        ({"inputs": (1,), "targets": ()}, "targets=\\(\\)"),
-    ],
-)
-def test_evaluation_of_views_that_are_not_there_fails_at_once(scenes, views, message):
-    with pytest.raises(InputError, match=message):
-        evaluation_scenes(scenes, **views)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ from data_pipeline.images import decode_image
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes
 from data_pipeline.splits import choose_split
+from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
 
 NAME = "posed_scenes"
 LOOKS_FOR = "manifest-SPLIT.json of python -m data_pipeline.prepare"
+WHOLE_NUMBERS = ("index", "timestamp", "width", "height")
 OPEN_SHARDS = 1024  # each costs a file handle and the positions of its records
 
 
@@ -102,8 +104,7 @@ def check_shard(path: Path, size: int) -> None:
 class StoredFrames(Sequence):
     """The frames of a scene in a shard; each is read when asked for.
 
-    Their cameras were checked when the data was prepared, and records have checksums; poses are
-    checked again where they are normalised.
+    Their cameras are checked again: checksums are no proof of who wrote them.
     """
 
     def __init__(self, shard: Path, scene: str, first: int, count: int, holes: tuple[int, ...]):
@@ -124,8 +125,7 @@ class StoredFrames(Sequence):
                 f"{where}: is frame {record['index']} of {record['scene'].decode()!r}, expected "
                 f"{index} of {self._scene!r}; shard and manifest do not belong together"
             )
-        if not (np.isfinite(record["fxfycxcy"]).all() and record["fxfycxcy"][:2].min() > 0):
-            raise InputError(f"{where}: intrinsics {record['fxfycxcy'].tolist()} cannot be")
+        check_cameras(record["c2w"], record["fxfycxcy"], where)
         data = record["image"]
 
         def picture() -> np.ndarray:
@@ -151,12 +151,18 @@ def read_record(shard: Path, position: int) -> dict[str, Any]:
     Raises:
       InputError: the shard is not there, or the record is damaged (its checksum is compared).
     """
-    try:
-        # Loaded when first used: TFDS is slow to import.
-        from data_pipeline.posed_scenes.posed_scenes_dataset_builder import FEATURES
+    from tensorflow_datasets.proto import tf_example_pb2  # slow to import
 
+    try:
         (data,) = _reader(shard).read([position])
-        return FEATURES.deserialize_example_np(data)
+        fields = tf_example_pb2.Example.FromString(data).features.feature
+        # By hand, not by TFDS: that takes longer than reading the record.
+        return {
+            **{key: _one(fields[key].bytes_list.value) for key in ("scene", "frame", "image")},
+            **{key: _one(fields[key].int64_list.value) for key in WHOLE_NUMBERS},
+            "c2w": np.frombuffer(_one(fields["c2w"].bytes_list.value)).reshape(4, 4),
+            "fxfycxcy": np.frombuffer(_one(fields["fxfycxcy"].bytes_list.value)).reshape(4),
+        }
     except InputError:
         raise
     # The reader raises RuntimeError or ValueError; protobuf has an exception of its own.
@@ -165,6 +171,11 @@ def read_record(shard: Path, position: int) -> dict[str, Any]:
             f"{shard}, record {position}: cannot be read ({' '.join(str(error).split())[:200]}); "
             "the shard is damaged: compare it with its SHA-256 in the manifest, copy it again"
         ) from error
+
+
+def _one(values: Sequence) -> Any:
+    (value,) = values
+    return value
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
