@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,19 +27,24 @@ def inside(root: Path, name: str, where: str) -> Path:
         link. The file itself need not exist.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise InputError(f"{where}: the path {name!r} is not a file name")
+        raise InputError(f"{where}: the path {name!r:.200} is not a file name")
     posix = PurePosixPath(name.replace("\\", "/"))
     if posix.is_absolute() or PureWindowsPath(name).drive:
         raise InputError(
-            f"{where}: the path {name!r} is absolute; paths must be relative to the data set"
+            f"{where}: the path {name!r:.200} is absolute; paths must be relative to the data set"
         )
     try:
         path, top = Path(os.path.realpath(root / posix)), Path(os.path.realpath(root))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)  # what it raises for names too long, Path.is_file would raise later
     except (OSError, ValueError) as error:
-        raise InputError(f"{where}: the path {name!r} cannot be followed ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"{where}: the path {name!r:.200} cannot be followed ({reason})"
+        ) from error
     if not path.is_relative_to(top):
         raise InputError(
-            f"{where}: the path {name!r} leads out of {root}; only files inside are read, so copy "
+            f"{where}: the path {name!r:.200} leads out of {root}; only files inside are read, so copy "
             "it there or open a folder further up"
         )
     return root / posix

@@ -84,10 +84,8 @@ def decode_jpeg_into(data: bytes, out: np.ndarray, name: str) -> None:
             f"{name}: {width}x{height} pixels, expected {out.shape[1]}x{out.shape[0]} (width x "
             "height); its intrinsics would not fit"
         )
-    try:
+    with _decoding(name):
         simplejpeg.decode_jpeg(data, buffer=out)
-    except ValueError as error:
-        raise InputError(f"{name}: cannot be read as JPEG or PNG: {error}") from None
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:

@@ -43,11 +43,11 @@ def picture_frame(
         lens that cannot be undone.
     """
     fxfycxcy = np.asarray(fxfycxcy, np.float64)
-    check_cameras(c2w, fxfycxcy, name)
+    check_cameras(c2w, fxfycxcy, str(path))
     size = oriented_size(path, stated_size)
     if stated_size is not None:
         if min(stated_size) <= 0:
-            raise InputError(f"{name}: stated size {stated_size}: must be above 0")
+            raise InputError(f"{path}: stated size {stated_size}: must be above 0")
         scale = np.array(size) / stated_size
         if abs(scale[0] / scale[1] - 1) > MAX_STRETCH:
             raise InputError(
@@ -66,7 +66,7 @@ def picture_frame(
             _stored_jpeg(path, size),
             timestamp,
         )
-    lens = (fxfycxcy, size, distortion, name)
+    lens = (fxfycxcy, size, distortion, str(path))
     return Frame(
         name,
         c2w,
@@ -94,13 +94,15 @@ def world_from_camera(w2c: np.ndarray, name: str) -> np.ndarray:
     """The camera-to-world matrix [4, 4] float64 of a world-to-camera one, [3, 4] or [4, 4].
 
     Raises:
-      InputError: it has no inverse, or is not finite.
+      InputError: it has no inverse, or is not finite, or not rigid.
     """
     square = np.eye(4)
     square[: len(w2c)] = w2c
     try:
         if not np.isfinite(square).all():
             raise InputError(f"{name}: world-to-camera {square.tolist()} is not finite")
-        return np.linalg.inv(square)
+        c2w = np.linalg.inv(square)
     except np.linalg.LinAlgError:
         raise InputError(f"{name}: world-to-camera {square.tolist()} has no inverse") from None
+    check_cameras(c2w, np.ones(4), f"{name}: inverse of world-to-camera")
+    return c2w

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_pipeline.files import inside
 from data_pipeline.scenes import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 
 def choose_split(path: Path, splits: Mapping[str, Path], options: ReadOptions) -> Path:
-    """The split that the options name, or the only one there is.
+    """The split that the options name, or the only one there is; `splits` are within `path`.
 
     Raises:
-      InputError: none named where there are several, or one that is not there.
+      InputError: none named where there are several, one that is not there, or one behind a link
+        out of `path`.
     """
     there = ", ".join(splits) or "none"
     if options.split:
         if options.split not in splits:
             raise InputError(f"{path}: no split {options.split!r}; it has {there}")
-        return splits[options.split]
-    if len(splits) != 1:
+        name = options.split
+    elif len(splits) == 1:
+        (name,) = splits
+    else:
         raise InputError(f"{path}: has the splits {there}; name one (--split), or open its folder")
-    return next(iter(splits.values()))
+    return inside(path, splits[name].relative_to(path).as_posix(), f"{path}, split {name}")

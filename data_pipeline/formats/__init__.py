@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from data_pipeline.files import inside
 from data_pipeline.formats import (
     array_record,
     blender,
@@ -110,6 +111,8 @@ def _captures(path: Path, options: ReadOptions) -> Scenes:
         )
     folders = sorted(found)
     names = [folder.relative_to(path).as_posix() for folder in folders]
+    for name in names:
+        inside(path, name, str(path))
 
     def read(index: int) -> Scene:
         folder = folders[index]

@@ -120,9 +120,9 @@ class StoredFrames(Sequence):
         index = int(index) % self._count
         record = read_record(self._shard, self._first + index)
         where = f"{self._shard}, record {self._first + index}"
-        if record["scene"].decode() != self._scene or record["index"] != index:
+        if record["scene"] != self._scene or record["index"] != index:
             raise InputError(
-                f"{where}: is frame {record['index']} of {record['scene'].decode()!r}, expected "
+                f"{where}: is frame {record['index']} of {record['scene']!r}, expected "
                 f"{index} of {self._scene!r}; shard and manifest do not belong together"
             )
         check_cameras(record["c2w"], record["fxfycxcy"], where)
@@ -134,7 +134,7 @@ class StoredFrames(Sequence):
             return decode_image(data, where)
 
         return Frame(
-            record["frame"].decode(),
+            record["frame"],
             record["c2w"],
             record["fxfycxcy"],
             int(record["width"]),
@@ -146,7 +146,7 @@ class StoredFrames(Sequence):
 
 
 def read_record(shard: Path, position: int) -> dict[str, Any]:
-    """The record as `posed_scenes_dataset_builder.FEATURES` describes it.
+    """The record as `posed_scenes_dataset_builder.FEATURES` describes it, texts as str.
 
     Raises:
       InputError: the shard is not there, or the record is damaged (its checksum is compared).
@@ -158,7 +158,8 @@ def read_record(shard: Path, position: int) -> dict[str, Any]:
         fields = tf_example_pb2.Example.FromString(data).features.feature
         # By hand, not by TFDS: that takes longer than reading the record.
         return {
-            **{key: _one(fields[key].bytes_list.value) for key in ("scene", "frame", "image")},
+            **{key: _one(fields[key].bytes_list.value).decode() for key in ("scene", "frame")},
+            "image": _one(fields["image"].bytes_list.value),
             **{key: _one(fields[key].int64_list.value) for key in WHOLE_NUMBERS},
             "c2w": np.frombuffer(_one(fields["c2w"].bytes_list.value)).reshape(4, 4),
             "fxfycxcy": np.frombuffer(_one(fields["fxfycxcy"].bytes_list.value)).reshape(4),

@@ -70,4 +70,4 @@ def _description(path: Path, split: str) -> Path:
         raise InputError(f"{path}: holds the splits {', '.join(there)}; name one with split")
     if split and split not in there:
         raise InputError(f"{path}: no split {split!r} in it, only {', '.join(there)}")
-    return path / FILES[split or there[0]]
+    return inside(path, FILES[split or there[0]], str(path))

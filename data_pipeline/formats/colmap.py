@@ -100,7 +100,12 @@ def _models(path: Path) -> list[Path]:
 
 def _largest(path: Path) -> tuple[Path, list[ModelImage]]:
     """The model with most images, and its images."""
-    models = {folder: read_images(folder) for folder in _models(path)}
+    folders = _models(path)
+    for folder in folders:
+        for name in ("cameras", "images", "points3D"):
+            file = folder / f"{name}{model_suffix(folder)}"
+            inside(path, file.relative_to(path).as_posix(), str(path))
+    models = {folder: read_images(folder) for folder in folders}
     if not models:
         raise InputError(f"{path}: no COLMAP model; looked for {LOOKS_FOR}")
     folder = max(models, key=lambda folder: len(models[folder]))

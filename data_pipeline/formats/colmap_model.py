@@ -9,6 +9,7 @@ small multiple of it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -62,21 +63,25 @@ class ModelCamera:
         """fxfycxcy [4] in pixels of a picture of `size`, and the distortion, None if there is none.
 
         Raises:
-          InputError: a model whose distortion we cannot undo; `where` names the camera.
+          InputError: a model whose distortion we cannot undo, or coefficients that no lens has;
+            `where` names the camera.
         """
         p = self.parameters
         fxfycxcy = np.array([p[0], *p[:3]] if self.model in ONE_FOCAL_LENGTH else p[:4])
-        match self.model:
-            case 0 | 1:
-                return fxfycxcy, None
-            case 2 | 3:
-                return fxfycxcy, perspective(p[3:])
-            case 4 | 6:
-                return fxfycxcy, perspective([*p[4:6], *p[8:]], p[6:8])
-            case 5:
-                return fxfycxcy, Distortion(FISHEYE, p[4:])
-            case 8 | 9:
-                return fxfycxcy, Distortion(FISHEYE, (*p[3:], *[0.0] * (7 - len(p))))
+        try:
+            match self.model:
+                case 0 | 1:
+                    return fxfycxcy, None
+                case 2 | 3:
+                    return fxfycxcy, perspective(p[3:])
+                case 4 | 6:
+                    return fxfycxcy, perspective([*p[4:6], *p[8:]], p[6:8])
+                case 5:
+                    return fxfycxcy, Distortion(FISHEYE, p[4:])
+                case 8 | 9:
+                    return fxfycxcy, Distortion(FISHEYE, (*p[3:], *[0.0] * (7 - len(p))))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         raise InputError(
             f"{where}: camera model {CAMERA_MODELS[self.model][0]} (id {self.model}) is not "
             "supported; undistort with `colmap image_undistorter`, which writes PINHOLE cameras"
@@ -334,7 +339,7 @@ def _integer(field: str, where: str) -> int:
 def _c2w(pose: np.ndarray, where: str) -> np.ndarray:
     """Camera to world [4, 4] of a world-to-camera quaternion (w, x, y, z) and translation, [7]."""
     pose = np.asarray(pose)
-    norm = np.linalg.norm(pose[:4])
+    norm = math.hypot(*pose[:4])  # unlike np.linalg.norm, it does not overflow
     if not np.isfinite(pose).all() or norm < 1e-12:
         raise InputError(
             f"{where}: quaternion {pose[:4].tolist()}, translation {pose[4:].tolist()} is no pose"
@@ -349,5 +354,6 @@ def _c2w(pose: np.ndarray, where: str) -> np.ndarray:
     )
     c2w = np.eye(4)
     c2w[:3, :3] = rotation
-    c2w[:3, 3] = -rotation @ pose[4:]
+    with np.errstate(over="ignore", invalid="ignore"):  # refused as not finite, with the picture
+        c2w[:3, 3] = -rotation @ pose[4:]
     return c2w

@@ -46,7 +46,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
     """
     if options.split:
         raise InputError(f"{path}: split {options.split!r}, but LLFF has none; leave split empty")
-    poses = path / POSES if path.is_dir() else path
+    poses = inside(path, POSES, str(path)) if path.is_dir() else path
     rows = read_numbers(poses, (None, 17))
     pictures = _pictures(poses.parent, len(rows))
     matrices = rows[:, :15].reshape(-1, 3, 5)

@@ -61,7 +61,7 @@ def _description(path: Path) -> Path:
         return path
     for place in PLACES:
         if os.path.isfile(path / place):
-            return path / place
+            return inside(path, place, str(path))
     raise InputError(f"{path}: expected {LOOKS_FOR} in it")
 
 

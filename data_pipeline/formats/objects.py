@@ -19,9 +19,8 @@ import numpy as np
 from data_pipeline.files import inside
 from data_pipeline.formats.npy_arrays import read_numbers
 from data_pipeline.images import oriented_size
-from data_pipeline.pictures import picture_frame
+from data_pipeline.pictures import picture_frame, world_from_camera
 from data_pipeline.scenes import Frame, ReadOptions, Scene, scene_of
-from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
 
 NAME = "objects"
@@ -73,11 +72,8 @@ def _frame(folder: Path, number: str, options: ReadOptions) -> Frame:
     picture = inside(folder, f"{number}.png", str(folder))
     w2c = read_numbers(camera, (3, 4))
     w2c[1:] *= -1  # rows of the camera's axes: Blender's y and z to OpenCV's
-    c2w = np.eye(4)
-    c2w[:3, :3] = w2c[:, :3].T
-    c2w[:3, 3] = -w2c[:, :3].T @ w2c[:, 3]
+    c2w = world_from_camera(w2c, str(camera))
     width, height = oriented_size(picture, None)
     focal = 0.5 * height / math.tan(0.5 * math.radians(options.vertical_fov))
     fxfycxcy = np.array([focal, focal, width / 2, height / 2])
-    check_cameras(c2w, fxfycxcy, str(camera))
     return picture_frame(picture, picture.name, c2w, fxfycxcy)

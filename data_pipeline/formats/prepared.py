@@ -73,7 +73,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _scene(folder: Path, name: str, options: ReadOptions) -> Scene:
-    where = folder / "metadata" / f"{name}.json"
+    where = inside(folder, f"metadata/{name}.json", str(folder))
     entries = items(required(read_json_object(where), "frames", str(where)), f"{where}: frames")
     pictures, cameras = [], []
     for index, entry in enumerate(entries):

@@ -63,14 +63,15 @@ def _splits(path: Path) -> dict[str, Path]:
 
 def _listed(folder: Path) -> list[tuple[str, Path]]:
     """(scene, chunk) from index.json, or by opening every chunk if there is none."""
-    index = folder / "index.json"
+    index = inside(folder, "index.json", str(folder))
     if index.is_file():
         listed = []
         for name, chunk in read_json_object(index).items():
             path = inside(folder, chunk, f"{index}, scene {name!r}")
             listed.append((name, path))
         return listed
-    return [(name, chunk) for chunk in sorted(folder.glob("*.torch")) for name in _names(chunk)]
+    chunks = [inside(folder, chunk.name, str(folder)) for chunk in sorted(folder.glob("*.torch"))]
+    return [(name, chunk) for chunk in chunks for name in _names(chunk)]
 
 
 def _names(chunk: Path) -> list[str]:
