@@ -124,6 +124,9 @@ def evaluate(
                 shutil.rmtree(folder / name, ignore_errors=True)
         score_missing(scorer, opened.scenes, results, folder, settings, options)
         rows = results.rows
+    usable = [row for row in rows if not row.unusable]
+    if not usable:
+        raise InputError(f"none of the {len(rows)} scenes can be scored: {rows[0].unusable}")
     metrics = {
         **numbers(rows, opened),
         "protocol": protocol,
@@ -147,7 +150,8 @@ def evaluate(
     if isinstance(source, Model):
         if opened.more:
             metrics["added_one_by_one"] = added_one_by_one(source, opened.more)
-        film_scene = (opened.more or opened.scenes)[0]
+        first = opened.scenes.names.index(usable[0].scene)
+        film_scene = (opened.more or opened.scenes)[first]
         if settings.film_frames and len(film_scene.inputs["image"]) > 1:
             film = folder / "fly.mp4"
             write_film(film, fly_through(source, film_scene, settings.film_frames))

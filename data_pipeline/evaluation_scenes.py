@@ -134,8 +134,8 @@ def indexed_scenes(
     """The scenes that both the index and the data set have, in the order of the data set.
 
     `coverage` says which scenes only one of them has. Reading a scene fails (InputError) if it has
-    fewer frames than the index counts, or if frames are absent: those behind would move up, and
-    others than the index means would be scored.
+    fewer frames than are counted, or if frames are absent: those behind would move up, and others
+    than are meant would be scored.
     """
     shared = [(at, name) for at, name in enumerate(scenes.names) if name in index.context]
     chosen = [index.choose(name, num_inputs, num_targets) for _, name in shared]
@@ -149,15 +149,7 @@ def indexed_scenes(
     )
 
     def read(i: int) -> EvaluationScene:
-        scene = scenes[shared[i][0]]
-        left_out = len(scene.absent) - len(scene.holes)  # holes keep their place
-        if left_out:
-            raise InputError(
-                f"{scenes.path}, scene {scene.name}: {left_out} frames are absent "
-                f"({', '.join(scene.absent[:3])}), so the index would count others than it means; "
-                "download or convert the scene again"
-            )
-        return _prepared(scene, chosen[i], prepare)
+        return _prepared(scenes[shared[i][0]], chosen[i], prepare)
 
     return EvaluationScenes([name for _, name in shared], read, coverage)
 
@@ -189,6 +181,12 @@ def _check_chosen(chosen: ChosenFrames) -> None:
 
 
 def _prepared(scene: Scene, chosen: ChosenFrames, prepare: Preparation) -> EvaluationScene:
+    left_out = len(scene.absent) - len(scene.holes)  # holes keep their place
+    if left_out:
+        raise InputError(
+            f"scene {scene.name}: {left_out} frames are absent ({', '.join(scene.absent[:3])}), so "
+            "positions would count others than they mean; download or convert the scene again"
+        )
     wanted = [*chosen.inputs, *chosen.targets]
     count = len(scene.frames)
     if max(wanted) >= count:

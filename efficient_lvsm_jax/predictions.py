@@ -179,7 +179,8 @@ def _read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        # Mapped, so that a header that promises more than the file holds allocates nothing.
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an array ({error})") from None
+        # Mapped: a header that promises more than the file holds allocates nothing, and pickled
+        # objects cannot be mapped.
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy raises many kinds for damaged headers
+        raise InputError(f"{path}: cannot be read as an array ({error})") from error

@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from capture_writers import objects
 from conftest import GOLDENS, SMALL
+from five_cameras import five_cameras
 from ml_collections import ConfigDict
 
 import eval as program
@@ -197,3 +199,26 @@ def test_settings_that_make_no_evaluation_are_refused(small_model, tmp_path, cha
     with pytest.raises(InputError, match=message):
         evaluate(small_model, tmp_path, **changed)
     assert not list(tmp_path.iterdir())
+
+
+def test_objects_on_white_are_scored_with_their_foreground_and_their_own_poses(
+    small_model, tmp_path
+):
+    truth = five_cameras(centred=True)
+    truth.image[:, :, :30] = truth.image[:, :, 66:] = 255
+    objects.write(tmp_path / "objects" / "chair", truth)
+    changed = {"data": str(tmp_path / "objects"), "inputs": (0, 1, 2, 3), "targets": ()}
+    changed |= {"normalise_poses": False, "foreground": True, "num_inputs": 0, "num_targets": 0}
+    changed |= {"split": "", "index": "", "vertical_fov": objects.vertical_fov(truth)}
+    metrics = evaluate(small_model, tmp_path / "out", **changed)
+    (row,) = metrics["scenes"]
+    assert (row["scene"], row["inputs"], row["targets"]) == ("chair", (0, 1, 2, 3), (4,))
+    assert 0 < row["foreground_psnr"][0] != row["psnr"][0]
+    assert metrics["protocol"]["poses"] == "as the data set gives them"
+    assert "not pure white" in metrics["protocol"]["foreground"]
+
+
+def test_an_evaluation_of_nothing_is_an_error(small_model, tmp_path):
+    index = index_with(tmp_path, fb0123456789abcd=([0, 99], [3, 4, 5]))
+    with pytest.raises(InputError, match=r"none of the 1 scenes can be scored: .*frame 99"):
+        evaluate(small_model, tmp_path / "out", **INDEXED | {"index": index, "missing": "report"})
