@@ -90,6 +90,8 @@ def evaluate(
     Returns:
       What metrics.json holds, see docs/evaluation.md.
     """
+    if jax.process_count() > 1:
+        raise InputError("evaluation runs in one process, over all devices of one machine")
     settings = build(EvaluationConfig, config.evaluation.to_dict(), "evaluation")
     mesh = make_mesh(config.mesh)
     if isinstance(source, Model):

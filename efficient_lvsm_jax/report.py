@@ -113,7 +113,8 @@ def _headline(metrics: dict) -> str:
             numbers.append((value, (unit + " ").lstrip() + name))
     numbers.append((f"{summary['scenes']:,}", f"scenes, {summary['targets']:,} targets"))
     gain = summary["psnr"] - trivial["nearest"]["psnr"]
-    numbers.append((f"{gain:+.2f}", "dB over the nearest input"))
+    if math.isfinite(gain):
+        numbers.append((f"{gain:+.2f}", "dB over the nearest input"))
     bars = "".join(
         f"<tr><th>{name}</th><td>{value:.2f} dB</td>"
         f'<td class="bar"><i style="width:{min(max(value, 0), 40) / 40:.0%}"></i></td></tr>'
