@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint bench-data lock clean
+.PHONY: demo test lint fuzz bench-data lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -26,6 +26,9 @@ test: $(VENV)/installed ## lint and run all tests
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+fuzz: $(VENV)/installed ## 20,000 mutated inputs for every reader; a minute
+	$(RUN) tests/fuzz.py --count 20000 --seed 0
 
 bench-data: $(VENV)/installed ## pictures per second of training input
 	$(RUN) benchmarks/data_throughput.py

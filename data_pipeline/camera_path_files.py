@@ -33,6 +33,7 @@ from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError
 
 PERSPECTIVE = "perspective"
+MIN_FOV = 1e-4  # degrees; a telescope's, and large enough to divide by its tangent
 
 
 def read_camera_path(
@@ -71,8 +72,8 @@ def read_camera_path(
         matrix = required(camera, "camera_to_world", where)
         poses.append(numbers(matrix, (16,), f"{where}.camera_to_world").reshape(4, 4))
         fov = number(required(camera, "fov", where), f"{where}.fov")
-        if not 0 < fov < 180:
-            raise InputError(f"{where}.fov: {fov} degrees: must be between 0 and 180")
+        if not MIN_FOV <= fov < 180:
+            raise InputError(f"{where}.fov: {fov} degrees: must be between {MIN_FOV:g} and 180")
         focal = height / 2 / np.tan(np.deg2rad(fov) / 2)
         intrinsics.append([focal, focal, width / 2, height / 2])
     c2w, fxfycxcy = opencv_from_opengl(np.stack(poses)), np.array(intrinsics)

@@ -44,8 +44,8 @@ def inside(root: Path, name: str, where: str) -> Path:
         ) from error
     if not path.is_relative_to(top):
         raise InputError(
-            f"{where}: the path {name!r:.200} leads out of {root}; only files inside are read, so copy "
-            "it there or open a folder further up"
+            f"{where}: the path {name!r:.200} leads out of {root}; only files inside are read, so "
+            "copy it there or open a folder further up"
         )
     return root / posix
 

@@ -14,6 +14,10 @@ from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
 
+# After the name of a folder of pictures: itself and its smaller copies, largest first.
+COPIES = ("", "_2", "_4", "_8")
+PICTURE_FOLDERS = tuple(f"images{copy}" for copy in COPIES)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_STRETCH = 0.02  # by which a scaled copy's aspect ratio may differ, e.g. for rounded sides
 
 
@@ -43,7 +47,6 @@ def picture_frame(
         lens that cannot be undone.
     """
     fxfycxcy = np.asarray(fxfycxcy, np.float64)
-    check_cameras(c2w, fxfycxcy, str(path))
     size = oriented_size(path, stated_size)
     if stated_size is not None:
         if min(stated_size) <= 0:
@@ -54,7 +57,9 @@ def picture_frame(
                 f"{path}: {size[0]}x{size[1]} pixels, but the intrinsics are for "
                 f"{stated_size[0]}x{stated_size[1]} (width x height), another shape"
             )
-        fxfycxcy = fxfycxcy * np.tile(scale, 2)
+        with np.errstate(over="ignore"):  # refused as not finite
+            fxfycxcy = fxfycxcy * np.tile(scale, 2)
+    check_cameras(c2w, fxfycxcy, str(path))
     c2w = np.asarray(c2w, np.float64)
     if distortion is None or distortion.is_none:
         return Frame(

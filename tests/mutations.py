@@ -218,7 +218,9 @@ def changed_bytes(data: bytes, rng: np.random.Generator, donor: bytes = b"") -> 
 def _packed_number(rng: np.random.Generator) -> bytes:
     order = _choose("<>", rng)
     if rng.random() < 0.4:
-        return struct.pack(f"{order}{_choose('fd', rng)}", np.float32(_choose(FLOATS, rng)))
+        code, number = _choose("fd", rng), _choose(FLOATS, rng)
+        with np.errstate(over="ignore", under="ignore"):
+            return struct.pack(order + code, np.float32(number) if code == "f" else number)
     code = _choose("BHIQ", rng)
     return struct.pack(order + code, _choose(WHOLE_NUMBERS, rng) % 256 ** struct.calcsize(code))
 
@@ -290,6 +292,8 @@ def _change_zip(files: Files, name: str, rng: np.random.Generator) -> None:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     except Exception:  # damaged before
+        members = []
+    if not members:
         return _change_bytes(files, name, rng)
     pickles = [index for index, (member, _) in enumerate(members) if member.endswith(".pkl")]
     index = _choose(pickles or [0], rng) if rng.random() < 0.7 else rng.integers(len(members))
@@ -323,6 +327,8 @@ def _change_records(files: Files, name: str, rng: np.random.Generator) -> None:
         try:
             records = list(ArrayRecordReader(str(path)).read_all())
         except (RuntimeError, ValueError):  # damaged before
+            records = []
+        if not records:
             return _change_bytes(files, name, rng)
         index = rng.integers(len(records))
         other = records[rng.integers(len(records))]

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 
 from data_pipeline.files import inside
 from data_pipeline.formats.transforms_json import read_frames, read_listed
+from data_pipeline.pictures import PICTURE_SUFFIXES
 from data_pipeline.scenes import ReadOptions, Scene, check_unique
 from efficient_lvsm_jax.errors import InputError
 
 NAME = "blender"
 FILES = {split: f"transforms_{split}.json" for split in ("train", "val", "test")}
 LOOKS_FOR = " or ".join(FILES.values())
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def detect(path: Path) -> bool:

@@ -26,13 +26,20 @@ from data_pipeline.formats.colmap_model import (
     read_images,
     read_points,
 )
-from data_pipeline.pictures import picture_frame
-from data_pipeline.scenes import Frame, Observations, ReadOptions, Scene, log, scene_of
+from data_pipeline.pictures import PICTURE_FOLDERS, picture_frame
+from data_pipeline.scenes import (
+    Frame,
+    Observations,
+    ReadOptions,
+    Scene,
+    check_unique,
+    log,
+    scene_of,
+)
 from efficient_lvsm_jax.errors import InputError
 
 NAME = "colmap"
 LOOKS_FOR = "sparse/0 or the folder itself with cameras.bin and images.bin, or .txt"
-PICTURE_FOLDERS = ("images", "images_2", "images_4", "images_8")
 MAX_OBSERVATIONS = 20_000  # of a scene; more would not make a better check of its poses
 
 
@@ -54,6 +61,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
     folder, images = _largest(path)
     cameras = read_cameras(folder)
     images.sort(key=lambda image: image.name)
+    check_unique([image.name for image in images], f"{folder}: images")
     pictures = _pictures(path, images, folder)
     frames, absent = [], []
     for image in images:
@@ -171,7 +179,8 @@ def _in_frame(pixels: np.ndarray, camera: ModelCamera, frame: Frame) -> np.ndarr
     size = frame.width, frame.height
     scale = np.array(size) / camera.size
     fxfycxcy, distortion = camera.pinhole(frame.name)
-    pixels = pixels * scale
+    with np.errstate(over="ignore"):  # left out as outside of the picture
+        pixels = pixels * scale
     if distortion is None or distortion.is_none:
         return pixels
     return undistortion(fxfycxcy * np.tile(scale, 2), size, distortion, frame.name).pixels(pixels)

@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.files import inside
 from data_pipeline.formats.json_values import MAX_SIDE, whole_number
 from data_pipeline.formats.npy_arrays import read_numbers
-from data_pipeline.pictures import picture_frame
+from data_pipeline.pictures import PICTURE_FOLDERS, PICTURE_SUFFIXES, picture_frame
 from data_pipeline.scenes import Frame, ReadOptions, Scene, scene_of
 from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
@@ -26,8 +26,6 @@ from efficient_lvsm_jax.errors import InputError
 NAME = "llff"
 POSES = "poses_bounds.npy"
 LOOKS_FOR = POSES
-IMAGE_FOLDERS = ("images", "images_2", "images_4", "images_8")  # largest first
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def detect(path: Path) -> bool:
@@ -60,7 +58,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
 def _pictures(folder: Path, count: int) -> list[Path]:
     """The pictures in the order of their names."""
     counts = []
-    for name in IMAGE_FOLDERS:
+    for name in PICTURE_FOLDERS:
         if not os.path.isdir(folder / name):
             continue
         names = sorted(
@@ -71,7 +69,7 @@ def _pictures(folder: Path, count: int) -> list[Path]:
         counts.append(f"{len(names)} pictures in {name}")
     raise InputError(
         f"{folder}: {count} poses in {POSES}, but {', '.join(counts) or 'no folder of pictures'}; "
-        f"expected {count} pictures in one of {', '.join(IMAGE_FOLDERS)}"
+        f"expected {count} pictures in one of {', '.join(PICTURE_FOLDERS)}"
     )
 
 

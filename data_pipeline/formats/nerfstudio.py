@@ -23,13 +23,13 @@ from data_pipeline.formats.transforms_json import (
     read_frames,
     read_listed,
 )
+from data_pipeline.pictures import COPIES
 from data_pipeline.scenes import ReadOptions, Scene
 from efficient_lvsm_jax.errors import InputError
 
 NAME = "nerfstudio"
 LOOKS_FOR = "transforms.json or colmap/transforms.json"
 PLACES = ("transforms.json", "colmap/transforms.json")
-COPIES = ("", "_2", "_4", "_8")  # after the name of the pictures' folder, largest first
 SPLITS = ("train", "val", "test")
 
 

@@ -93,7 +93,7 @@ def _scene(root: Path, folder: Path, name: str, options: ReadOptions) -> Scene:
                 picture,
                 str(timestamp),
                 world_from_camera(camera[6:].reshape(3, 4), where),
-                camera[:4] * np.tile(oriented_size(picture, None), 2),
+                _intrinsics(camera, oriented_size(picture, None)),
                 timestamp=timestamp,
             )
         )
@@ -118,11 +118,17 @@ def _absent_frame(
     return Frame(
         str(timestamp),
         world_from_camera(camera[6:].reshape(3, 4), f"{path}, frame {timestamp}"),
-        camera[:4] * np.tile(size, 2),
+        _intrinsics(camera, size),
         *size,
         lambda: load_image(pictures / f"{timestamp}{SUFFIXES[0]}"),
         timestamp=timestamp,
     )
+
+
+def _intrinsics(camera: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """fxfycxcy [4] in pixels of a picture of that size."""
+    with np.errstate(over="ignore"):  # refused as not finite
+        return camera[:4] * np.tile(size, 2)
 
 
 def _pictures(root: Path, folder: Path, name: str) -> Path:

@@ -42,6 +42,7 @@ CAMERA_MODELS = {
     "OPENCV": distortion.PERSPECTIVE,
     "OPENCV_FISHEYE": distortion.FISHEYE,
 }
+MIN_ANGLE = 1e-6  # radians; a telescope's, and large enough to divide by its tangent
 COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")  # in the order of distortion_params
 
 
@@ -187,8 +188,8 @@ def _intrinsics(
 
 def _angle(value: Any, where: str) -> float:
     angle = number(value, where)
-    if not 0 < angle < math.pi:
-        raise InputError(f"{where}: {angle} radians: must be between 0 and pi")
+    if not MIN_ANGLE <= angle < math.pi:
+        raise InputError(f"{where}: {angle} radians: must be between {MIN_ANGLE:g} and pi")
     return angle
 
 

@@ -1,0 +1,229 @@
+"""What the fuzzer mutates and how it is read: small data sets of every format that can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from capture_writers import (
+    blender,
+    colmap,
+    llff,
+    nerfstudio,
+    objects,
+    posed_scenes,
+    prepared,
+    realestate,
+    torch_chunks,
+)
+from five_cameras import HEIGHT, WIDTH, five_cameras
+from PIL import Image
+
+from data_pipeline.camera_path_files import read_camera_path, write_camera_path
+from data_pipeline.evaluation_index import read_index
+from data_pipeline.formats import array_record
+from data_pipeline.images import decode_jpeg_into
+from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
+from efficient_lvsm_jax.cameras import check_cameras
+from efficient_lvsm_jax.errors import InputError
+
+TRUTH, OTHER = five_cameras(), five_cameras(seed=1)
+SHARED, CENTRED = five_cameras(same_intrinsics=True), five_cameras(centred=True)
+LENS = [-0.05, 0.01, 0.002, -0.001]
+
+
+class Violation(BaseException):
+    """Something that no file may bring about. No Exception: nothing may take it for damage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Data of one format.
+
+    variants: sets of files to start from, by relative path. read: reads all there is in a folder
+    and returns the refusals. named: what a message may name instead of the folder. is_data_set:
+    else its files are named by whoever reads them, and may be links to anywhere.
+    """
+
+    variants: list[dict[str, bytes]]
+    read: Callable[[Path], list[InputError]]
+    named: tuple[str, ...] = ()
+    is_data_set: bool = True
+
+
+def targets() -> dict[str, Target]:
+    """All readers by name."""
+    fov = objects.vertical_fov(CENTRED)
+    return {
+        "posed_scenes": _scenes("posed_scenes", lambda f: posed_scenes.write(f, TRUTH)),
+        "realestate10k": _scenes("realestate10k", lambda f: realestate.write(f, TRUTH)),
+        "pixelsplat": _scenes(
+            "pixelsplat", lambda f: torch_chunks.write(f, TRUTH, others=[OTHER]), _chunk_of_jpegs
+        ),
+        "prepared": _scenes("prepared", lambda f: prepared.write(f, TRUTH)),
+        "nerfstudio": _scenes(
+            "nerfstudio",
+            lambda f: nerfstudio.write(f, TRUTH, per_frame=True),
+            lambda f: nerfstudio.write(f, SHARED, scale=4, described_in="colmap"),
+            _distorted,
+        ),
+        "blender": _scenes("blender", lambda f: blender.write(f, CENTRED)),
+        "llff": _scenes("llff", lambda f: llff.write(f, CENTRED)),
+        "colmap": _scenes(
+            "colmap",
+            lambda f: colmap.write(f, TRUTH),
+            lambda f: colmap.write(f, TRUTH, binary=False),
+            lambda f: colmap.write(f, TRUTH, model="OPENCV", lens=LENS),
+            lambda f: colmap.write(f, TRUTH, binary=False, model="OPENCV_FISHEYE", lens=LENS),
+        ),
+        "objects": _scenes("objects", lambda f: objects.write(f, CENTRED), vertical_fov=fov),
+        "evaluation index": Target([_written(_index)], _read_indices, is_data_set=False),
+        "camera path": Target([_written(_camera_path)], _read_camera_paths, is_data_set=False),
+    }
+
+
+# Data to start from
+
+
+def _scenes(format: str, *writers: Callable[[Path], Any], **options: Any) -> Target:
+    read_options = ReadOptions(**options)
+    return Target(
+        [_written(writer) for writer in writers],
+        lambda folder: _read_scenes(folder, format, read_options),
+        (TRUTH.name, OTHER.name, realestate.SCENE),
+    )
+
+
+def _written(write: Callable[[Path], Any]) -> dict[str, bytes]:
+    """The files that a writer makes, its pictures stored in several ways."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "data"
+        write(folder)
+        files = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+    pictures = [name for name in files if name.endswith(".png")]
+    return files | {name: _stored(files[name], way) for way, name in enumerate(pictures)}
+
+
+def _stored(png: bytes, way: int) -> bytes:
+    """The picture as it is, as JPEG with EXIF, with alpha, with a palette, as progressive grey."""
+    image, buffer = Image.open(io.BytesIO(png)), io.BytesIO()
+    match way % 5:
+        case 0:
+            return png
+        case 1:
+            exif = Image.Exif()
+            exif[0x0112] = 3
+            image.save(buffer, "JPEG", exif=exif, quality=90)
+        case 2:
+            image.convert("RGBA").save(buffer, "PNG")
+        case 3:
+            image.convert("P").save(buffer, "PNG", transparency=7)
+        case 4:
+            image.convert("L").save(buffer, "JPEG", progressive=True)
+    return buffer.getvalue()
+
+
+def _chunk_of_jpegs(folder: Path) -> None:
+    scenes = [torch_chunks.chunk_scene(truth) for truth in (TRUTH, OTHER)]
+    for scene in scenes:
+        jpegs = [_stored(image.tobytes(), 1) for image in scene["images"]]
+        scene["images"] = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
+    folder.mkdir()
+    torch_chunks.write_chunk(folder / "0.torch", scenes)
+
+
+def _distorted(folder: Path) -> None:
+    path = nerfstudio.write(folder, SHARED) / "transforms.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"k1": 0.05, "p1": -0.002}))
+
+
+def _camera_path(folder: Path) -> None:
+    folder.mkdir()
+    write_camera_path(folder / "path.json", CENTRED.c2w, CENTRED.fxfycxcy, (HEIGHT, WIDTH))
+
+
+def _index(folder: Path) -> None:
+    folder.mkdir()
+    text = json.dumps({"a": {"context": [5, 9], "target": [6, 7, 8]}, "b": None}).encode()
+    (folder / "index.json").write_bytes(text)
+    (folder / "index.json.gz").write_bytes(gzip.compress(text))
+
+
+# Reading all of it
+
+
+def _read_scenes(folder: Path, format: str, options: ReadOptions) -> list[InputError]:
+    refusals: list[InputError] = []
+    with _refusing(refusals):
+        scenes = open_scenes(folder, options, format=format)
+        for index in range(len(scenes)):
+            with _refusing(refusals):
+                _read_scene(scenes[index], refusals)
+    array_record._reader.cache_clear()  # else open files pile up
+    return refusals
+
+
+def _read_scene(scene: Scene, refusals: list[InputError]) -> None:
+    for number in range(len(scene.frames)):
+        with _refusing(refusals):
+            _read_frame(scene.frames[number])
+    if scene.observations:
+        with _refusing(refusals):
+            seen = scene.observations()
+            if not (np.isfinite(seen.pixels).all() and np.isfinite(seen.points).all()):
+                raise Violation("observations that are not finite")
+
+
+def _read_frame(frame: Frame) -> None:
+    try:
+        check_cameras(frame.c2w, frame.fxfycxcy)
+    except InputError as error:
+        raise Violation(f"a camera that was not refused: {error}") from error
+    image = frame.image()
+    if image.dtype != np.uint8 or image.shape != (frame.height, frame.width, 3):
+        raise Violation(f"a picture {image.dtype} {image.shape} of {frame}")
+    if frame.encoded:
+        again = np.empty_like(image)
+        decode_jpeg_into(frame.encoded(), again, frame.name)
+        if not np.array_equal(again, image):
+            raise Violation(f"the encoded picture of {frame} is another one")
+
+
+def _read_indices(folder: Path) -> list[InputError]:
+    refusals: list[InputError] = []
+    for path in sorted(folder.iterdir()):
+        with _refusing(refusals):
+            index = read_index(path)
+            for scene in index.context:
+                with _refusing(refusals):
+                    index.choose(scene, 4, 1)
+    return refusals
+
+
+def _read_camera_paths(folder: Path) -> list[InputError]:
+    refusals: list[InputError] = []
+    for path in sorted(folder.iterdir()):
+        with _refusing(refusals):
+            read_camera_path(path)
+    return refusals
+
+
+@contextlib.contextmanager
+def _refusing(refusals: list[InputError]) -> Iterator[None]:
+    """Collects an InputError, so that what follows is read all the same."""
+    try:
+        yield
+    except InputError as error:
+        refusals.append(error)
