@@ -131,7 +131,7 @@ def _step_of(line: str) -> float:
 def main() -> None:
     """The command line."""
     config, flags = command_line(sys.argv, usage=__doc__)
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     workdir = Path(flags.workdir)
     state = train(config, workdir)
     print(f"trained {int(state.step)} steps, {int(state.skipped)} updates skipped: {workdir}")
