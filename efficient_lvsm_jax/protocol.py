@@ -230,6 +230,10 @@ def protocol_of(
         "means": MEANS,
         "unreadable_scenes": settings.missing,
     }
+    if not settings.data:
+        protocol["scenes"]["views"] = settings.views
+    elif index is None:
+        protocol["scenes"]["vertical_fov"] = settings.vertical_fov
     if settings.foreground:
         protocol["foreground"] = FOREGROUND
     return protocol

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from scenes_to_score import scene
 
-from data_pipeline.evaluation_index import ChosenFrames
 from data_pipeline.evaluation_scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax import evaluation
 from efficient_lvsm_jax.cameras import nearest_camera
@@ -55,11 +54,8 @@ def assert_equal_scores(rows: list[SceneScores], expected: list[SceneScores]) ->
             np.testing.assert_allclose(row.scores[metric], other.scores[metric], atol=2e-4)
 
 
-def test_every_scene_is_scored_once_whatever_the_batch_size(small_model, alone):
-    assert_equal_scores(score(small_model, SCENES, 3), alone)  # 7 scenes: the last batch is padded
-
-
-def test_four_devices_score_as_one_does(small_model, alone):
+def test_every_scene_is_scored_once_and_alike_on_four_devices(small_model, alone):
+    # 7 scenes in batches of 3, which four devices make 4: the last one is padded.
     assert_equal_scores(score(small_model, SCENES, 3, make_mesh("data:2,fsdp:2")), alone)
 
 
@@ -140,11 +136,11 @@ def test_a_further_distance_is_scored_with_the_others(small_model):
     assert row.scores["lpips"].shape == (3,) and (row.scores["lpips"] > 0).all()
 
 
-def test_copying_the_nearest_input_is_perfect_when_it_is_the_target(small_model):
-    same = scene(0)
-    targets = {key: value[:1] for key, value in same.inputs.items()}
-    same = dataclasses.replace(same, targets=targets, chosen=ChosenFrames((0, 1), (2,)))
-    scores = baselines(score(small_model, [same], 1))
+def test_copying_the_nearest_input_is_perfect_when_it_is_the_target():
+    noise = scene(0, inputs=3)
+    same = dataclasses.replace(noise, targets=noise.inputs)
+    scorer = Scorer(lambda scenes: np.stack([s.targets["image"] for s in scenes]), mesh_of(1), 1)
+    scores = baselines(scorer.score([same])[0])
     assert np.isinf(scores["nearest"]["psnr"])
     # Noise, uniform in [0, 1], against its own mean: variance 1/12.
     np.testing.assert_allclose(scores["mean"]["psnr"], 10 * np.log10(12), atol=0.2)
@@ -161,7 +157,7 @@ def test_views_added_one_by_one_end_where_all_at_once_begins(small_model):
     scenes = [scene(index, inputs=4) for index in range(2)]
     rows = evaluation.added_one_by_one(small_model, scenes)
     assert [row["inputs"] for row in rows] == [1, 2, 4]
-    together = np.mean([row.mean("psnr") for row in score(small_model, scenes, 2)])
+    together = np.mean([row.mean("psnr") for row in score(small_model, scenes, 1)])
     np.testing.assert_allclose(rows[-1]["psnr"], together, atol=1e-3)
     assert all(row["add_ms"] > 0 and row["render_ms"] > 0 for row in rows)
 
