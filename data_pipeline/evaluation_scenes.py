@@ -14,7 +14,7 @@ import numpy as np
 from data_pipeline.evaluation_index import ChosenFrames, EvaluationIndex
 from data_pipeline.pipeline import Source
 from data_pipeline.scenes import Scene, Scenes
-from data_pipeline.transforms import preprocess_frame
+from data_pipeline.transforms import portrait_to_square, preprocess_frame
 from data_pipeline.views import split_views
 from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
@@ -60,13 +60,15 @@ class Preparation:
     """How frames become the model's: `transforms.preprocess_frame` at `size`, and their poses.
 
     normalise: poses in the scene frame of all chosen frames, targets included, as published for
-    scenes; otherwise world poses as they are, as published for objects.
+    scenes; otherwise world poses as they are, as published for objects. portraits_to_squares: crop
+    frames narrower than high first (`transforms.portrait_to_square`), which is not published.
     """
 
     size: int
     patch: int = 8
     square_crop: bool = True
     normalise: bool = True
+    portraits_to_squares: bool = False
 
 
 class EvaluationScenes(Sequence):
@@ -155,9 +157,18 @@ def indexed_scenes(
 
 
 def same_views(
-    scenes: Scenes, *, inputs: Sequence[int], targets: Sequence[int], prepare: Preparation
+    scenes: Scenes,
+    *,
+    inputs: Sequence[int],
+    targets: Sequence[int],
+    prepare: Preparation,
+    without_absent: bool = False,
 ) -> EvaluationScenes:
-    """All scenes of a data set with the same views of each; no targets means all but the inputs."""
+    """All scenes of a data set with the same views of each; no targets means all but the inputs.
+
+    without_absent: views count the frames that are there; otherwise a scene of which frames were
+    left out is refused.
+    """
     inputs, targets = tuple(inputs), tuple(targets)
     _check_chosen(ChosenFrames(inputs, targets or (-1,)))
 
@@ -166,7 +177,7 @@ def same_views(
         others = targets or tuple(v for v in range(len(scene.frames)) if v not in inputs)
         if not others:
             raise InputError(f"{scene.name}: all {len(scene.frames)} views are inputs: no target")
-        return _prepared(scene, ChosenFrames(inputs, others), prepare)
+        return _prepared(scene, ChosenFrames(inputs, others), prepare, without_absent)
 
     return EvaluationScenes(scenes.names, read)
 
@@ -180,9 +191,11 @@ def _check_chosen(chosen: ChosenFrames) -> None:
             raise InputError(f"evaluation.{side}={views}: names a view twice")
 
 
-def _prepared(scene: Scene, chosen: ChosenFrames, prepare: Preparation) -> EvaluationScene:
+def _prepared(
+    scene: Scene, chosen: ChosenFrames, prepare: Preparation, without_absent: bool = False
+) -> EvaluationScene:
     left_out = len(scene.absent) - len(scene.holes)  # holes keep their place
-    if left_out:
+    if left_out and not without_absent:
         raise InputError(
             f"scene {scene.name}: {left_out} frames are absent ({', '.join(scene.absent[:3])}), so "
             "positions would count others than they mean; download or convert the scene again"
@@ -211,9 +224,11 @@ def _prepared(scene: Scene, chosen: ChosenFrames, prepare: Preparation) -> Evalu
 def _prepare_frame(scene: Scene, at: int, prepare: Preparation) -> tuple[np.ndarray, np.ndarray]:
     frame = scene.frames[at]
     try:
+        picture = (frame.image(), frame.fxfycxcy)
+        if prepare.portraits_to_squares:
+            picture = portrait_to_square(*picture)
         return preprocess_frame(
-            frame.image(),
-            frame.fxfycxcy,
+            *picture,
             prepare.size,
             patch=prepare.patch,
             square_crop=prepare.square_crop,

@@ -46,7 +46,8 @@ class EvaluationConfig:
       num_inputs, num_targets: with an index, how many of each.
       inputs, targets: without one, positions of the views; no targets: all that are no inputs.
       missing: "error", or "report": score what can be scored, and list the scenes of the index
-        that are not in the data and those that cannot be read.
+        that are not in the data and those that cannot be read. Without an index, positions then
+        count the frames of a capture that are there.
       size: height of the prepared pictures in pixels. patch: their sides are multiples of it.
       square_crop: cut pictures to squares.
       normalise_poses: poses in the frame of all chosen views, as published for scenes; objects
@@ -158,11 +159,19 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
     options = ReadOptions(split=settings.split, vertical_fov=settings.vertical_fov)
     data = open_scenes(settings.data, options)
     prepare = Preparation(
-        settings.size, settings.patch, settings.square_crop, settings.normalise_poses
+        settings.size,
+        settings.patch,
+        settings.square_crop,
+        settings.normalise_poses,
+        portraits_to_squares=not settings.index,
     )
     origin = f"{data.format}, {settings.data}"
     if not settings.index:
-        how = {"targets": settings.targets, "prepare": prepare}
+        how = {
+            "targets": settings.targets,
+            "prepare": prepare,
+            "without_absent": settings.missing == "report",
+        }
         scenes = same_views(data, inputs=settings.inputs, **how)
         if settings.added_one_by_one:
             more = same_views(data, inputs=settings.added_one_by_one, **how)
@@ -221,6 +230,7 @@ def protocol_of(
             "size": settings.size,
             "patch": settings.patch,
             "square_crop": settings.square_crop,
+            "portraits_to_squares": bool(settings.data and not settings.index),
         },
         "poses": "in the frame of inputs and targets together"
         if settings.normalise_poses

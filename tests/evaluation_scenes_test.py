@@ -166,3 +166,34 @@ def test_generated_scenes_have_the_views_named_in_the_order_given(rooms):
 def test_generated_views_that_are_not_there_fail_at_once(rooms):
     with pytest.raises(InputError, match="no view 6"):
         generated_scenes(rooms, inputs=(2, 6), targets=(0,))
+
+
+def test_views_of_a_capture_may_count_the_frames_that_are_there():
+    data = data_set(scene("a", absent=("gone.png",)))
+    views = {"inputs": (0, 4), "targets": (2,), "prepare": PREPARE}
+    with pytest.raises(InputError, match="1 frames are absent"):
+        same_views(data, **views)[0]
+    item = same_views(data, **views, without_absent=True)[0]
+    assert item.target_names == ("00002.png",)
+
+
+def test_portraits_of_a_capture_become_squares_when_asked():
+    upright = dataclasses.replace(scene("a"), frames=tuple(map(turned, scene("a").frames)))
+    views = {"inputs": (0, 4), "targets": (2,)}
+    shapes = {
+        squares: same_views(
+            data_set(upright),
+            **views,
+            prepare=Preparation(size=16, portraits_to_squares=squares),
+        )[0]
+        .targets["image"]
+        .shape
+        for squares in (False, True)
+    }
+    assert shapes == {False: (1, 8, 8, 3), True: (1, 16, 16, 3)}
+
+
+def turned(frame: Frame) -> Frame:
+    """The frame as a portrait."""
+    read = lambda: frame.image().transpose(1, 0, 2)  # noqa: E731 - one expression
+    return dataclasses.replace(frame, width=frame.height, height=frame.width, read=read)

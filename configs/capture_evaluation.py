@@ -1,0 +1,34 @@
+"""Scores on a capture of your own: some of its frames are given, others are predicted and compared.
+
+python eval.py --config configs/capture_evaluation.py --workdir OUT --weights WEIGHTS \
+    --config.evaluation.data=CAPTURE --config.evaluation.inputs="(0, 10, 20)"
+
+Positions count the frames in the order of `python -m data_pipeline.inspect`, absent ones left out.
+Portrait pictures are scored by their middle square.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Settings for eval.py."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "mesh": "data:-1,fsdp:1",
+            "evaluation": {
+                "data": "",
+                "split": "",
+                "inputs": (0, 8, 16, 24),
+                "targets": (4, 12, 20),
+                "missing": "report",
+                "size": 256,
+                "patch": 8,
+                "compute_dtype": "",
+                "ray_dtype": "",
+                "lpips": "",
+                "batch_size": 1,
+                "film_frames": 45,
+            },
+        }
+    )
