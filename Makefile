@@ -27,7 +27,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-fuzz: $(VENV)/installed ## 20,000 mutated inputs for every reader; a minute
+fuzz: $(VENV)/installed ## 20,000 mutated inputs to all readers; a minute
 	$(RUN) tests/fuzz.py --count 20000 --seed 0
 
 bench-data: $(VENV)/installed ## pictures per second of training input

@@ -78,14 +78,23 @@ def read_json(path: Path) -> Any:
     """The JSON value in `path`. NaN and Infinity are read as numbers and refused where they count.
 
     Raises:
-      InputError: not there, not readable, or not JSON.
+      InputError: not there, not readable, not JSON, or an object with two values for a key.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not valid JSON ({error})") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"the key {key!r:.200} is there twice")
+        value[key] = item
+    return value
 
 
 def read_json_object(path: Path) -> dict:

@@ -152,6 +152,10 @@ def _decoding(name: str) -> Iterator[None]:
         yield
     except (InputError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name}: {error}; more than {MAX_PIXELS:,} pixels are refused, scale the picture down"
+        ) from error
     # Damaged files make PIL raise nearly anything: SyntaxError, IndexError, AssertionError, …
     except Exception as error:
         reason = str(error) or type(error).__name__

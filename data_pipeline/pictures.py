@@ -27,6 +27,7 @@ def picture_frame(
     c2w: np.ndarray,
     fxfycxcy: np.ndarray,
     *,
+    where: str,
     stated_size: tuple[int, int] | None = None,
     distortion: Distortion | None = None,
     timestamp: int | None = None,
@@ -38,48 +39,59 @@ def picture_frame(
       name: of the frame, unique in its scene.
       c2w: [4, 4], OpenCV axes.
       fxfycxcy: [4], pixels of a picture of `stated_size`; scaled to the actual one.
+      where: what describes the frame, for messages, e.g. "scene/transforms.json, frame 3".
       stated_size: (width, height); None: the picture's own.
       distortion: of the picture's lens; the frame's picture is without.
       timestamp: see `Frame`.
 
     Raises:
-      InputError: a file that is no picture, a size that is no scaled copy of the stated one, or a
-        lens that cannot be undone.
+      InputError: a file that is no picture, a size that is no scaled copy of the stated one, a
+        camera that cannot be, or a lens that cannot be undone.
     """
-    fxfycxcy = np.asarray(fxfycxcy, np.float64)
-    size = oriented_size(path, stated_size)
-    if stated_size is not None:
-        if min(stated_size) <= 0:
-            raise InputError(f"{path}: stated size {stated_size}: must be above 0")
-        scale = np.array(size) / stated_size
-        if abs(scale[0] / scale[1] - 1) > MAX_STRETCH:
-            raise InputError(
-                f"{path}: {size[0]}x{size[1]} pixels, but the intrinsics are for "
-                f"{stated_size[0]}x{stated_size[1]} (width x height), another shape"
+    try:
+        size = oriented_size(path, stated_size)
+        fxfycxcy = _scaled(np.asarray(fxfycxcy, np.float64), path, size, stated_size)
+        check_cameras(c2w, fxfycxcy, "its camera")
+        c2w = np.asarray(c2w, np.float64)
+        if distortion is None or distortion.is_none:
+            return Frame(
+                name,
+                c2w,
+                fxfycxcy,
+                *size,
+                lambda: read_oriented(path, stated_size),
+                _stored_jpeg(path, size),
+                timestamp,
             )
-        with np.errstate(over="ignore"):  # refused as not finite
-            fxfycxcy = fxfycxcy * np.tile(scale, 2)
-    check_cameras(c2w, fxfycxcy, str(path))
-    c2w = np.asarray(c2w, np.float64)
-    if distortion is None or distortion.is_none:
+        lens = (fxfycxcy, size, distortion, str(path))
         return Frame(
             name,
             c2w,
-            fxfycxcy,
+            undistortion(*lens).fxfycxcy,
             *size,
-            lambda: read_oriented(path, stated_size),
-            _stored_jpeg(path, size),
-            timestamp,
+            lambda: undistortion(*lens).image(read_oriented(path, stated_size)),
+            timestamp=timestamp,
         )
-    lens = (fxfycxcy, size, distortion, str(path))
-    return Frame(
-        name,
-        c2w,
-        undistortion(*lens).fxfycxcy,
-        *size,
-        lambda: undistortion(*lens).image(read_oriented(path, stated_size)),
-        timestamp=timestamp,
-    )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _scaled(
+    fxfycxcy: np.ndarray, path: Path, size: tuple[int, int], stated_size: tuple[int, int] | None
+) -> np.ndarray:
+    """Intrinsics [4] of a picture of the stated size as those of its copy of `size`."""
+    if stated_size is None:
+        return fxfycxcy
+    if min(stated_size) <= 0:
+        raise InputError(f"stated size {stated_size}: must be above 0")
+    scale = np.array(size) / stated_size
+    if abs(scale[0] / scale[1] - 1) > MAX_STRETCH:
+        raise InputError(
+            f"{path}: {size[0]}x{size[1]} pixels, but the intrinsics are for "
+            f"{stated_size[0]}x{stated_size[1]} (width x height), another shape"
+        )
+    with np.errstate(over="ignore"):  # refused as not finite
+        return fxfycxcy * np.tile(scale, 2)
 
 
 def _stored_jpeg(path: Path, size: tuple[int, int]) -> Callable[[], bytes] | None:

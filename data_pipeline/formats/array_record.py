@@ -126,12 +126,18 @@ class StoredFrames(Sequence):
                 f"{index} of {self._scene!r}; shard and manifest do not belong together"
             )
         check_cameras(record["c2w"], record["fxfycxcy"], where)
-        data = record["image"]
+        data, size = record["image"], (record["height"], record["width"])
 
         def picture() -> np.ndarray:
             if index in self._holes:
                 raise InputError(f"{where}: its picture was unreadable when the data was prepared")
-            return decode_image(data, where)
+            image = decode_image(data, where)
+            if image.shape[:2] != size:
+                raise InputError(
+                    f"{where}: its picture is of {image.shape[:2]} pixels, but its cameras are for "
+                    f"{size} (height, width); prepare again"
+                )
+            return image
 
         return Frame(
             record["frame"],

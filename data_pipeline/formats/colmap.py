@@ -73,13 +73,15 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
             absent.append(image.name)
             continue
         camera = cameras[image.camera]
-        fxfycxcy, distortion = camera.pinhole(f"{where}, camera {image.camera}")
+        where = f"{where}, camera {image.camera}"
+        fxfycxcy, distortion = camera.pinhole(where)
         frames.append(
             picture_frame(
                 picture,
                 image.name,
                 image.c2w,
                 fxfycxcy,
+                where=where,
                 stated_size=camera.size,
                 distortion=distortion,
             )

@@ -85,7 +85,4 @@ def _frame(matrix: np.ndarray, picture: Path, folder: Path, where: str) -> Frame
         for what, side in sides.items()
     )
     name = picture.relative_to(folder).as_posix()
-    try:
-        return picture_frame(picture, name, c2w, fxfycxcy, stated_size=stated_size)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+    return picture_frame(picture, name, c2w, fxfycxcy, where=where, stated_size=stated_size)

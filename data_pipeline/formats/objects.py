@@ -76,4 +76,4 @@ def _frame(folder: Path, number: str, options: ReadOptions) -> Frame:
     width, height = oriented_size(picture, None)
     focal = 0.5 * height / math.tan(0.5 * math.radians(options.vertical_fov))
     fxfycxcy = np.array([focal, focal, width / 2, height / 2])
-    return picture_frame(picture, picture.name, c2w, fxfycxcy)
+    return picture_frame(picture, picture.name, c2w, fxfycxcy, where=str(folder))

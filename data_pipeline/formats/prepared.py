@@ -65,9 +65,10 @@ def _listed(path: Path) -> list[str]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        name = _last_part(line.strip()).removesuffix(".json")
-        if not inside(path.parent, f"metadata/{name}.json", f"{path}, line {number}").is_file():
-            raise InputError(f"{path}, line {number}: no {name}.json in {path.parent / 'metadata'}")
+        where = f"{path}, line {number}"
+        name = _last_part(line.strip(), where).removesuffix(".json")
+        if not inside(path.parent, f"metadata/{name}.json", where).is_file():
+            raise InputError(f"{where}: no {name}.json in {path.parent / 'metadata'}")
         names.append(name)
     return names
 
@@ -75,19 +76,21 @@ def _listed(path: Path) -> list[str]:
 def _scene(folder: Path, name: str, options: ReadOptions) -> Scene:
     where = inside(folder, f"metadata/{name}.json", str(folder))
     entries = items(required(read_json_object(where), "frames", str(where)), f"{where}: frames")
-    pictures, cameras = [], []
+    labels, pictures, cameras = [], [], []
     for index, entry in enumerate(entries):
         label = f"{where}, frame {index}"
+        labels.append(label)
         entry = fields(entry, label)
-        file = _last_part(text(required(entry, "image_path", label), f"{label}: image_path"))
+        file = text(required(entry, "image_path", label), f"{label}: image_path")
+        file = _last_part(file, f"{label}: image_path")
         pictures.append(inside(folder, f"images/{name}/{file}", label))
         w2c = numbers(required(entry, "w2c", label), (4, 4), f"{label}: w2c")
         fxfycxcy = numbers(required(entry, "fxfycxcy", label), (4,), f"{label}: fxfycxcy")
         cameras.append((world_from_camera(w2c, label), fxfycxcy))
 
     frames: list[Frame | None] = [
-        picture_frame(picture, picture.name, *camera) if picture.is_file() else None
-        for picture, camera in zip(pictures, cameras, strict=True)
+        picture_frame(picture, picture.name, *camera, where=label) if picture.is_file() else None
+        for label, picture, camera in zip(labels, pictures, cameras, strict=True)
     ]
     sizes = Counter((frame.width, frame.height) for frame in frames if frame)
     if not sizes:
@@ -102,6 +105,9 @@ def _scene(folder: Path, name: str, options: ReadOptions) -> Scene:
     return scene_of(name, frames, [], options, holes=holes)
 
 
-def _last_part(path: str) -> str:
+def _last_part(path: str, where: str) -> str:
     """The file's name in a path of any system."""
-    return re.split(r"[/\\]", path)[-1]
+    name = re.split(r"[/\\]", path)[-1]
+    if name in ("", ".", ".."):
+        raise InputError(f"{where}: the path {path!r:.200} names no file")
+    return name

@@ -94,6 +94,7 @@ def _scene(root: Path, folder: Path, name: str, options: ReadOptions) -> Scene:
                 str(timestamp),
                 world_from_camera(camera[6:].reshape(3, 4), where),
                 _intrinsics(camera, oriented_size(picture, None)),
+                where=where,
                 timestamp=timestamp,
             )
         )

@@ -23,6 +23,7 @@ from data_pipeline.images import JPEG_START, decode_image, image_size
 from data_pipeline.pictures import world_from_camera
 from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes, scene_of
 from data_pipeline.splits import choose_split
+from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.convert.stored import StoredTensor
 from efficient_lvsm_jax.convert.torch_file import open_torch
 from efficient_lvsm_jax.errors import InputError
@@ -122,15 +123,18 @@ def _scene(name: str, chunk: Path, options: ReadOptions) -> Scene:
     for number, (image, (size, is_jpeg)) in enumerate(zip(images, heads, strict=True)):
         label = f"{number:05d}"
         width, height = size or usual
+        camera = f"{where}, frame {label}"
+        c2w = world_from_camera(cameras[number, 6:].reshape(3, 4), camera)
         fxfycxcy = cameras[number, :4] * [width, height, width, height]
+        check_cameras(c2w, fxfycxcy, camera)
         frames.append(
             Frame(
                 label,
-                world_from_camera(cameras[number, 6:].reshape(3, 4), f"{where}, frame {label}"),
+                c2w,
                 fxfycxcy,
                 width,
                 height,
-                functools.partial(_decode, image, f"{where}, frame {label}"),
+                functools.partial(_decode, image, camera),
                 functools.partial(_bytes, image) if is_jpeg else None,
                 int(timestamps[number]),
             )

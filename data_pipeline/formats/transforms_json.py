@@ -135,17 +135,15 @@ def _frame(listed: ListedFrame, picture: Path) -> Frame:
     stated_size = _stated_size(listed)
     fxfycxcy = _intrinsics(listed, picture, stated_size)
     lens = _lens(listed)
-    try:
-        return picture_frame(
-            picture,
-            listed.name,
-            listed.c2w,
-            fxfycxcy,
-            stated_size=stated_size,
-            distortion=lens,
-        )
-    except InputError as error:
-        raise InputError(f"{listed.where}: {error}") from error
+    return picture_frame(
+        picture,
+        listed.name,
+        listed.c2w,
+        fxfycxcy,
+        where=listed.where,
+        stated_size=stated_size,
+        distortion=lens,
+    )
 
 
 def _stated_size(listed: ListedFrame) -> tuple[int, int] | None:
