@@ -103,7 +103,8 @@ def plain_loader(split: Path, threads: int) -> Iterator[int]:
             with Image.open(path) as image:
                 resized = image.resize((width, SIZE), Image.Resampling.LANCZOS)
             left = (width - SIZE) // 2
-            pictures.append(np.asarray(resized.crop((left, 0, left + SIZE, SIZE))) / np.float32(255))
+            cropped = resized.crop((left, 0, left + SIZE, SIZE))
+            pictures.append(np.asarray(cropped) / np.float32(255))
         return np.stack(pictures)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.evaluation_index import ChosenFrames, EvaluationIndex
 from data_pipeline.pipeline import Source
-from data_pipeline.scenes import Scene, Scenes
+from data_pipeline.scenes import Frame, Scene, Scenes
 from data_pipeline.transforms import portrait_to_square, preprocess_frame
 from data_pipeline.views import split_views
 from efficient_lvsm_jax.cameras import normalise_poses
@@ -30,6 +30,8 @@ class EvaluationScene:
       target_names: what the data set calls the targets.
       inputs, targets: {"image" float32 [V, Y, X, 3] in [0, 1], "c2w" float32 [V, 4, 4], "fxfycxcy"
         float32 [V, 4]}, in the order of `chosen`.
+      foreground: bool [T, Y, X], pixels of the targets that are at least half opaque, or, where
+        the source has no alpha, not pure white; None unless `Preparation.foreground`.
     """
 
     name: str
@@ -37,6 +39,7 @@ class EvaluationScene:
     target_names: tuple[str, ...]
     inputs: dict[str, np.ndarray]
     targets: dict[str, np.ndarray]
+    foreground: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Preparation:
     normalise: poses in the scene frame of all chosen frames, targets included, as published for
     scenes; otherwise world poses as they are, as published for objects. portraits_to_squares: crop
     frames narrower than high first (`transforms.portrait_to_square`), which is not published.
+    foreground: also say which pixels of the targets are the object's.
     """
 
     size: int
@@ -69,6 +73,7 @@ class Preparation:
     square_crop: bool = True
     normalise: bool = True
     portraits_to_squares: bool = False
+    foreground: bool = False
 
 
 class EvaluationScenes(Sequence):
@@ -218,21 +223,40 @@ def _prepared(
     c2w = np.stack([scene.frames[i].c2w for i in wanted])
     c2w = normalise_poses(c2w) if prepare.normalise else c2w.astype(np.float32)
     names = tuple(scene.frames[i].name for i in chosen.targets)
-    return _split(scene.name, chosen, names, np.stack(images), c2w, np.stack(intrinsics))
+    item = _split(scene.name, chosen, names, np.stack(images), c2w, np.stack(intrinsics))
+    if not prepare.foreground:
+        return item
+    masks = [
+        _foreground(scene.frames[at], image, prepare)
+        for at, image in zip(chosen.targets, item.targets["image"], strict=True)
+    ]
+    return dataclasses.replace(item, foreground=np.stack(masks))
+
+
+def _foreground(frame: Frame, image: np.ndarray, prepare: Preparation) -> np.ndarray:
+    """Bool [Y, X] of a frame prepared as `image`, see `EvaluationScene.foreground`."""
+    alpha = frame.alpha() if frame.alpha else None
+    if alpha is None:
+        return (image < 254.5 / 255).any(axis=-1)
+    opaque = _cut(np.repeat(alpha[..., None], 3, axis=-1), frame.fxfycxcy, prepare)[0]
+    return opaque[..., 0] >= 0.5
+
+
+def _cut(
+    image: np.ndarray, fxfycxcy: np.ndarray, prepare: Preparation
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture resized and cropped, and its intrinsics."""
+    if prepare.portraits_to_squares:
+        image, fxfycxcy = portrait_to_square(image, fxfycxcy)
+    return preprocess_frame(
+        image, fxfycxcy, prepare.size, patch=prepare.patch, square_crop=prepare.square_crop
+    )
 
 
 def _prepare_frame(scene: Scene, at: int, prepare: Preparation) -> tuple[np.ndarray, np.ndarray]:
     frame = scene.frames[at]
     try:
-        picture = (frame.image(), frame.fxfycxcy)
-        if prepare.portraits_to_squares:
-            picture = portrait_to_square(*picture)
-        return preprocess_frame(
-            *picture,
-            prepare.size,
-            patch=prepare.patch,
-            square_crop=prepare.square_crop,
-        )
+        return _cut(frame.image(), frame.fxfycxcy, prepare)
     except InputError as error:
         raise InputError(f"scene {scene.name}, frame {at}: {error}") from None
 

@@ -96,6 +96,23 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     return decode_image(read_bytes(path), str(path))
 
 
+def load_alpha(path: Path) -> np.ndarray | None:
+    """How opaque each pixel of a picture file is, uint8 [Y, X]; None if it has no alpha.
+
+    Raises:
+      InputError: as `decode_image`.
+    """
+    data = read_bytes(path)
+    image_size(data, str(path))
+    with (
+        _decoding(str(path)),
+        Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image,
+    ):
+        if not image.has_transparency_data:
+            return None
+        return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
 def read_oriented(path: Path, stated_size: tuple[int, int] | None) -> np.ndarray:
     """As `load_image`, turned upright where its intrinsics are those of the upright picture.
 

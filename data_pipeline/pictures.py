@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.distortion import Distortion, undistortion
 from data_pipeline.files import read_bytes
-from data_pipeline.images import JPEG_START, oriented_size, read_oriented
+from data_pipeline.images import JPEG_START, load_alpha, oriented_size, read_oriented
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
@@ -62,6 +62,7 @@ def picture_frame(
                 lambda: read_oriented(path, stated_size),
                 _stored_jpeg(path, size),
                 timestamp,
+                lambda: load_alpha(path),
             )
         lens = (fxfycxcy, size, distortion, str(path))
         return Frame(

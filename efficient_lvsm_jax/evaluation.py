@@ -202,13 +202,15 @@ def _foreground(scenes: Sequence[EvaluationScene]) -> np.ndarray:
     masks = []
     edge = SSIM_WINDOW // 2
     for scene in scenes:
-        mask = (scene.targets["image"] < 254.5 / 255).any(axis=-1)
+        mask = scene.foreground
+        if mask is None:
+            raise InputError("evaluation.foreground: generated scenes have no background")
         empty = ~mask[:, edge:-edge, edge:-edge].any(axis=(1, 2))
         if empty.any():
             frame = scene.chosen.targets[int(np.argmax(empty))]
             raise InputError(
-                f"scene {scene.name}, target {frame}: all white, no foreground to score; is it a "
-                "render of an object? Otherwise set evaluation.foreground to false"
+                f"scene {scene.name}, target {frame}: no foreground to score; is it a render of an "
+                "object? Otherwise set evaluation.foreground to false"
             )
         masks.append(mask)
     return np.stack(masks)

@@ -28,8 +28,8 @@ METRICS = {
     "foreground_ssim": "ssim over the windows centred on foreground",
 }
 FOREGROUND = (
-    "pixels of the true picture that are not pure white (below 255 in some channel); white parts "
-    "of an object count as background"
+    "pixels at least half opaque in the source; where it has no alpha, pixels of the true picture "
+    "that are not pure white"
 )
 MEANS = "over the targets of a scene, then over scenes, in float64; pictures compared in float32"
 
@@ -164,6 +164,7 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
         settings.square_crop,
         settings.normalise_poses,
         portraits_to_squares=not settings.index,
+        foreground=settings.foreground,
     )
     origin = f"{data.format}, {settings.data}"
     if not settings.index:

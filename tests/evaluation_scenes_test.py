@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capture_writers import objects
 from five_cameras import five_cameras
+from PIL import Image
 
 from data_pipeline.evaluation_index import ChosenFrames, EvaluationIndex
 from data_pipeline.evaluation_scenes import (
@@ -15,7 +17,7 @@ from data_pipeline.evaluation_scenes import (
     same_views,
 )
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import Frame, Scene, Scenes
+from data_pipeline.scenes import Frame, Scene, Scenes, open_scenes
 from data_pipeline.transforms import preprocess_frame
 from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
@@ -197,3 +199,29 @@ def turned(frame: Frame) -> Frame:
     """The frame as a portrait."""
     read = lambda: frame.image().transpose(1, 0, 2)  # noqa: E731 - one expression
     return dataclasses.replace(frame, width=frame.height, height=frame.width, read=read)
+
+
+def test_the_foreground_is_what_is_opaque_even_if_it_is_white(tmp_path):
+    truth = five_cameras(centred=True)
+    truth.image[:, 20:30, 40:50] = 255  # a white part of the object
+    opaque = np.zeros(truth.image.shape[1:3], np.uint8)
+    opaque[10:40, 30:70] = 255
+    folder = objects.write(tmp_path / "chair", truth)
+    for number, image in enumerate(truth.image):
+        rgba = np.dstack([image, opaque])
+        Image.fromarray(rgba).save(folder / f"{number:03d}.png")
+    views = {"inputs": (0, 1), "targets": (2, 3)}
+    prepare = Preparation(size=54 // 8 * 8, square_crop=False, foreground=True)
+    item = same_views(open_scenes(folder), **views, prepare=prepare)[0]
+    scale = 48 / 54
+    assert item.foreground.shape == item.targets["image"].shape[:3]
+    inside = item.foreground[:, int(10 * scale) + 1 : int(40 * scale), 28:61]
+    assert inside.all() and item.foreground.mean() < 0.35
+
+
+def test_without_alpha_the_foreground_is_what_is_not_white():
+    upright = scene("a")
+    prepare = Preparation(size=16, foreground=True)
+    item = same_views(data_set(upright), inputs=(0, 1), targets=(2,), prepare=prepare)[0]
+    expected = (item.targets["image"] < 254.5 / 255).any(axis=-1)
+    np.testing.assert_array_equal(item.foreground, expected)

@@ -101,24 +101,22 @@ def test_a_scene_that_cannot_be_read_stops_the_evaluation_or_is_recorded():
     assert found[1] == [SceneScores("b", (), (), {}, unusable="frame 3 is damaged")]
 
 
-def test_the_foreground_is_what_is_not_white(small_model):
-    half = scene(0)
-    half.targets["image"][:, :, 12:] = 1
+def test_the_foreground_is_scored_by_itself(small_model):
+    left = np.zeros((3, 16, 24), bool)
+    left[:, :, :12] = True
+    half = dataclasses.replace(scene(0), foreground=left)
     (row,) = score(small_model, [half], 1, foreground=True)
-    left = dataclasses.replace(
-        half, targets=half.targets | {"image": half.targets["image"][:, :, :12]}
-    )
     rendered = Scorer(model_renders(small_model, mesh_of(1)), mesh_of(1), 1).render([half])
-    expected = psnr(rendered[0, :, :, :12], left.targets["image"])
+    expected = psnr(rendered[0, :, :, :12], half.targets["image"][:, :, :12])
     np.testing.assert_allclose(row.scores["foreground_psnr"], expected, atol=1e-4)
     assert (row.scores["foreground_psnr"] != row.scores["psnr"]).all()
 
 
-def test_a_white_target_has_no_foreground(small_model):
-    white = scene(0)
-    white.targets["image"][1] = 1
-    with pytest.raises(InputError, match="scene 0, target 3: all white"):
-        score(small_model, [white], 1, foreground=True)
+def test_a_target_without_foreground_is_refused(small_model):
+    mask = np.ones((3, 16, 24), bool)
+    mask[1] = False
+    with pytest.raises(InputError, match="scene 0, target 3: no foreground"):
+        score(small_model, [dataclasses.replace(scene(0), foreground=mask)], 1, foreground=True)
 
 
 def test_true_pictures_out_of_range_are_refused(small_model):

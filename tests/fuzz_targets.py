@@ -194,6 +194,9 @@ def _read_frame(frame: Frame) -> None:
     image = frame.image()
     if image.dtype != np.uint8 or image.shape != (frame.height, frame.width, 3):
         raise Violation(f"a picture {image.dtype} {image.shape} of {frame}")
+    alpha = frame.alpha() if frame.alpha else None
+    if alpha is not None and (alpha.dtype != np.uint8 or alpha.shape != image.shape[:2]):
+        raise Violation(f"alpha {alpha.dtype} {alpha.shape} of {frame}")
     if frame.encoded:
         again = np.empty_like(image)
         decode_jpeg_into(frame.encoded(), again, frame.name)

@@ -134,7 +134,7 @@ def test_intrinsics_of_a_wrong_shape_are_refused():
 @pytest.mark.parametrize("size", [32, 64])
 def test_the_fast_crop_is_the_exact_one_up_to_two_levels(shape, size):
     y, x = np.mgrid[: shape[0], : shape[1]][..., None] / 7
-    image = np.round(127 + 100 * np.sin(x + [0, 1, 2]) * np.cos(y)).astype(np.uint8)
+    image = np.round(127 + 100 * np.sin(x + np.arange(3)) * np.cos(y)).astype(np.uint8)
     exact, intrinsics = resize_and_crop(image, INTRINSICS, size)
     fast, same_intrinsics = resize_and_crop(image, INTRINSICS, size, exact=False)
     np.testing.assert_array_equal(intrinsics, same_intrinsics)
