@@ -18,12 +18,12 @@ import logging
 import os
 import re
 import resource
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -94,32 +94,28 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def work(seed: int, numbers: range) -> None:
-    """Reads inputs and prints one line of JSON for each."""
+def work(seed: int, numbers: range, root: Path) -> None:
+    """Reads inputs, stored in `root` for a while, and prints one line of JSON for each."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from fuzz_targets import Violation, targets
     from mutations import SECRET
 
     logging.disable(logging.CRITICAL)
     all_targets = targets()
-    root = Path(os.path.realpath(tempfile.mkdtemp(prefix="fuzz-")))
-    try:
-        (root / SECRET).write_bytes(next(iter(all_targets["blender"].variants[0].values())))
-        for codec in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):  # JSON's
-            json.loads("1".encode(codec))
-        for target in all_targets.values():  # so that all modules are there
-            for files in target.variants:
-                store(root / "warm", files)
-                if refusals := target.read(root / "warm"):
-                    raise refusals[0]
-                shutil.rmtree(root / "warm")
-        guard = Guard(Violation)
-        limit_memory()
-        signal.signal(signal.SIGALRM, _hang)
-        for number in numbers:
-            print(json.dumps(one_input(all_targets, seed, number, root, guard)), flush=True)
-    finally:
-        shutil.rmtree(root)
+    (root / SECRET).write_bytes(next(iter(all_targets["blender"].variants[0].values())))
+    for codec in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):  # JSON's
+        json.loads("1".encode(codec))
+    for target in all_targets.values():  # so that all modules are there
+        for files in target.variants:
+            store(root / "warm", files)
+            if refusals := target.read(root / "warm"):
+                raise refusals[0]
+            shutil.rmtree(root / "warm")
+    guard = Guard(Violation)
+    limit_memory()
+    signal.signal(signal.SIGALRM, _hang)
+    for number in numbers:
+        print(json.dumps(one_input(all_targets, seed, number, root, guard)), flush=True)
 
 
 def _hang(*_) -> None:
@@ -195,14 +191,18 @@ def store(folder: Path, files: dict[str, bytes | Path]) -> None:
 def supervise(seed: int, numbers: range) -> Iterator[dict[str, Any]]:
     """The result of every input, whatever becomes of the process that reads it."""
     while numbers:
-        command = [sys.executable, __file__, "--worker", "--seed", str(seed)]
+        command = [sys.executable, __file__, "--seed", str(seed)]
         command += ["--first", str(numbers.start), "--count", str(len(numbers))]
         with (
+            tempfile.TemporaryDirectory(prefix="fuzz-") as root,
             tempfile.TemporaryFile() as errors,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as worker,
+            subprocess.Popen([*command, root], stdout=subprocess.PIPE, stderr=errors) as worker,
         ):
-            while numbers and select.select([worker.stdout], [], [], PATIENCE)[0]:
+            while numbers:
+                patience = threading.Timer(PATIENCE, worker.kill)
+                patience.start()
                 line = worker.stdout.readline()
+                patience.cancel()
                 if not line:
                     break
                 yield json.loads(line)
@@ -245,13 +245,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="number of one input to read again")
     parser.add_argument("--first", type=int, default=0, help="number to begin with (default: 0)")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("worker_in", nargs="?", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     numbers = range(arguments.first, arguments.first + arguments.count)
     if arguments.only is not None:
         numbers = range(arguments.only, arguments.only + 1)
-    if arguments.worker:
-        work(arguments.seed, numbers)
+    if arguments.worker_in:
+        work(arguments.seed, numbers, arguments.worker_in.resolve())
         return 0
     results = []
     for result in supervise(arguments.seed, numbers):
