@@ -50,8 +50,9 @@ def resize_region(
     for number, (start, stop, weights) in enumerate(columns):
         target = across[:, number * _BLOCK : number * _BLOCK + len(weights)]
         np.matmul(planes[:, start - first : stop - first], weights.T, out=target)
-    np.clip(np.rint(across, out=across), 0, 255, out=across)
-    return cv2.merge(list(across.astype(np.uint8).reshape(3, side, side)))
+    levels = scratch("levels", across.shape, np.uint8)
+    np.copyto(levels, np.clip(np.rint(across, out=across), 0, 255, out=across), casting="unsafe")
+    return cv2.merge(list(levels.reshape(3, side, side)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ picture was unreadable when the data was prepared keep their place and say so wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +157,17 @@ def read_record(shard: Path, position: int) -> dict[str, Any]:
     Raises:
       InputError: the shard is not there, or the record is damaged (its checksum is compared).
     """
-    from tensorflow_datasets.proto import tf_example_pb2  # slow to import
-
     try:
         (data,) = _reader(shard).read([position])
-        fields = tf_example_pb2.Example.FromString(data).features.feature
+        fields = _parser()(data).features.feature
         # By hand, not by TFDS: that takes longer than reading the record.
         return {
-            **{key: _one(fields[key].bytes_list.value).decode() for key in ("scene", "frame")},
-            "image": _one(fields["image"].bytes_list.value),
-            **{key: _one(fields[key].int64_list.value) for key in WHOLE_NUMBERS},
-            "c2w": np.frombuffer(_one(fields["c2w"].bytes_list.value)).reshape(4, 4),
-            "fxfycxcy": np.frombuffer(_one(fields["fxfycxcy"].bytes_list.value)).reshape(4),
+            "scene": fields["scene"].bytes_list.value[0].decode(),
+            "frame": fields["frame"].bytes_list.value[0].decode(),
+            "image": fields["image"].bytes_list.value[0],
+            **{key: fields[key].int64_list.value[0] for key in WHOLE_NUMBERS},
+            "c2w": np.frombuffer(fields["c2w"].bytes_list.value[0]).reshape(4, 4),
+            "fxfycxcy": np.frombuffer(fields["fxfycxcy"].bytes_list.value[0]).reshape(4),
         }
     except InputError:
         raise
@@ -180,9 +179,12 @@ def read_record(shard: Path, position: int) -> dict[str, Any]:
         ) from error
 
 
-def _one(values: Sequence) -> Any:
-    (value,) = values
-    return value
+@functools.cache
+def _parser() -> Callable[[bytes], Any]:
+    """From bytes to a tf.train.Example, as TFDS describes it."""
+    from tensorflow_datasets.proto import tf_example_pb2  # slow to import
+
+    return tf_example_pb2.Example.FromString
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
