@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -131,7 +130,6 @@ def _step_of(line: str) -> float:
 def main() -> None:
     """The command line."""
     config, flags = command_line(sys.argv, usage=__doc__)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     workdir = Path(flags.workdir)
     state = train(config, workdir)
     print(f"trained {int(state.step)} steps, {int(state.skipped)} updates skipped: {workdir}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -154,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     flags = parser.parse_args(arguments)
     # Forced: importing the checkpoint library has set up logging already.
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     if flags.scenes < 1:
         raise InputError(f"--scenes {flags.scenes}: must be at least 1")
     if flags.out and flags.out.suffix.lower() != ".png":

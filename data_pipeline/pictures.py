@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def picture_frame(
     """
     try:
         size = oriented_size(path, stated_size)
+        upright = oriented_size(path, None) == size
         fxfycxcy = _scaled(np.asarray(fxfycxcy, np.float64), path, size, stated_size)
         check_cameras(c2w, fxfycxcy, "its camera")
         c2w = np.asarray(c2w, np.float64)
@@ -60,9 +62,9 @@ def picture_frame(
                 fxfycxcy,
                 *size,
                 lambda: read_oriented(path, stated_size),
-                _stored_jpeg(path, size),
+                _stored_jpeg(path) if upright else None,
                 timestamp,
-                lambda: load_alpha(path),
+                functools.partial(load_alpha, path) if upright else None,
             )
         lens = (fxfycxcy, size, distortion, str(path))
         return Frame(
@@ -95,12 +97,12 @@ def _scaled(
         return fxfycxcy * np.tile(scale, 2)
 
 
-def _stored_jpeg(path: Path, size: tuple[int, int]) -> Callable[[], bytes] | None:
-    """What reads the file, if it is a JPEG whose pixels are used as they are."""
+def _stored_jpeg(path: Path) -> Callable[[], bytes] | None:
+    """What reads the file, if it is a JPEG."""
     with path.open("rb") as file:
         if file.read(len(JPEG_START)) != JPEG_START:
             return None
-    return (lambda: read_bytes(path)) if oriented_size(path, None) == size else None
+    return functools.partial(read_bytes, path)
 
 
 def opencv_from_opengl(c2w: np.ndarray) -> np.ndarray:

@@ -325,7 +325,8 @@ class _BatchMaker(grain.transforms.Map):
                     frames[view] = self._read(scene.frames[view], image)
                     places[view] = image
 
-        c2w = normalise_poses(np.stack([frames[view][0] for view in np.concatenate(chosen)]))
+        poses = np.stack([frames[view][0] for view in np.concatenate(chosen).tolist()])
+        c2w = normalise_poses(poses, checked=True)
         for side, views, poses in zip(SIDES, chosen, np.split(c2w, [num_inputs]), strict=True):
             example = {
                 "image": batch[side]["image"][row],

@@ -163,7 +163,9 @@ article { background: var(--card); border: 1px solid var(--line); border-radius:
   padding: 1rem; margin: 0 0 1rem; }
 .scene, .targets, .row { display: flex; flex-wrap: wrap; gap: .75rem; }
 .row + .row { margin-top: .75rem; }
-.scene { gap: .75rem 2.5rem; } .column { display: grid; gap: .5rem; align-content: start; }
+.scene { gap: .75rem 2.5rem; } .column, .inputs { display: grid; gap: .5rem;
+  align-content: start; }
+.inputs { grid-template-rows: repeat(3, auto); grid-auto-flow: column; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .75rem;
   font-variant-numeric: tabular-nums; }
 img { display: block; width: {{edge}}px; max-width: 26vw; height: auto; border-radius: 4px;

@@ -77,7 +77,8 @@ def write_report(
         yield _headline(metrics)
         yield _film(film)
         yield _one_by_one(metrics.get("added_one_by_one", []))
-        yield _chart(ranked)
+        if len(ranked) > 1:
+            yield _chart(ranked)
         yield _leak(metrics)
         yield _coverage(metrics["coverage"])
         yield f"<h2>Scenes <small>{len(shown)} of {len(ranked)}, by PSNR, worst first</small></h2>"
@@ -108,10 +109,11 @@ def _headline(metrics: dict) -> str:
     numbers = []
     for metric, (name, _, unit, _) in METRIC_LOOKS.items():
         if metric in summary:
-            error = number(metric, summary[f"{metric}_standard_error"])
-            value = f"{number(metric, summary[metric])} <small>± {error}</small>"
+            value, *error = _with_error(metric, summary)
+            value += "".join(f" <small>{part}</small>" for part in error)
             numbers.append((value, (unit + " ").lstrip() + name))
-    numbers.append((f"{summary['scenes']:,}", f"scenes, {summary['targets']:,} targets"))
+    scenes = "scene" if summary["scenes"] == 1 else "scenes"
+    numbers.append((f"{summary['scenes']:,}", f"{scenes}, {summary['targets']:,} targets"))
     gain = summary["psnr"] - trivial["nearest"]["psnr"]
     if math.isfinite(gain):
         numbers.append((f"{gain:+.2f}", "dB over the nearest input"))
@@ -126,7 +128,16 @@ def _headline(metrics: dict) -> str:
         if math.isfinite(value)
     )
     note = '<p class="note">± is the standard error of the mean over scenes.</p>'
+    if summary["scenes"] == 1:
+        note = ""
     return f'{_origin(metrics)}{tiles(numbers)}{note}<table class="wide">{bars}</table>'
+
+
+def _with_error(metric: str, numbers: dict) -> list[str]:
+    """The mean of a score and, where it is known, "± its standard error"."""
+    error = numbers[f"{metric}_standard_error"]
+    shown = [number(metric, numbers[metric])]
+    return shown if math.isnan(error) else [*shown, f"± {number(metric, error)}"]
 
 
 def _origin(metrics: dict) -> str:
@@ -210,11 +221,7 @@ def _leak(metrics: dict) -> str:
             which,
             f"{numbers['scenes']:,}",
             f"{numbers['targets']:,}",
-            *(
-                f"{number(m, numbers[m])} ± {number(m, numbers[f'{m}_standard_error'])}"
-                for m in names
-                if m in numbers
-            ),
+            *(" ".join(_with_error(m, numbers)) for m in names if m in numbers),
         )
         for which, numbers in (("all targets", summary), ("without those", without))
     ]
@@ -282,7 +289,7 @@ def _card(scene: ShownScene, place: str) -> str:
     )
     return (
         f"<article><h3>{html.escape(name)}<small>{place} · {means}</small></h3>"
-        f'<div class="scene"><div class="column">{inputs}</div><div class="targets">{columns}</div>'
+        f'<div class="scene"><div class="inputs">{inputs}</div><div class="targets">{columns}</div>'
         "</div></article>"
     )
 

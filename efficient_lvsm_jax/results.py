@@ -280,10 +280,8 @@ def baselines(rows: Sequence[SceneScores]) -> dict[str, dict[str, float]]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of independent values; 0 for a single one, NaN if one is not finite."""
-    if len(values) < 2:
-        return 0.0
-    if not np.isfinite(values).all():
+    """Of the mean of independent values; NaN for a single one, or if one is not finite."""
+    if len(values) < 2 or not np.isfinite(values).all():
         return math.nan
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 

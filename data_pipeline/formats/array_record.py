@@ -28,7 +28,7 @@ from efficient_lvsm_jax.errors import InputError
 NAME = "posed_scenes"
 LOOKS_FOR = "manifest-SPLIT.json of python -m data_pipeline.prepare"
 WHOLE_NUMBERS = ("index", "timestamp", "width", "height")
-OPEN_SHARDS = 1024  # each costs a file handle and the positions of its records
+OPEN_SHARDS = 512  # each costs a file handle and the positions of its records
 
 
 def detect(path: Path) -> bool:
