@@ -16,8 +16,9 @@ import numpy as np
 
 from data_pipeline.scratch import scratch
 
+_Bands = tuple[tuple[int, int, np.ndarray], ...]  # see `_bands`
 LOBES = 3
-_BLOCK = 16  # rows of a weight matrix multiplied at once: it is a band, most of it is zero
+_BLOCK = 8  # rows of a weight matrix multiplied at once: it is a band, most of it is zero
 
 
 def resize_region(
@@ -36,29 +37,31 @@ def resize_region(
     rows = _bands(image.shape[0], height, top, side)
     columns = _bands(image.shape[1], width, left, side)
     first, last = columns[0][0], columns[-1][1]  # the columns of the image that matter
-    source = scratch("source", (image.shape[0], (last - first) * 3), np.float32)
-    source.reshape(-1, last - first, 3)[:] = image[:, first:last]
+    span = last - first
+    source = scratch("source", (image.shape[0], span, 3), np.float32)
+    source[:] = image[:, first:last]
 
-    down = scratch("down", (side, source.shape[1]), np.float32)  # [S, x·C]
-    for number, (start, stop, weights) in enumerate(rows):
-        target = down[number * _BLOCK : number * _BLOCK + len(weights)]
-        np.matmul(weights, source[start:stop], out=target)
-    planes = scratch("planes", (3 * side, last - first), np.float32)  # [C·S, x]
-    planes.reshape(3, side, -1)[:] = down.reshape(side, -1, 3).transpose(2, 0, 1)
-
-    across = scratch("across", (3 * side, side), np.float32)
-    for number, (start, stop, weights) in enumerate(columns):
-        target = across[:, number * _BLOCK : number * _BLOCK + len(weights)]
-        np.matmul(planes[:, start - first : stop - first], weights.T, out=target)
+    down = scratch("down", (side, span, 3), np.float32)
+    _multiply(rows, source, 0, down)
+    turned = scratch("turned", (span, side, 3), np.float32)
+    cv2.transpose(down, turned)
+    across = scratch("across", (side, side, 3), np.float32)  # columns first
+    _multiply(columns, turned, first, across)
     levels = scratch("levels", across.shape, np.uint8)
     np.copyto(levels, np.clip(np.rint(across, out=across), 0, 255, out=across), casting="unsafe")
-    return cv2.merge(list(levels.reshape(3, side, side)))
+    return cv2.transpose(levels)
+
+
+def _multiply(bands: _Bands, source: np.ndarray, first: int, out: np.ndarray) -> None:
+    """Weights times `source`, whose first row is number `first`, along its first axis."""
+    flat_source, flat_out = source.reshape(len(source), -1), out.reshape(len(out), -1)
+    for number, (start, stop, weights) in enumerate(bands):
+        target = flat_out[number * _BLOCK : number * _BLOCK + len(weights)]
+        np.matmul(weights, flat_source[start - first : stop - first], out=target)
 
 
 @functools.lru_cache(maxsize=64)
-def _bands(
-    source: int, target: int, first: int, count: int
-) -> tuple[tuple[int, int, np.ndarray], ...]:
+def _bands(source: int, target: int, first: int, count: int) -> _Bands:
     """Weights of `count` resized samples from number `first` on, in blocks.
 
     Returns:
