@@ -22,18 +22,17 @@ _BLOCK = 8  # rows of a weight matrix multiplied at once: it is a band, most of 
 
 
 def resize_region(
-    image: np.ndarray, width: int, height: int, left: int, top: int, side: int
-) -> np.ndarray:
-    """A square of `image` resized to width x height, without computing the rest of it.
+    image: np.ndarray, width: int, height: int, left: int, top: int, out: np.ndarray
+) -> None:
+    """Writes a square of `image` resized to width x height, without computing the rest of it.
 
     Args:
       image: uint8 [Y, X, 3].
       width, height: of the whole resized picture.
-      left, top, side: the square in it, pixels.
-
-    Returns:
-      uint8 [side, side, 3].
+      left, top: of the square in it, pixels.
+      out: uint8 [side, side, 3], contiguous.
     """
+    side = len(out)
     rows = _bands(image.shape[0], height, top, side)
     columns = _bands(image.shape[1], width, left, side)
     first, last = columns[0][0], columns[-1][1]  # the columns of the image that matter
@@ -49,7 +48,7 @@ def resize_region(
     _multiply(columns, turned, first, across)
     levels = scratch("levels", across.shape, np.uint8)
     np.copyto(levels, np.clip(np.rint(across, out=across), 0, 255, out=across), casting="unsafe")
-    return cv2.transpose(levels)
+    cv2.transpose(levels, out)
 
 
 def _multiply(bands: _Bands, source: np.ndarray, first: int, out: np.ndarray) -> None:

@@ -29,7 +29,7 @@ from data_pipeline.images import decode_jpeg_into
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes, scene_of_arrays
 from data_pipeline.scratch import scratch
-from data_pipeline.transforms import portrait_to_square, resize_and_crop
+from data_pipeline.transforms import crop_into, portrait_to_square
 from data_pipeline.views import (
     check_counts,
     draw_views,
@@ -66,7 +66,7 @@ class DataConfig:
       split: of that data set, if it has several.
       scenes, views: generated scenes and their views.
       size: height and width of the pictures. Frames of another size are resized and cropped
-        (`transforms.resize_and_crop` with `patch`, not exact).
+        (`transforms.crop_into` with `patch`).
       batch_size: scenes of a batch, of all processes together.
       num_inputs_cycle: input views of the scenes of batch 0, 1, 2, …, starting over at the end; so
         a batch has one shape and as many shapes are compiled as there are different numbers.
@@ -382,16 +382,12 @@ class _BatchMaker(grain.transforms.Map):
         else:
             image = out if shape == out.shape else scratch("frame", shape, np.uint8)
             decode_jpeg_into(frame.encoded(), image, frame.name)
-        if image is out:
+        if shape == out.shape:
+            if image is not out:
+                out[:] = image
             return frame.c2w, frame.fxfycxcy
-        fxfycxcy = frame.fxfycxcy
-        if shape != out.shape:
-            square = portrait_to_square(image, fxfycxcy)
-            image, fxfycxcy = resize_and_crop(
-                *square, self.config.size, patch=self.config.patch, exact=False
-            )
-        out[:] = image
-        return frame.c2w, fxfycxcy
+        square = portrait_to_square(image, frame.fxfycxcy)
+        return frame.c2w, crop_into(*square, out, patch=self.config.patch)
 
 
 def _empty_batch(rows: int, num_inputs: int, num_targets: int, size: int) -> dict[str, Any]:

@@ -34,7 +34,6 @@ def resize_and_crop(
     *,
     patch: int = 8,
     square_crop: bool = True,
-    exact: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resizes a frame to height `size`, crops its centre to a square and moves intrinsics along.
 
@@ -50,7 +49,6 @@ def resize_and_crop(
       size: height of the result, a multiple of `patch`.
       patch: the model's patch size.
       square_crop: False keeps the whole width.
-      exact: False computes a square crop faster, equal up to a level or two (`lanczos`).
 
     Returns:
       image uint8 [S, S, 3], S = size, less for portrait frames; [size, width, 3] without
@@ -60,6 +58,41 @@ def resize_and_crop(
       InputError: not a uint8 RGB image, intrinsics of another shape, a size that the patch does
         not divide, or a frame so narrow or wide that nothing useful would be left.
     """
+    image, width, fxfycxcy = _scaled(image, fxfycxcy, size, patch)
+    resized = Image.fromarray(image).resize((width, size), Image.Resampling.LANCZOS)
+    if not square_crop:
+        return np.asarray(resized), fxfycxcy
+    left, top, side = _square(width, size)
+    cropped = resized.crop((left, top, left + side, top + side))
+    return np.asarray(cropped), fxfycxcy - [0, 0, left, top]
+
+
+def crop_into(
+    image: np.ndarray, fxfycxcy: np.ndarray, out: np.ndarray, *, patch: int = 8
+) -> np.ndarray:
+    """As `resize_and_crop` of a frame that is not narrower than high, for training.
+
+    The square is written to `out`, uint8 [size, size, 3], faster, and equal up to a level or two
+    (`lanczos`).
+
+    Returns:
+      fxfycxcy float64 [4], pixels of `out`.
+
+    Raises:
+      InputError: as `resize_and_crop`; a frame narrower than high.
+    """
+    image, width, fxfycxcy = _scaled(image, fxfycxcy, len(out), patch)
+    left, top, side = _square(width, len(out))
+    if side < len(out):
+        raise InputError(f"frame of {image.shape[1]}x{image.shape[0]}: narrower than high")
+    resize_region(image, width, side, left, top, out)
+    return fxfycxcy - [0, 0, left, top]
+
+
+def _scaled(
+    image: np.ndarray, fxfycxcy: np.ndarray, size: int, patch: int
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """The checked frame, the width to resize it to, and its intrinsics at that size."""
     image, fxfycxcy = np.asarray(image), np.asarray(fxfycxcy, np.float64)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(
@@ -72,7 +105,6 @@ def resize_and_crop(
             f"image size {size} is not a multiple of patch size {patch}; "
             f"the nearest that fits is {max(round(size / patch), 1) * patch}"
         )
-
     height, width = image.shape[:2]
     new_width = round(int(size / height * width) / patch) * patch  # round() is half-even
     if not 0 < new_width * size <= MAX_PIXELS:
@@ -81,19 +113,13 @@ def resize_and_crop(
             "crop it to a less extreme shape"
         )
     x_scale, y_scale = new_width / width, size / height
-    fxfycxcy = fxfycxcy * [x_scale, y_scale, x_scale, y_scale]
-    side = min(size, new_width)
-    left, top = (new_width - side) // 2, (size - side) // 2
-    if square_crop:
-        fxfycxcy = fxfycxcy - [0, 0, left, top]
-        if not exact:
-            return resize_region(image, new_width, size, left, top, side), fxfycxcy
+    return image, new_width, fxfycxcy * [x_scale, y_scale, x_scale, y_scale]
 
-    resized = Image.fromarray(image).resize((new_width, size), Image.Resampling.LANCZOS)
-    prepared = np.asarray(resized)
-    if square_crop:
-        prepared = np.ascontiguousarray(prepared[top : top + side, left : left + side])
-    return prepared, fxfycxcy
+
+def _square(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of the centre square."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
 
 
 def portrait_to_square(image: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
