@@ -24,8 +24,9 @@ from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
 from efficient_lvsm_jax.configuration import build, command_line
 from efficient_lvsm_jax.errors import main_exit
 from efficient_lvsm_jax.models import configure
+from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
-from efficient_lvsm_jax.training import OptimizerConfig, TrainState, init_state, train_step
+from efficient_lvsm_jax.training import Recipe, TrainState, init_state, train_step
 
 
 def train(config: ConfigDict, workdir: Path) -> TrainState:
@@ -36,12 +37,13 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     """
     model = configure(config.family, config.model.to_dict())
     optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer")
+    recipe = Recipe(config.family, model, optimizer, config.micro_batches)
     data = build(DataConfig, config.data.to_dict(), "data")
     mesh = make_mesh(config.mesh)
     claim_workdir(workdir, config.family, model)
     checkpoints = Checkpoints(workdir, keep=config.checkpoints_to_keep)
 
-    init = functools.partial(init_state, config.family, model, optimizer)
+    init = functools.partial(init_state, recipe)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     shardings = state_shardings(mesh, abstract)
@@ -63,7 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             for name in scenes_left_out:
                 scenes_left_out[name] += int(batch.pop(name).sum())
             batch = put_batch(mesh, batch)
-            state, metrics = train_step(config.family, model, optimizer, state, batch)
+            state, metrics = train_step(recipe, state, batch)
             step += 1
             bar.update()
             if step % config.log_every == 0 or step == config.steps:

@@ -6,8 +6,9 @@ from conftest import SMALL, random_views
 from jax.sharding import PartitionSpec
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
-from efficient_lvsm_jax.training import OptimizerConfig, init_state, train_step
+from efficient_lvsm_jax.training import Recipe, init_state, train_step
 
 FAMILY = "efficient_lvsm"
 
@@ -15,9 +16,10 @@ FAMILY = "efficient_lvsm"
 def run(mesh_spec: str, steps: int, optimizer: OptimizerConfig):
     """Losses and final parameters of a few steps on random views."""
     mesh = make_mesh(mesh_spec)
+    recipe = Recipe(FAMILY, SMALL, optimizer)
 
     def init(key):
-        return init_state(FAMILY, SMALL, optimizer, key)
+        return init_state(recipe, key)
 
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
@@ -31,7 +33,7 @@ def run(mesh_spec: str, steps: int, optimizer: OptimizerConfig):
             side: vars(random_views(2, seed=10 * step + offset, batch=4))
             for offset, side in enumerate(("inputs", "targets"))
         }
-        state, metrics = train_step(FAMILY, SMALL, optimizer, state, put_batch(mesh, batch))
+        state, metrics = train_step(recipe, state, put_batch(mesh, batch))
         losses.append(float(metrics["loss"]))
     return losses, jax.tree.map(np.asarray, state.params), state
 

@@ -9,18 +9,18 @@ from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, random
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import Model
-from efficient_lvsm_jax.training import (
-    OptimizerConfig,
-    init_state,
-    learning_rate,
-    make_optimizer,
-    start_from,
-    train_step,
-)
+from efficient_lvsm_jax.models import Model, init_params
+from efficient_lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from efficient_lvsm_jax.training import Recipe, init_state, start_from, train_step
 
 FAMILY = "efficient_lvsm"
-PUBLISHED = OptimizerConfig(warmup_steps=4)
+PUBLISHED = Recipe(FAMILY, SMALL, OptimizerConfig(warmup_steps=4))
+
+
+def with_optimizer(**changes):
+    return dataclasses.replace(
+        PUBLISHED, optimizer=dataclasses.replace(PUBLISHED.optimizer, **changes)
+    )
 
 
 def batch_of(seed=0):
@@ -36,9 +36,10 @@ def test_twelve_steps_equal_the_published_training(parity):
     views, cameras, truth = golden_views(data)
     targets = {"image": truth, "c2w": cameras.c2w, "fxfycxcy": cameras.fxfycxcy}
     batch = {"inputs": vars(views), "targets": targets}
-    state = start_from(jax.tree.map(jnp.array, model.params), PUBLISHED)
+    recipe = dataclasses.replace(PUBLISHED, model=model.config)
+    state = start_from(recipe, jax.tree.map(jnp.array, model.params))
     for step in range(12):
-        state, metrics = train_step(FAMILY, model.config, PUBLISHED, state, batch)
+        state, metrics = train_step(recipe, state, batch)
         np.testing.assert_allclose(metrics["learning_rate"], data["lr"][step], rtol=1e-6)
         parity("training loss, 12 steps", metrics["loss"], data["loss"][step], 1e-5)
         norm = metrics["grad_norm"]
@@ -54,10 +55,18 @@ def test_twelve_steps_equal_the_published_training(parity):
 
 def test_learning_rate_warms_up_holds_and_decays():
     config = OptimizerConfig(
-        learning_rate=2.0, warmup_steps=10, decay_start=20, decay_end=30, final_fraction=0.5
+        learning_rate=2.0,
+        warmup_steps=10,
+        schedule="linear",
+        decay_start=20,
+        decay_end=30,
+        final_fraction=0.5,
     )
     rates = [float(learning_rate(config, jnp.int32(k))) for k in (0, 5, 10, 20, 25, 30, 99)]
     np.testing.assert_allclose(rates, [0, 1, 2, 2, 1.5, 1, 1], rtol=1e-6)
+    cosine = OptimizerConfig(learning_rate=2.0, warmup_steps=10, schedule="cosine", decay_end=110)
+    rates = [float(learning_rate(cosine, jnp.int32(k))) for k in (5, 10, 35, 60, 110, 200)]
+    np.testing.assert_allclose(rates, [1, 2, 1 + 0.5**0.5, 1, 0, 0], atol=1e-6)
     constant = OptimizerConfig(learning_rate=2.0, warmup_steps=0)
     assert float(learning_rate(constant, jnp.int32(0))) == 0  # as published: min(1, k / …)
     assert float(learning_rate(constant, jnp.int32(999))) == 2
@@ -66,7 +75,7 @@ def test_learning_rate_warms_up_holds_and_decays():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_weight_decay_spares_norm_scales(name):
     config = OptimizerConfig(name=name, warmup_steps=1)
-    params = init_state(FAMILY, SMALL, config, jax.random.key(0)).params
+    params = init_params(FAMILY, SMALL, jax.random.key(0))
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = make_optimizer(config)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
@@ -81,7 +90,7 @@ def test_weight_decay_spares_norm_scales(name):
 
 def test_muon_makes_every_matrix_of_a_layer_near_orthogonal():
     config = OptimizerConfig(name="muon", weight_decay=0.0)
-    params = init_state(FAMILY, SMALL, config, jax.random.key(0)).params
+    params = init_params(FAMILY, SMALL, jax.random.key(0))
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
     optimizer = make_optimizer(config)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -102,50 +111,82 @@ def params_of(state):
 
 
 def test_a_non_finite_loss_changes_nothing_and_is_counted():
-    state = init_state(FAMILY, SMALL, PUBLISHED, jax.random.key(0))
+    state = init_state(PUBLISHED, jax.random.key(0))
     before = params_of(state)
     bad = batch_of()
     bad["targets"]["image"][0, 0, 0, 0, 0] = np.nan
-    state, metrics = train_step(FAMILY, SMALL, PUBLISHED, state, bad)
+    state, metrics = train_step(PUBLISHED, state, bad)
     jax.tree.map(np.testing.assert_array_equal, params_of(state), before)
     assert (int(state.step), int(state.schedule_step), int(metrics["skipped"])) == (1, 0, 1)
-    state, metrics = train_step(FAMILY, SMALL, PUBLISHED, state, batch_of())
+    state, metrics = train_step(PUBLISHED, state, batch_of())
     assert np.isfinite(metrics["loss"]) and int(metrics["skipped"]) == 1
 
 
 def test_too_large_a_gradient_is_skipped_but_the_schedule_goes_on():
-    strict = dataclasses.replace(PUBLISHED, clip_norm=1e-6, skip_factor=10.0)
-    state = init_state(FAMILY, SMALL, strict, jax.random.key(0))
+    strict = with_optimizer(clip_norm=1e-6, skip_factor=10.0)
+    state = init_state(strict, jax.random.key(0))
     before = params_of(state)
-    state, metrics = train_step(FAMILY, SMALL, strict, state, batch_of())
+    state, metrics = train_step(strict, state, batch_of())
     jax.tree.map(np.testing.assert_array_equal, params_of(state), before)
     assert (int(state.schedule_step), int(metrics["skipped"])) == (1, 1)
 
 
 def test_the_average_follows_the_parameters():
-    config = dataclasses.replace(PUBLISHED, warmup_steps=1, ema_decay=0.75)
-    state = init_state(FAMILY, SMALL, config, jax.random.key(0))
+    recipe = with_optimizer(warmup_steps=1, ema_decay=0.75)
+    state = init_state(recipe, jax.random.key(0))
     expected = jax.tree.map(np.asarray, state.params)
     for step in range(3):
-        state, _ = train_step(FAMILY, SMALL, config, state, batch_of(step))
+        state, _ = train_step(recipe, state, batch_of(step))
         expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema, expected)
     norm = optax.tree.norm(jax.tree.map(jnp.subtract, state.ema, state.params))
     assert float(norm) > 0
 
 
+def test_skips_in_a_row_are_counted_until_the_next_update():
+    state = init_state(PUBLISHED, jax.random.key(0))
+    bad = batch_of()
+    bad["targets"]["image"][:] = np.inf
+    counts = []
+    for batch in (bad, bad, batch_of(), bad):
+        state, metrics = train_step(PUBLISHED, state, batch)
+        counts.append((int(metrics["skipped"]), int(metrics["skipped_in_a_row"])))
+    assert counts == [(1, 1), (2, 2), (2, 0), (3, 1)]
+
+
+def test_micro_batches_are_one_batch():
+    whole, parts = PUBLISHED, dataclasses.replace(PUBLISHED, micro_batches=2)
+    results = []
+    for recipe in (whole, parts):
+        state = init_state(recipe, jax.random.key(0))
+        for step in range(2):
+            state, metrics = train_step(recipe, state, batch_of(step))
+        results.append((state.params, metrics["loss"], metrics["grad_norm"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
+    with pytest.raises(InputError, match="does not divide into micro_batches=3"):
+        odd = dataclasses.replace(PUBLISHED, micro_batches=3)
+        train_step(odd, init_state(odd, jax.random.key(0)), batch_of())
+
+
 def test_a_step_compiles_once_per_shape():
-    state = init_state(FAMILY, SMALL, PUBLISHED, jax.random.key(0))
-    state, _ = train_step(FAMILY, SMALL, PUBLISHED, state, batch_of())
+    state = init_state(PUBLISHED, jax.random.key(0))
+    state, _ = train_step(PUBLISHED, state, batch_of())
     compiled = train_step._cache_size()
     for step in range(3):
-        state, _ = train_step(FAMILY, SMALL, PUBLISHED, state, batch_of(step))
+        state, _ = train_step(PUBLISHED, state, batch_of(step))
     assert train_step._cache_size() <= compiled + 1  # committed outputs may add one
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"name": "sgd"}, "adamw or muon"), ({"decay_start": 5, "decay_end": 5}, "decay_end")],
+    [
+        ({"name": "sgd"}, "adamw or muon"),
+        ({"schedule": "step"}, "constant or linear or cosine"),
+        ({"schedule": "linear", "decay_start": 5, "decay_end": 5}, "an update after 5"),
+        ({"schedule": "cosine", "decay_end": 3000}, "an update after 3000"),
+        ({"decay_end": 5}, "'constant' has no decay_start and decay_end"),
+        ({"ema_decay": 1.0}, "below 1"),
+    ],
 )
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(InputError, match=message):

@@ -1,0 +1,132 @@
+"""How parameters move: settings, learning rate over time, AdamW or Muon (published program, §6).
+
+Axes: L layer, D width, H head, K head dim, F hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from efficient_lvsm_jax.errors import InputError
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move. The defaults are the published ones.
+
+    Attributes:
+      name: "adamw", or "muon" (Muon on the matrices of the layers, AdamW on the rest).
+      learning_rate: peak; update k (from 0) uses learning_rate * min(1, k / warmup_steps), times
+        what `schedule` says.
+      warmup_steps: updates until the peak.
+      schedule: "constant"; or "linear" or "cosine" (half a cosine) from 1 at decay_start to
+        final_fraction at decay_end, which it keeps.
+      decay_start: update at which the decay begins; 0 begins it where the warm-up ends.
+      decay_end: update at which the decay ends.
+      final_fraction: of the peak, after the decay.
+      beta1, beta2, epsilon: AdamW. beta1 is also Muon's momentum.
+      weight_decay: on kernels, not on norm scales and biases.
+      clip_norm: global gradient norm is clipped to this.
+      skip_factor: with a norm above clip_norm * skip_factor the update is left out.
+      ema_decay: decay of an average of the parameters kept for rendering; 0 keeps none.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 4e-4
+    warmup_steps: int = 3000
+    schedule: str = "constant"
+    decay_start: int = 0
+    decay_end: int = 0
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    clip_norm: float = 5.0
+    skip_factor: float = 10.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        for name, allowed in (("name", ("adamw", "muon")), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"optimizer.{name}={getattr(self, name)!r}: expected {' or '.join(allowed)}"
+                )
+        if self.schedule == "constant" and (self.decay_start or self.decay_end):
+            raise InputError(
+                "optimizer.schedule='constant' has no decay_start and decay_end: set them to 0, or "
+                "choose linear or cosine"
+            )
+        if self.schedule != "constant" and self.decay_end <= self.decay_begins:
+            raise InputError(
+                f"optimizer.decay_end={self.decay_end}: expected an update after "
+                f"{self.decay_begins}, where the decay begins"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"optimizer.ema_decay={self.ema_decay}: expected 0 or a value below 1")
+
+    @property
+    def decay_begins(self) -> int:
+        """Update at which the decay begins."""
+        return self.decay_start or self.warmup_steps
+
+
+def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
+    """Learning rate of update `step`, counted from 0."""
+    rate = config.learning_rate * jnp.minimum(1.0, step / max(config.warmup_steps, 1))
+    if config.schedule == "constant":
+        return rate
+    done = (step - config.decay_begins) / (config.decay_end - config.decay_begins)
+    done = jnp.clip(done, 0.0, 1.0)
+    if config.schedule == "cosine":
+        done = 0.5 * (1 - jnp.cos(jnp.pi * done))
+    return rate * (1 - (1 - config.final_fraction) * done)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The transformation at learning rate 1; a step multiplies its updates by the rate."""
+    if config.name == "adamw":
+        return optax.adamw(
+            1.0,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=functools.partial(_per_leaf, lambda name: name.endswith("kernel")),
+        )
+    return optax.contrib.muon(
+        1.0,
+        beta=config.beta1,
+        weight_decay=config.weight_decay,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=functools.partial(_per_leaf, _matrix_axes),
+        consistent_rms=0.2,
+    )
+
+
+def _per_leaf(function: Any, params: dict) -> dict:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: function(jax.tree_util.keystr(path, simple=True, separator="/")), params
+    )
+
+
+def _matrix_axes(name: str) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a layer kernel are a matrix's inputs and outputs; the rest are batches."""
+    axes = {
+        "qkv": ((1,), (3, 4)),  # [L, D, 3, H, K]
+        "kv": ((1,), (3, 4)),  # [L, D, 2, H, K]
+        "q": ((1,), (2, 3)),  # [L, D, H, K]
+        "out": ((1, 2), (3,)),  # [L, H, K, D]
+        "up": ((1,), (2,)),  # [L, D, F]
+        "down": ((1,), (2,)),  # [L, F, D]
+    }.get(name.split("/")[-2])
+    return axes and optax.contrib.MuonDimensionNumbers(*axes)
