@@ -1,0 +1,177 @@
+"""Analytic FLOPs: what encoding, decoding and a training step cost in matrix products.
+
+Two FLOPs a multiply-add. Norms, softmax, rays, losses and the optimizer are left out. Compilers
+cannot be asked: they count the body of a loop once and a kernel as nothing.
+
+Axes: V input view, T target view, N patch token of a view, D width, L layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from efficient_lvsm_jax.models.efficient_lvsm import IMAGE_CHANNELS, RAY_CHANNELS, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """FLOPs of products with parameters, and of the two products inside attention.
+
+    They are kept apart because a matrix unit is used well by the first and, at a head dim of 64,
+    badly by the second.
+    """
+
+    linear: int = 0
+    attention: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.linear + self.attention
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.linear + other.linear, self.attention + other.attention)
+
+    def __mul__(self, times: int) -> Flops:
+        return Flops(self.linear * times, self.attention * times)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainFlops:
+    """FLOPs of a training step.
+
+    Attributes:
+      forward, backward: what the mathematics asks for.
+      recompute: of the forward pass once more, for lack of memory to keep it.
+    """
+
+    forward: Flops
+    backward: Flops
+    recompute: Flops
+
+    @property
+    def model(self) -> Flops:
+        """Forward and backward: what model FLOP utilisation is measured by."""
+        return self.forward + self.backward
+
+    @property
+    def executed(self) -> Flops:
+        """All of it."""
+        return self.model + self.recompute
+
+
+def encode(config: ModelConfig, inputs: int, pixels: int) -> dict[str, Flops]:
+    """Input views of one scene to cache pages.
+
+    Args:
+      config: of the model.
+      inputs: V.
+      pixels: of one view, height * width.
+
+    Returns:
+      FLOPs by part (see `forward`); keys and values of the cache count as cross-attention.
+    """
+    tokens = pixels // config.patch**2
+    layers = inputs * config.layers
+    return {
+        "encoder attention": _self_attention(config, tokens) * layers,
+        "decoder cross-attention": _projections(config, tokens, 2) * layers,
+        "MLP": _projections(config, tokens, 2 * config.mlp_ratio) * layers,
+        "tokenizers and head": _pixels_to_width(config, pixels, IMAGE_CHANNELS + RAY_CHANNELS)
+        * inputs,
+    }
+
+
+def decode(config: ModelConfig, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
+    """Target cameras of one scene to pictures, through a cache of `inputs` pages.
+
+    Args, Returns: as in `forward`.
+    """
+    tokens = pixels // config.patch**2
+    layers = targets * config.layers
+    cross = _projections(config, tokens, 2) + _scores(config, tokens, inputs * tokens)
+    return {
+        "decoder self-attention": _self_attention(config, tokens) * layers,
+        "decoder cross-attention": cross * layers,
+        "MLP": _projections(config, tokens, 2 * config.mlp_ratio) * layers,
+        "tokenizers and head": _pixels_to_width(config, pixels, RAY_CHANNELS + IMAGE_CHANNELS)
+        * targets,
+    }
+
+
+def forward(config: ModelConfig, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
+    """One scene: `encode` and `decode`.
+
+    Args:
+      config: of the model.
+      inputs, targets: V and T.
+      pixels: of one view, height * width.
+
+    Returns:
+      FLOPs by part: encoder attention, decoder self-attention, decoder cross-attention (each with
+      its projections), MLP, tokenizers and head.
+    """
+    encoding, decoding = encode(config, inputs, pixels), decode(config, inputs, targets, pixels)
+    nothing = Flops()
+    return {
+        part: encoding.get(part, nothing) + decoding.get(part, nothing)
+        for part in encoding | decoding
+    }
+
+
+def train_step(
+    config: ModelConfig,
+    scenes: int,
+    inputs: int,
+    targets: int,
+    pixels: int,
+    *,
+    fused_attention: bool,
+) -> TrainFlops:
+    """A training step on `scenes` scenes; `config.remat` decides what is recomputed.
+
+    Args:
+      config: of the model.
+      scenes: B.
+      inputs, targets, pixels: as in `forward`.
+      fused_attention: attention keeps no weights for the backward pass, as the kernels of
+        accelerators; q kᵀ is then computed again.
+    """
+    once = sum(forward(config, inputs, targets, pixels).values(), Flops())
+    # Every product has two gradients, but the tokenizers' pictures and rays need none.
+    tokenizers = _pixels_to_width(config, pixels, IMAGE_CHANNELS + RAY_CHANNELS) * inputs
+    tokenizers += _pixels_to_width(config, pixels, RAY_CHANNELS) * targets
+    backward = once * 2 + tokenizers * -1
+
+    again = {"none": 0, "attention": 0, "full": once.attention}[config.remat]
+    if fused_attention or config.remat == "attention":
+        again += once.attention // 2  # one of the two products
+    recompute = Flops(0, again)
+    if config.remat != "none":
+        # All projections, but in the decoder the MLP's second: what it adds up to is the next
+        # layer's input, which is kept. In the encoder keys and values are made of it before.
+        tokens, layers = pixels // config.patch**2, config.layers
+        encoder, decoder = 4 + 2 + 2 * config.mlp_ratio, 4 + 2 + config.mlp_ratio
+        recompute += _projections(config, tokens, encoder) * (inputs * layers)
+        recompute += _projections(config, tokens, decoder) * (targets * layers)
+    return TrainFlops(once * scenes, backward * scenes, recompute * scenes)
+
+
+def _projections(config: ModelConfig, tokens: int, widths: int) -> Flops:
+    """Maps of tokens from D to `widths` times D channels."""
+    return Flops(linear=2 * tokens * config.width * widths * config.width)
+
+
+def _scores(config: ModelConfig, queries: int, keys: int) -> Flops:
+    """q kᵀ and weights·v, over all heads."""
+    return Flops(attention=2 * 2 * queries * keys * config.width)
+
+
+def _self_attention(config: ModelConfig, tokens: int) -> Flops:
+    """q, k, v, attention within one view, out."""
+    return _projections(config, tokens, 4) + _scores(config, tokens, tokens)
+
+
+def _pixels_to_width(config: ModelConfig, pixels: int, channels: int) -> Flops:
+    """One tokenizer, or the head, on one view: patch² pixels a token."""
+    return Flops(linear=2 * pixels * channels * config.width)

@@ -1,0 +1,91 @@
+import dataclasses
+import math
+
+import jax
+import pytest
+from conftest import SMALL, random_views
+from jax.extend import core
+
+from efficient_lvsm_jax import flops
+from efficient_lvsm_jax.models import abstract_params, bind
+from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
+
+PUBLISHED = ModelConfig()
+PARTS = (
+    "encoder attention",
+    "decoder self-attention",
+    "decoder cross-attention",
+    "MLP",
+    "tokenizers and head",
+)
+# TFLOP of one forward pass of the published model (two a multiply-add), as others counted them:
+# size, targets, inputs: PARTS in order, total.
+TABLE = {
+    (256, 1, 2): (0.193, 0.097, 0.164, 0.348, 0.003, 0.805),
+    (256, 1, 64): (6.185, 0.097, 4.358, 7.538, 0.059, 18.24),
+    (256, 4, 2): (0.193, 0.387, 0.483, 0.696, 0.005, 1.764),
+    (256, 4, 16): (1.546, 0.387, 3.054, 2.319, 0.018, 7.324),
+    (256, 8, 8): (0.773, 0.773, 2.938, 1.855, 0.014, 6.354),
+    (512, 1, 4): (3.402, 0.850, 3.054, 2.319, 0.018, 9.64),
+    (512, 4, 2): (1.701, 3.402, 5.644, 2.783, 0.022, 13.55),
+    (512, 8, 64): (54.43, 6.803, 325.0, 33.40, 0.261, 419.9),
+}
+
+
+@pytest.mark.parametrize(("size", "targets", "inputs"), TABLE)
+def test_forward_equals_the_published_models_table(size, targets, inputs):
+    parts = flops.forward(PUBLISHED, inputs, targets, size * size)
+    *expected, total = TABLE[size, targets, inputs]
+    for part, tera in zip(PARTS, expected, strict=True):
+        assert parts[part].total / 1e12 == pytest.approx(tera, rel=1e-3, abs=6e-4)
+    assert sum(part.total for part in parts.values()) / 1e12 == pytest.approx(total, rel=1e-3)
+
+
+def test_adding_a_view_to_a_session_costs_its_encoding_and_one_more_page_to_read():
+    def tera(parts):
+        return sum(part.total for part in parts.values()) / 1e12
+
+    assert tera(flops.encode(PUBLISHED, 1, 256**2)) == pytest.approx(0.242, abs=1e-3)
+    pages = [tera(flops.decode(PUBLISHED, n, 8, 256**2)) for n in (0, 1, 32)]
+    assert pages[0] == pytest.approx(1.94, abs=5e-3)
+    assert pages[1] - pages[0] == pytest.approx(0.309, abs=1e-3)
+    assert pages[2] - pages[0] == pytest.approx(32 * 0.309, rel=2e-3)
+
+
+def dots(jaxpr) -> int:
+    """FLOPs of all matrix products of a jaxpr, loops multiplied out; rays (3 channels) left out."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            if depth > 3:
+                total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(dots(inner) for inner in core.jaxprs_in_params(equation.params))
+    return total
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+def test_a_training_step_computes_exactly_these_products(remat):
+    config = dataclasses.replace(SMALL, remat=remat)
+    inputs, targets = random_views(2, batch=3), random_views(3, batch=3)
+
+    def loss(params):
+        model = bind("efficient_lvsm", config, params)
+        return model.decode(model.encode(inputs), targets.cameras).mean()
+
+    params = abstract_params("efficient_lvsm", config)
+    expected = flops.train_step(config, 3, 2, 3, 16 * 24, fused_attention=False)
+    assert dots(jax.make_jaxpr(loss)(params).jaxpr) == expected.forward.total
+    assert dots(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) == expected.executed.total
+    assert (expected.recompute.total == 0) == (remat == "none")
+
+
+def test_fused_attention_recomputes_scores_even_when_everything_else_is_kept():
+    plain, fused = (
+        flops.train_step(PUBLISHED, 1, 2, 6, 256**2, fused_attention=on) for on in (False, True)
+    )
+    assert fused.model == plain.model
+    assert fused.recompute.attention == fused.forward.attention / 2
+    assert plain.recompute.total == 0
