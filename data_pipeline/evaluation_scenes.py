@@ -156,7 +156,9 @@ def indexed_scenes(
     )
 
     def read(i: int) -> EvaluationScene:
-        return _prepared(scenes[shared[i][0]], chosen[i], prepare)
+        scene = scenes[shared[i][0]]
+        _check_none_absent(scene, "download or convert the scene again")
+        return _prepared(scene, chosen[i], prepare)
 
     return EvaluationScenes([name for _, name in shared], read, coverage)
 
@@ -179,10 +181,16 @@ def same_views(
 
     def read(i: int) -> EvaluationScene:
         scene = scenes[i]
+        if not without_absent:
+            _check_none_absent(
+                scene,
+                "complete the scene, or set evaluation.missing=report: positions then count the "
+                "frames that are there",
+            )
         others = targets or tuple(v for v in range(len(scene.frames)) if v not in inputs)
         if not others:
             raise InputError(f"{scene.name}: all {len(scene.frames)} views are inputs: no target")
-        return _prepared(scene, ChosenFrames(inputs, others), prepare, without_absent)
+        return _prepared(scene, ChosenFrames(inputs, others), prepare)
 
     return EvaluationScenes(scenes.names, read)
 
@@ -196,15 +204,17 @@ def _check_chosen(chosen: ChosenFrames) -> None:
             raise InputError(f"evaluation.{side}={views}: names a view twice")
 
 
-def _prepared(
-    scene: Scene, chosen: ChosenFrames, prepare: Preparation, without_absent: bool = False
-) -> EvaluationScene:
+def _check_none_absent(scene: Scene, advice: str) -> None:
     left_out = len(scene.absent) - len(scene.holes)  # holes keep their place
-    if left_out and not without_absent:
+    if left_out:
+        shown = ", ".join(scene.absent[:3]) + (", …" if left_out > 3 else "")
         raise InputError(
-            f"scene {scene.name}: {left_out} frames are absent ({', '.join(scene.absent[:3])}), so "
-            "positions would count others than they mean; download or convert the scene again"
+            f"scene {scene.name}: {left_out} frames are absent ({shown}), so positions would count "
+            f"others than they mean; {advice}"
         )
+
+
+def _prepared(scene: Scene, chosen: ChosenFrames, prepare: Preparation) -> EvaluationScene:
     wanted = [*chosen.inputs, *chosen.targets]
     count = len(scene.frames)
     if max(wanted) >= count:

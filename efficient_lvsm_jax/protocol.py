@@ -88,10 +88,17 @@ class EvaluationConfig:
             raise InputError(f"evaluation.missing={self.missing!r}: expected error or report")
         if self.batch_size < 1:
             raise InputError(f"evaluation.batch_size={self.batch_size}: must be at least 1")
+        if not (self.data or self.index) and self.scenes < 1:
+            raise InputError("evaluation.scenes=0: name evaluation.data, or a number of scenes")
+        if self.data and (self.size < 1 or self.patch < 1 or self.size % self.patch):
+            raise InputError(
+                f"evaluation.size={self.size}: must be a multiple of evaluation.patch={self.patch}"
+            )
         for name in ("inputs", "targets", "added_one_by_one"):
             wrong = [i for i in getattr(self, name) if i < 0 or (not self.data and i >= self.views)]
             if wrong:
-                raise InputError(f"evaluation.{name}: no view {wrong[0]} among {self.views}")
+                views = "positions count from 0" if self.data else f"there are {self.views}"
+                raise InputError(f"evaluation.{name}: no view {wrong[0]}, {views}")
         if self.index:
             self._check_indexed()
             return
@@ -104,8 +111,6 @@ class EvaluationConfig:
             )
         if not self.targets and (not self.data or self.added_one_by_one):
             raise InputError("evaluation.targets=(): must name at least one view")
-        if not self.data and self.scenes < 1:
-            raise InputError("evaluation.scenes=0: name evaluation.data, or a number of scenes")
 
     def _check_indexed(self) -> None:
         if not self.data:

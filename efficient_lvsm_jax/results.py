@@ -27,6 +27,7 @@ from efficient_lvsm_jax.errors import InputError
 
 FILE = "scenes.jsonl"
 FORMAT = 1  # of the file
+WEIGHTS = "renderer.weights_sha256"  # what differs after more training
 # Scores of predictions that need no model, beside those of the model.
 BASELINES = {"nearest": "nearest_input_psnr", "mean": "mean_colour_psnr"}
 
@@ -62,7 +63,8 @@ class ResultsFile:
     """`scenes.jsonl` of a folder, to be read and appended to by one process at a time.
 
     Attributes:
-      rows: what it holds, in order.
+      rows: scored scenes of an earlier run, then what was appended. Scenes that an earlier run
+        could not read are not among them: they may be readable now.
     """
 
     def __init__(self, folder: Path, protocol: dict, *, restart: bool = False):
@@ -74,7 +76,7 @@ class ResultsFile:
           restart: discard what an earlier run left there.
 
         Raises:
-          InputError: another process writes there, the file is damaged, or it holds the results of
+          InputError: another process writes there, the file is damaged, or it holds scores under
             another protocol; the message names what differs.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,16 +119,20 @@ class ResultsFile:
         content = self._file.read()
         whole = content.rfind(b"\n") + 1  # what follows was being written when the run was killed
         if whole:
-            found, self.rows = _parse(content[:whole], self._path)
+            found, rows = _parse(content[:whole], self._path)
+            self.rows = [row for row in rows if not row.unusable]
             different = differences(found, protocol)
-            if different:
+            if different and self.rows:
                 name, before, now = different[0]
                 raise InputError(
                     f"{self._path}: holds results of another protocol: {name} was {before!r}, now "
                     f"is {now!r}"
                     + (f" (and {len(different) - 1} more)" if len(different) > 1 else "")
+                    + (": other weights, or trained on" if name == WEIGHTS else "")
                     + "; name another --workdir, or discard them with --restart"
                 )
+            if different:
+                whole = 0  # a run that scored nothing has nothing to lose
         self._file.truncate(whole)
         self._file.seek(0, os.SEEK_END)
 
@@ -180,7 +186,7 @@ def differences(before: dict, after: dict, prefix: str = "") -> list[tuple[str, 
 
 
 def _parse(content: bytes, path: Path) -> tuple[dict, list[SceneScores]]:
-    rows = []
+    rows: dict[str, SceneScores] = {}
     protocol = None
     for number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -190,7 +196,8 @@ def _parse(content: bytes, path: Path) -> tuple[dict, list[SceneScores]]:
                 if value["format"] != FORMAT or value["sha256"] != protocol_hash(protocol):
                     raise ValueError("the protocol does not fit its hash")
             else:
-                rows.append(_row_from_json(value))
+                row = _row_from_json(value)
+                rows[row.scene] = row  # a later line is a later try
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}, line {number}: damaged ({error}); remove the line (line 1: the file), or "
@@ -198,7 +205,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict, list[SceneScores]]:
             ) from error
     if protocol is None:
         raise InputError(f"{path}: the file is empty; run eval.py again")
-    return protocol, rows
+    return protocol, list(rows.values())
 
 
 def _row_to_json(row: SceneScores) -> dict:
@@ -232,7 +239,7 @@ def summarise(rows: Sequence[SceneScores], *, without_leaked: bool = False) -> d
 
     Returns:
       {"scenes", "targets", and per metric METRIC and METRIC_standard_error}: the standard error of
-      the mean over scenes, 0 for a single one. Baselines are not among them.
+      the mean over scenes, NaN for a single one. Baselines are not among them.
     """
     means: dict[str, list[float]] = {}
     scenes = targets = 0

@@ -98,11 +98,26 @@ def test_another_protocol_is_refused_by_name_or_starts_over(tmp_path):
     write(tmp_path, *ROWS)
     other = PROTOCOL | {"renderer": {"weights_sha256": "ee"}}
     with pytest.raises(
-        InputError, match=r"renderer\.weights_sha256 was 'cd', now is 'ee'.*restart"
+        InputError, match=r"renderer\.weights_sha256 was 'cd', now is 'ee'.*trained on.*restart"
     ):
         write(tmp_path, protocol=other)
     assert write(tmp_path, ROWS[1], protocol=other, restart=True) == []
     assert_same(read_results(tmp_path)[1], ROWS[1:])
+
+
+def test_a_run_that_scored_nothing_is_no_obstacle_to_another_protocol(tmp_path):
+    write(tmp_path, SceneScores("a", (), (), {}, unusable="no such frame"))
+    other = PROTOCOL | {"index": {"sha256": "ee"}}
+    assert write(tmp_path, *ROWS, protocol=other) == []
+    protocol, rows = read_results(tmp_path)
+    assert protocol == other
+    assert_same(rows, ROWS)
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path):
+    write(tmp_path, SceneScores("a", (), (), {}, unusable="disk is gone"), ROWS[1])
+    assert_same(write(tmp_path, ROWS[0]), ROWS[1:])
+    assert_same(read_results(tmp_path)[1], ROWS)
 
 
 def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path):
