@@ -307,8 +307,9 @@ def print_results(metrics: dict[str, Any], folder: Path) -> None:
     summary, trivial, leak = metrics["summary"], metrics["baselines"], metrics["leak"]
     if leak["targets_that_are_inputs"]:
         print(
-            f"{leak['targets_that_are_inputs']} of {summary['targets']} targets are inputs as "
-            f"well; without them psnr={leak['without_them'].get('psnr', math.nan):.2f}"
+            f"targets that are inputs as well: {leak['targets_that_are_inputs']} of "
+            f"{summary['targets']}; without them, like the baselines, "
+            f"psnr={leak['without_them'].get('psnr', math.nan):.2f}"
         )
     coverage = metrics["coverage"]
     for what in ("missing", "unlisted", "unusable"):
@@ -336,11 +337,13 @@ def compare_main() -> None:
     result = compare(before, after, output)
     for name in ("comparison.html", "comparison.csv", "comparison.json"):
         print(output / name)
+    several = result["scenes"] > 1
+    scenes = f"over {result['scenes']} scenes" if several else "in 1 scene: no standard error"
     for metric, row in result["metrics"].items():
+        error = f" +- {row['standard_error']:.4f}" if several else ""
         print(
             f"{metric}: {row['before']:.4f} -> {row['after']:.4f}, difference "
-            f"{row['difference']:+.4f} +- {row['standard_error']:.4f} "
-            f"over {result['scenes']} scenes"
+            f"{row['difference']:+.4f}{error} {scenes}"
         )
 
 

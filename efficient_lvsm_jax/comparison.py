@@ -22,6 +22,8 @@ from efficient_lvsm_jax.page import (
     figure,
     label,
     number,
+    plus_minus,
+    scenes_count,
     table,
     tiles,
     write_page,
@@ -64,8 +66,8 @@ def compare(before: Path, after: Path, output: Path) -> dict[str, Any]:
 
     Returns:
       What comparison.json holds: for every metric both means over the shared scenes, the mean of
-      the differences B - A and its standard error (paired), and the share of scenes in which B is
-      better.
+      the differences B - A and its standard error (paired; NaN for a single scene), and the share
+      of scenes in which B is better.
 
     Raises:
       InputError: no results there, nothing in common, or scores of different things.
@@ -115,12 +117,18 @@ def _pairs(
                 f"scene {row.scene}: targets {row.targets} in {before}, {other.targets} in "
                 f"{after}; only the same targets can be compared: use one index for both"
             )
-        metrics = metrics_of([row, other])
-        difference = {metric: other.mean(metric) - row.mean(metric) for metric in metrics}
+        difference = {
+            metric: _difference(row.mean(metric), other.mean(metric))
+            for metric in metrics_of([row, other])
+        }
         pairs.append(Pair(row, other, difference))
     if not pairs:
         raise InputError(f"{before} and {after} have no scored scene in common")
     return pairs
+
+
+def _difference(before: float, after: float) -> float:
+    return 0.0 if before == after else after - before  # two infinite scores are equal
 
 
 def _only(rows: Sequence[SceneScores], others: Sequence[SceneScores]) -> list[str]:
@@ -156,16 +164,17 @@ def _csv(pairs: Sequence[Pair], metrics: Sequence[str]) -> str:
 
 
 def _parts(result: dict, pairs: Sequence[Pair], folders: tuple[Path, Path]) -> Iterator[str]:
+    several = result["scenes"] > 1
     yield (
         f"<p><b>A</b> {html.escape(result['before'])}<br><b>B</b> {html.escape(result['after'])}"
-        f"<br><small>{result['scenes']:,} scenes, the same targets; differences are B − A per "
-        "scene, ± the standard error of their mean</small></p>"
+        f"<br><small>{scenes_count(result['scenes'])}, the same targets; differences are B − A per "
+        f"scene{', ± the standard error of their mean' if several else ''}</small></p>"
     )
     numbers = []
     for metric, row in result["metrics"].items():
         name, _, unit, better = METRIC_LOOKS[metric]
-        error = number(metric, row["standard_error"])
-        value = f"{number(metric, row['difference'], sign=True)} <small>± {error}</small>"
+        error = plus_minus(metric, row["standard_error"])
+        value = f"{number(metric, row['difference'], sign=True)}<small>{error}</small>"
         numbers.append((value, f"{unit} {name}, {'higher' if better > 0 else 'lower'} is better"))
     yield tiles(numbers)
     yield table(
@@ -175,8 +184,8 @@ def _parts(result: dict, pairs: Sequence[Pair], folders: tuple[Path, Path]) -> I
                 label(metric),
                 number(metric, row["before"]),
                 number(metric, row["after"]),
-                f"{number(metric, row['difference'], sign=True)} ± "
-                f"{number(metric, row['standard_error'])}",
+                number(metric, row["difference"], sign=True)
+                + plus_minus(metric, row["standard_error"]),
                 f"{row['share_better']:.0%} of scenes",
             )
             for metric, row in result["metrics"].items()
@@ -185,7 +194,7 @@ def _parts(result: dict, pairs: Sequence[Pair], folders: tuple[Path, Path]) -> I
     for key, which in (("only_before", "A"), ("only_after", "B")):
         if result[key]:
             names = ", ".join(result[key][:SHOWN]) + (", …" if len(result[key]) > SHOWN else "")
-            yield f"<p>{len(result[key]):,} scenes only in {which}: {html.escape(names)}</p>"
+            yield f"<p>{scenes_count(len(result[key]))} only in {which}: {html.escape(names)}</p>"
 
     ranked = sorted(pairs, key=lambda pair: pair.difference["psnr"])
     yield _chart(ranked)
@@ -232,13 +241,13 @@ def _chart(ranked: Sequence[Pair]) -> str:
         for i, value in enumerate(finite)
     )
     marks = "".join(
-        f'<text x="34" y="{y}">{value:+.1f}</text>'
-        for y, value in ((14, reach), (64, 0.0), (114, -reach))
+        f'<text x="34" y="{y}">{text}</text>'
+        for y, text in ((14, f"{reach:+.2g}"), (64, "0"), (114, f"{-reach:+.2g}"))
     )
     return (
         "<h2>Difference of every scene <small>PSNR in dB, B − A, sorted</small></h2>"
         '<svg class="chart" viewBox="0 0 764 120" role="img" '
-        f'aria-label="Differences of PSNR, {finite.min():+.1f} to {finite.max():+.1f} dB">'
+        f'aria-label="Differences of PSNR, {finite.min():+.2g} to {finite.max():+.2g} dB">'
         f"{marks}{bars}</svg>"
     )
 

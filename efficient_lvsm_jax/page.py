@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,8 +78,18 @@ def label(metric: str) -> str:
 
 
 def number(metric: str, value: float, *, sign: bool = False) -> str:
-    """A score with its digits, without its unit."""
-    return f"{value:{'+' if sign else ''}.{METRIC_LOOKS[metric][1]}f}"
+    """A score with its digits, without its unit; never -0.00."""
+    return f"{value:{'+' if sign else ''}z.{METRIC_LOOKS[metric][1]}f}"
+
+
+def plus_minus(metric: str, error: float) -> str:
+    """A standard error as it follows its mean; "" for NaN, where there is none."""
+    return "" if math.isnan(error) else f" ± {number(metric, error)}"
+
+
+def scenes_count(count: int) -> str:
+    """1 scene, 2 scenes."""
+    return f"{count:,} scene" + ("" if count == 1 else "s")
 
 
 def figure(picture: np.ndarray, alt: str, caption: str) -> str:

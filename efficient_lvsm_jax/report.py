@@ -22,6 +22,8 @@ from efficient_lvsm_jax.page import (
     flat,
     label,
     number,
+    plus_minus,
+    scenes_count,
     table,
     tiles,
     write_page,
@@ -31,6 +33,7 @@ from efficient_lvsm_jax.results import SceneScores, metrics_of
 WORST, MIDDLE, BEST = 10, 3, 3  # scenes shown of each
 MOST_BARS = 200  # scenes of which each gets a bar of its own
 MOST_NAMES = 20
+CAPTIONED = ("psnr", "ssim", "lpips")  # below every prediction, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,8 @@ def write_report(
         yield _leak(metrics)
         yield _coverage(metrics["coverage"])
         yield f"<h2>Scenes <small>{len(shown)} of {len(ranked)}, by PSNR, worst first</small></h2>"
+        captions = ", ".join(METRIC_LOOKS[m][0] for m in CAPTIONED if m in metrics["summary"])
+        yield f'<p class="note">Below every prediction: its {captions}.</p>'
         yield error_legend()
         place = {row.scene: i for i, row in enumerate(ranked)}
         for scene in sorted(shown, key=lambda scene: place[scene.scores.scene]):
@@ -109,35 +114,33 @@ def _headline(metrics: dict) -> str:
     numbers = []
     for metric, (name, _, unit, _) in METRIC_LOOKS.items():
         if metric in summary:
-            value, *error = _with_error(metric, summary)
-            value += "".join(f" <small>{part}</small>" for part in error)
+            value = number(metric, summary[metric])
+            value += f"<small>{plus_minus(metric, summary[f'{metric}_standard_error'])}</small>"
             numbers.append((value, (unit + " ").lstrip() + name))
-    scenes = "scene" if summary["scenes"] == 1 else "scenes"
-    numbers.append((f"{summary['scenes']:,}", f"{scenes}, {summary['targets']:,} targets"))
-    gain = summary["psnr"] - trivial["nearest"]["psnr"]
+    count, what = scenes_count(summary["scenes"]).split()
+    numbers.append((count, f"{what}, {summary['targets']:,} targets"))
+    # Like the baselines, without targets that are inputs: their copy is perfect.
+    own = metrics["leak"]["without_them"].get("psnr", math.nan)
+    gain = own - trivial["nearest"]["psnr"]
     if math.isfinite(gain):
         numbers.append((f"{gain:+.2f}", "dB over the nearest input"))
     bars = "".join(
         f"<tr><th>{name}</th><td>{value:.2f} dB</td>"
         f'<td class="bar"><i style="width:{min(max(value, 0), 40) / 40:.0%}"></i></td></tr>'
         for name, value in (
-            ("these pictures", summary["psnr"]),
+            ("these pictures", own),
             ("copy the nearest input", trivial["nearest"]["psnr"]),
             ("mean input colour", trivial["mean"]["psnr"]),
         )
         if math.isfinite(value)
     )
-    note = '<p class="note">± is the standard error of the mean over scenes.</p>'
-    if summary["scenes"] == 1:
-        note = ""
+    notes = []
+    if summary["scenes"] > 1:
+        notes.append("± is the standard error of the mean over scenes.")
+    if metrics["leak"]["targets_that_are_inputs"]:
+        notes.append("Compared with the baselines on targets that are no inputs.")
+    note = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
     return f'{_origin(metrics)}{tiles(numbers)}{note}<table class="wide">{bars}</table>'
-
-
-def _with_error(metric: str, numbers: dict) -> list[str]:
-    """The mean of a score and, where it is known, "± its standard error"."""
-    error = numbers[f"{metric}_standard_error"]
-    shown = [number(metric, numbers[metric])]
-    return shown if math.isnan(error) else [*shown, f"± {number(metric, error)}"]
 
 
 def _origin(metrics: dict) -> str:
@@ -154,7 +157,7 @@ def _film(film: str | Path | None) -> str:
         return ""
     data = base64.b64encode(Path(film).read_bytes()).decode()
     return (
-        "<h2>Film <small>along a path through the inputs of one held-out scene</small></h2>"
+        "<h2>Film <small>along a path through the inputs of the first scene</small></h2>"
         '<video controls loop autoplay muted playsinline aria-label="Film of one scene" '
         f'src="data:video/mp4;base64,{data}"></video>'
     )
@@ -181,7 +184,7 @@ def _chart(ranked: Sequence[SceneScores]) -> str:
         return ""
     values = [row.mean("psnr") for row in finite]
     low = np.floor(min(values)) - 1
-    span = max(np.ceil(max(values)) - low, 1)
+    span = 2 * math.ceil((max(values) - low) / 2)  # even: the middle mark is a whole number
     width = 720 / len(values)
     heights = [100 * (value - low) / span for value in values]
     if len(values) <= MOST_BARS:
@@ -221,15 +224,18 @@ def _leak(metrics: dict) -> str:
             which,
             f"{numbers['scenes']:,}",
             f"{numbers['targets']:,}",
-            *(" ".join(_with_error(m, numbers)) for m in names if m in numbers),
+            *(
+                number(m, numbers[m]) + plus_minus(m, numbers[f"{m}_standard_error"])
+                for m in names
+                if m in numbers
+            ),
         )
         for which, numbers in (("all targets", summary), ("without those", without))
     ]
     header = ("", "scenes", "targets", *map(label, names))
     return (
         f"{heading}<p>{leak['targets_that_are_inputs']:,} of {summary['targets']:,} targets, in "
-        f"{leak['scenes_with_such']:,} scenes. The baselines above leave them out.</p>"
-        + table(header, rows)
+        f"{scenes_count(leak['scenes_with_such'])}.</p>" + table(header, rows)
     )
 
 
@@ -237,20 +243,22 @@ def _coverage(coverage: dict) -> str:
     lines = []
     if "listed" in coverage:
         lines.append(
-            f"The index lists {coverage['listed']:,} scenes and {coverage['null']:,} null."
+            f"The index lists {scenes_count(coverage['listed'])} to score and "
+            f"{coverage['null']:,} not to score."
         )
     for key, what in (
-        ("missing", "scenes of the index are not in the data"),
-        ("unlisted", "scenes of the data are not in the index"),
+        ("missing", "of the index not in the data"),
+        ("unlisted", "of the data not in the index"),
     ):
         if coverage.get(key):
-            lines.append(f"{len(coverage[key]):,} {what}: {_names(coverage[key])}.")
+            lines.append(f"{scenes_count(len(coverage[key]))} {what}: {_names(coverage[key])}.")
     if coverage["unusable"]:
         reasons = "".join(
             f"<li>{html.escape(scene)}: {html.escape(why)}</li>"
             for scene, why in list(coverage["unusable"].items())[:MOST_NAMES]
         )
-        lines.append(f"{len(coverage['unusable']):,} scenes cannot be scored:<ul>{reasons}</ul>")
+        count = scenes_count(len(coverage["unusable"]))
+        lines.append(f"{count} cannot be scored:<ul>{reasons}</ul>")
     return f"<h2>Which scenes</h2><p>{'<br>'.join(lines)}</p>" if lines else ""
 
 
@@ -295,7 +303,7 @@ def _card(scene: ShownScene, place: str) -> str:
 
 
 def _scores_line(scores: SceneScores, target: int) -> str:
-    shown = [metric for metric in ("psnr", "ssim", "lpips") if metric in scores.scores]
+    shown = [metric for metric in CAPTIONED if metric in scores.scores]
     return " · ".join(
         number(metric, scores.scores[metric][target]) + METRIC_LOOKS[metric][2] for metric in shown
     )

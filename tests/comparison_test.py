@@ -40,6 +40,27 @@ def test_the_paired_error_is_smaller_than_that_of_either(two):
     assert compare(*two(a, b))["metrics"]["psnr"]["standard_error"] < 0.01
 
 
+def test_one_scene_has_no_standard_error(two):
+    *folders, out = two([row("x", [10])], [row("x", [11])])
+    assert np.isnan(compare(*folders, out)["metrics"]["psnr"]["standard_error"])
+    text = (out / "comparison.html").read_text()
+    assert "nan" not in text and "±" not in text and "1 scene, the same targets" in text
+
+
+def test_two_perfect_scores_do_not_differ(two):
+    rows = [row("x", [np.inf]), row("y", [20])]
+    psnr = compare(*two(rows, rows))["metrics"]["psnr"]
+    assert (psnr["difference"], psnr["standard_error"], psnr["share_better"]) == (0, 0, 0)
+
+
+def test_a_difference_too_small_for_the_page_has_no_minus_sign(two):
+    a, b = ([row(name, [psnr]) for name in "xy"] for psnr in (20, 19.9999))
+    *folders, out = two(a, b)
+    compare(*folders, out)
+    text = (out / "comparison.html").read_text()
+    assert "-0.00" not in text.replace("-0.0001", "") and ">-0.0001</text>" in text
+
+
 def test_lower_is_better_for_lpips(two):
     a, b = ([row("x", [10], lpips=[value])] for value in (0.3, 0.2))
     assert compare(*two(a, b))["metrics"]["lpips"]["share_better"] == 1.0

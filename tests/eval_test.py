@@ -10,6 +10,7 @@ from capture_writers import objects
 from conftest import GOLDENS, SMALL
 from five_cameras import five_cameras
 from ml_collections import ConfigDict
+from results_test import row, write
 
 import eval as program
 from efficient_lvsm_jax import evaluation
@@ -178,20 +179,31 @@ def test_the_command_line_scores_and_compares(small_model, tmp_path, monkeypatch
     assert "over 2 scenes" in out and (tmp_path / "b" / "comparison" / "comparison.html").exists()
 
 
+def test_comparing_one_scene_says_that_there_is_no_standard_error(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b"):
+        write(tmp_path / name / "evaluation", row("x", [20.0]))
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--compare", *folders])
+    program.main()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "psnr" in line]
+    assert line.endswith("difference +0.0000 in 1 scene: no standard error")
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"targets": (4,)}, r"evaluation\.targets: no view 4 among 4"),
+        ({"targets": (4,)}, r"evaluation\.targets: no view 4, there are 4"),
         ({"inputs": ()}, r"evaluation\.inputs=\(\): must name at least one view"),
         ({"targets": ()}, r"evaluation\.targets=\(\): must name"),
         ({"num_inputs": 2}, "num_inputs and num_targets choose from an index"),
         ({"missing": "skip"}, r"evaluation\.missing='skip'"),
         ({"batch_size": 0}, r"evaluation\.batch_size=0"),
-        ({"scenes": 0}, r"evaluation\.scenes=0"),
+        ({"scenes": 0, "views": 0}, r"evaluation\.scenes=0: name evaluation\.data"),
         ({"index": "re10k", "data": ""}, r"evaluation\.index needs evaluation\.data"),
         ({"index": "re10k", "inputs": (0,)}, r"evaluation\.index chooses the views"),
         ({"index": "re10k", "num_targets": 0}, r"evaluation\.num_targets=0: must be at least 1"),
         ({"index": "re10k"}, "none of the 6474 scenes"),
+        ({**INDEXED, "size": 20}, r"evaluation\.size=20: must be a multiple of .*patch=8"),
         ({**INDEXED, "patch": 4}, r"the model's patches have 8 pixels, evaluation\.patch is 4"),
     ],
 )

@@ -66,7 +66,7 @@ def test_the_page_asks_for_nothing_outside(page, tmp_path):
 
 def test_means_errors_and_baselines_are_shown(page):
     text = page([scored("one", 20), scored("two", 30)])
-    for number in ("25.00 <small>± 5.00", "0.500", "+10.00", "15.00", "12.00", "22.00", "2.5"):
+    for number in ("25.00<small> ± 5.00", "0.500", "+10.00", "15.00", "12.00", "22.00", "2.5"):
         assert number in text
 
 
@@ -79,13 +79,30 @@ def test_what_decides_the_numbers_is_shown(page):
 def test_targets_that_are_inputs_are_reported(page):
     assert "None: no target" in page([scored("one", 20)])
     text = page([scored("one", 20), scored("two", 30, targets=(0, 2, 3))])
-    assert "1 of 6 targets, in 1 scenes" in text and "also an input" in text
+    assert "1 of 6 targets, in 1 scene." in text and "also an input" in text
+
+
+def test_the_baselines_are_compared_on_the_same_targets(page):
+    copied = row("one", [20, 99], targets=(1, 9))  # the second target is an input
+    text = page([copied])
+    assert "<b>59.50<" in text and "<b>+5.00<" in text
+    assert "<td>20.00 dB</td>" in text and "<td>59.50 dB</td>" not in text
+
+
+def test_the_marks_of_the_chart_are_the_values_there(page):
+    text = page([scored("one", 11), scored("two", 12.7)])
+    marks = re.findall(r'<text x="34" y="\d+">(\d+)</text>', text)
+    assert marks == ["10", "12", "14"]
+
+
+def test_what_stands_below_predictions_is_said(page):
+    assert "Below every prediction: its PSNR, SSIM." in page([scored("one", 20)])
 
 
 def test_scenes_that_are_missing_or_cannot_be_scored_are_named(page):
     coverage = {"listed": 3, "null": 1, "missing": ["gone"], "unlisted": []}
     text = page([scored("one", 20)], coverage=coverage | {"unusable": {"bad": "frame 3 is torn"}})
-    assert "1 scenes of the index are not in the data: gone" in text
+    assert "1 scene of the index not in the data: gone" in text
     assert "bad: frame 3 is torn" in text
 
 
