@@ -230,18 +230,18 @@ def _chart(ranked: Sequence[Pair]) -> str:
     if not len(finite):
         return ""
     reach = max(np.abs(finite).max(), 1e-6)
-    width = 720 / len(finite)
-    if len(finite) > 720:
-        finite = finite[np.linspace(0, len(finite) - 1, 720).round().astype(int)]
+    width = 700 / len(finite)
+    if len(finite) > 700:
+        finite = finite[np.linspace(0, len(finite) - 1, 700).round().astype(int)]
         width = 1
     bars = "".join(
-        f'<rect class="{"good" if value > 0 else "bad"}" x="{40 + i * width:.2f}" '
+        f'<rect class="{"good" if value > 0 else "bad"}" x="{60 + i * width:.2f}" '
         f'y="{60 - max(value, 0) / reach * 50:.1f}" width="{max(width * 0.9, 0.5):.2f}" '
         f'height="{abs(value) / reach * 50:.1f}"/>'
         for i, value in enumerate(finite)
     )
     marks = "".join(
-        f'<text x="34" y="{y}">{text}</text>'
+        f'<text x="54" y="{y}">{text}</text>'
         for y, text in ((14, f"{reach:+.2g}"), (64, "0"), (114, f"{-reach:+.2g}"))
     )
     return (

@@ -78,8 +78,9 @@ def label(metric: str) -> str:
 
 
 def number(metric: str, value: float, *, sign: bool = False) -> str:
-    """A score with its digits, without its unit; never -0.00."""
-    return f"{value:{'+' if sign else ''}z.{METRIC_LOOKS[metric][1]}f}"
+    """A score with its digits, without its unit; what rounds to zero has no sign."""
+    text = f"{value:{'+' if sign else ''}.{METRIC_LOOKS[metric][1]}f}"
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
 def plus_minus(metric: str, error: float) -> str:
