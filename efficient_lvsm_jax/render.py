@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.camera_path_files import read_camera_path
+from data_pipeline.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.export import CaptureWriter
 from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
 from data_pipeline.transforms import portrait_to_square, preprocess_frame
@@ -59,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepared = [_prepare(scene.frames[i], arguments.size, model.config.patch) for i in chosen]
     images, poses, intrinsics = (list(values) for values in zip(*prepared, strict=True))
     flight = _flight(arguments, np.stack(poses), np.stack(intrinsics), model.config.patch)
+    if arguments.save_path is not None:
+        flight = _as_file(flight)
+        write_camera_path(
+            arguments.save_path, flight.c2w, flight.fxfycxcy, flight.size, fps=arguments.fps
+        )
     session = Session(model, frame=SceneFrame.from_cameras(poses), capacity=len(chosen))
     for view in zip(images, poses, intrinsics, strict=True):
         session.add(*view)
@@ -138,6 +143,14 @@ def _file_flight(path: str, height: int, patch: int) -> Flight:
     return Flight(c2w, fxfycxcy, (height, width))
 
 
+def _as_file(flight: Flight) -> Flight:
+    """With lenses that a camera path file holds: fx as fy, principal point in the middle."""
+    height, width = flight.size
+    fxfycxcy = np.asarray(flight.fxfycxcy, np.float64)[:, [1, 1, 2, 3]]
+    fxfycxcy[:, 2:] = width / 2, height / 2
+    return dataclasses.replace(flight, fxfycxcy=fxfycxcy)
+
+
 def _prepare(frame: Frame, size: int, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image float32 [size, size, 3], c2w and fxfycxcy of a frame as the model takes it."""
     try:
@@ -188,6 +201,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--path {arguments.path}: expected {', '.join(PATHS)} or FILE.json")
     if file and arguments.frames is not None:
         raise InputError(f"--frames: {arguments.path} says itself how many frames it has")
+    if arguments.save_path is not None and arguments.save_path.suffix != ".json":
+        raise InputError(f"--save-path {arguments.save_path}: its name must end in .json")
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames {arguments.frames}: a film needs at least 1")
     if arguments.full_circle and arguments.path != "orbit":
@@ -262,6 +277,13 @@ def _parser() -> argparse.ArgumentParser:
         "--export",
         metavar="FOLDER",
         help="new folder for the pictures with their cameras, as a nerfstudio capture",
+    )
+    parser.add_argument(
+        "--save-path",
+        type=Path,
+        metavar="FILE.json",
+        help="write the cameras as a nerfstudio camera path, too, for another viewer or capture; "
+        "the film then has square pixels and is centred, as that format knows nothing else",
     )
     return parser
 

@@ -111,6 +111,15 @@ def test_camera_path_file_gives_cameras_and_shape(capture, weights):
     assert (written.frames[0].width, written.frames[0].height) == (32, 16)
 
 
+def test_a_saved_path_flies_the_same_film_again(capture, weights):
+    file, film = capture.parent / "path.json", capture.parent / "film.mp4"
+    options = ("--inputs", 3, "--fps", 10)
+    render(capture, weights, "--path", "orbit", "--frames", 3, "--save-path", file, *options)
+    first = film.read_bytes()
+    render(capture, weights, "--path", file, *options)
+    assert film.read_bytes() == first
+
+
 def test_one_of_several_scenes_must_be_named(tmp_path, weights):
     write_capture(tmp_path / "both" / "a")
     write_capture(tmp_path / "both" / "b")
@@ -141,6 +150,7 @@ def test_spread_takes_the_first_and_then_the_farthest():
         (["--path", "none.json", "--frames", 3], "says itself how many"),
         (["--path", "orbit", "--frames", 0], "--frames 0"),
         (["--path", "spiral", "--full-circle"], "only --path orbit"),
+        (["--path", "orbit", "--save-path", "path.txt"], r"path\.txt: its name must end in \.json"),
         (["--path", "orbit", "--inputs", 6], r"6 inputs of scene capture, which has 5"),
         (["--path", "orbit", "--inputs", 1], "at least 2 inputs"),
         (["--path", "orbit", "--views", "1"], "expected two or more"),
