@@ -1,0 +1,267 @@
+"""Step time and memory of training the full model, beside a PyTorch model of the same maths.
+
+    make bench-train      (python benchmarks/training_speed.py [--size 256] [--rounds 3])
+
+Every program is a process of its own, so that its peak memory is its own; they take turns, one
+step each a round, while the others wait. Each compiles and warms up first. All draw the same
+random pictures and cameras, and start from random weights; losses are printed as a check, not a
+result. The PyTorch model (tests/peers/efficient_lvsm_torch.py) uses fused AdamW and
+scaled_dot_product_attention; on a GPU also torch.compile, and bf16 autocast with --dtype bfloat16.
+Needs the extra [bench].
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+FULL = {"width": 768, "head_dim": 64, "layers": 12, "patch": 8, "mlp_ratio": 4}
+MATRIX_EDGE = 4096  # of the product that measures a machine's matrix rate
+
+
+def random_batch(arguments: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
+    """Pictures of noise and cameras that look ahead, the same for every program."""
+    rng = np.random.default_rng(0)
+    size = arguments.size
+    batch = {}
+    for side, views in (("inputs", arguments.inputs), ("targets", arguments.targets)):
+        shape = (arguments.batch, views)
+        c2w = np.tile(np.eye(4, dtype=np.float32), (*shape, 1, 1))
+        c2w[..., :3, 3] = rng.uniform(-0.5, 0.5, (*shape, 3))
+        fxfycxcy = np.tile(np.float32([size, size, size / 2, size / 2]), (*shape, 1))
+        image = rng.random((*shape, size, size, 3), np.float32)
+        batch[side] = {"image": image, "c2w": c2w, "fxfycxcy": fxfycxcy}
+    return batch
+
+
+def jax_program(arguments: argparse.Namespace, remat: str):
+    """Yields what compiling took and needs, then one (seconds, loss) per `next`."""
+    import jax
+
+    from efficient_lvsm_jax import flops
+    from efficient_lvsm_jax.models import configure
+    from efficient_lvsm_jax.optimizer import OptimizerConfig
+    from efficient_lvsm_jax.training import Recipe, init_state, train_step
+
+    model = configure("efficient_lvsm", FULL | {"remat": remat, "compute_dtype": arguments.dtype})
+    recipe = Recipe("efficient_lvsm", model, OptimizerConfig())
+    state = jax.block_until_ready(jax.jit(lambda: init_state(recipe, jax.random.key(0)))())
+    batch = jax.device_put(random_batch(arguments))
+    started = time.perf_counter()
+    step = train_step.lower(recipe, state, batch).compile()
+    compile_seconds = time.perf_counter() - started
+    work = flops.train_step(
+        model,
+        arguments.batch,
+        arguments.inputs,
+        arguments.targets,
+        arguments.size**2,
+        fused_attention=jax.default_backend() != "cpu",
+    )
+    yield {
+        "compile_seconds": compile_seconds,
+        "device": jax.devices()[0].device_kind,
+        "version": f"jax {jax.__version__}",
+        "model_flops": work.model.total,
+    }
+    while True:
+        started = time.perf_counter()
+        state, metrics = step(state, batch)
+        loss = float(metrics["loss"])
+        jax.block_until_ready(state)
+        yield {"seconds": time.perf_counter() - started, "loss": loss, "peak_bytes": peak()}
+
+
+def torch_program(arguments: argparse.Namespace, compiled: bool):
+    """Yields what compiling took, then one (seconds, loss) per `next`."""
+    import torch
+
+    from tests.peers.efficient_lvsm_torch import EfficientLVSM, make_optimizer, train_step
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = EfficientLVSM().to(device)
+    optimizer = make_optimizer(model)
+    dtype = getattr(torch, arguments.dtype)
+    batch = {}
+    for side, arrays in random_batch(arguments).items():
+        image, c2w, fxfycxcy = (torch.from_numpy(x).to(device) for x in arrays.values())
+        batch[side] = image.permute(0, 1, 4, 2, 3).contiguous(), c2w, fxfycxcy
+    run = torch.compile(model) if compiled else model
+    started = time.perf_counter()
+    train_step(run, optimizer, batch, dtype)
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    train_step(run, optimizer, batch, dtype)
+    again = time.perf_counter() - started
+    on_gpu = device.type == "cuda"
+    yield {
+        "compile_seconds": max(first - again, 0.0),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "version": f"torch {torch.__version__}",
+    }
+    while True:
+        started = time.perf_counter()
+        loss = train_step(run, optimizer, batch, dtype)
+        if on_gpu:
+            torch.cuda.synchronize()
+        yield {
+            "seconds": time.perf_counter() - started,
+            "loss": loss,
+            "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak(),
+        }
+
+
+def peak() -> int:
+    """Most bytes this process has had: of the device where JAX runs on one, else of memory."""
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.default_backend() != "cpu":
+            return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def matrix_rate(dtype: str) -> float:
+    """FLOP/s of a large square matrix product in JAX, the best of a few."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((MATRIX_EDGE, MATRIX_EDGE), dtype)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return 2 * MATRIX_EDGE**3 / min(seconds)
+
+
+PROGRAMS = {
+    "ours, keep all": lambda a: jax_program(a, "none"),
+    "ours, keep attention": lambda a: jax_program(a, "attention"),
+    "ours, keep layers": lambda a: jax_program(a, "full"),
+    "PyTorch": lambda a: torch_program(a, compiled=False),
+    "PyTorch, compiled": lambda a: torch_program(a, compiled=True),
+}
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """The worker: one line of JSON for every line read."""
+    answers = PROGRAMS[arguments.serve](arguments)
+    for _ in sys.stdin:
+        print(json.dumps(next(answers)), flush=True)
+
+
+class Program:
+    """A worker process."""
+
+    def __init__(self, name: str, argv: list[str]):
+        self.name, self.rows = name, []
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *argv, "--serve", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.start = self._ask()
+        self._ask()  # warm-up
+
+    def _ask(self) -> dict:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name}: ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def step(self) -> None:
+        """One timed step."""
+        self.rows.append(self._ask())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    """Measures and prints a table; --json writes all figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--inputs", type=int, default=2)
+    parser.add_argument("--targets", type=int, default=6)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--programs", default="ours, keep all|ours, keep attention|PyTorch")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", choices=tuple(PROGRAMS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve(arguments)
+    names = arguments.programs.split("|")
+    unknown = set(names) - set(PROGRAMS)
+    if unknown:
+        parser.error(f"--programs: unknown {sorted(unknown)}; known are {', '.join(PROGRAMS)}")
+    if importlib.util.find_spec("torch") is None and any("PyTorch" in name for name in names):
+        parser.error("PyTorch is not installed: pip install -e '.[bench]', or leave it out")
+
+    programs = [Program(name, sys.argv[1:]) for name in names]
+    for _ in range(arguments.rounds):
+        for program in programs:
+            program.step()
+    for program in programs:
+        program.close()
+
+    rate = matrix_rate(arguments.dtype)
+    model_flops = next((p.start["model_flops"] for p in programs if "model_flops" in p.start), 0)
+    print(
+        f"{arguments.size} px, {arguments.batch} scene(s) of {arguments.inputs} inputs and "
+        f"{arguments.targets} targets, {arguments.dtype}, {arguments.rounds} rounds; "
+        f"{programs[0].start['device']}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}; a {MATRIX_EDGE}-square product reaches "
+        f"{rate / 1e9:.0f} GFLOP/s"
+    )
+    print(
+        "| program | step, s (median, range) | TFLOP/s | of matrix rate | peak, GiB | compile, s |"
+    )
+    print("|---|---|---|---|---|---|")
+    results = []
+    for program in programs:
+        seconds = [row["seconds"] for row in program.rows]
+        median = statistics.median(seconds)
+        peak_gib = program.rows[-1]["peak_bytes"] / 2**30
+        results.append({"name": program.name, **program.start, "rows": program.rows})
+        print(
+            f"| {program.name} ({program.start['version']}) | {median:.3g} ({min(seconds):.3g}–"
+            f"{max(seconds):.3g}) | {model_flops / median / 1e12:.3g} | "
+            f"{model_flops / median / rate:.0%} | {peak_gib:.1f} | "
+            f"{program.start['compile_seconds']:.0f} |"
+        )
+    if arguments.json:
+        about = {key: value for key, value in vars(arguments).items() if key != "json"}
+        arguments.json.write_text(
+            json.dumps({"about": about, "matrix_rate": rate, "programs": results}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
