@@ -7,18 +7,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from efficient_lvsm_jax.cameras import SceneFrame
+from efficient_lvsm_jax.drawing import FAINT, INK, canvas, dot, finish, line, nice_step, text
 from efficient_lvsm_jax.errors import InputError
 
 WIDTH, HEIGHT, MARGIN = 1600, 860, 64  # pixels
-SMOOTHING = 2  # drawn larger by this factor, then reduced
 # The first camera is dark blue, the last yellow: ordered in brightness too, so it survives grey.
 COLOURS = np.array(
     [(48, 18, 110), (40, 82, 160), (22, 135, 146), (52, 178, 106), (160, 203, 50), (246, 205, 30)]
 )
-BACKGROUND, INK, FAINT, POINTS = (255, 255, 255), (40, 44, 52), (226, 229, 233), (176, 182, 190)
+POINTS = (176, 182, 190)
 PYRAMID = 0.07  # height of a camera's pyramid, of the drawing's extent
 LABELS, LABEL_DISTANCE = 12, 20  # at most so many cameras are labelled, so many pixels apart
 
@@ -69,9 +69,8 @@ def draw_cameras(
     pyramids = _pyramids(c2w, fxfycxcy, sizes, PYRAMID * extent, origin, turn)  # [V, 5, 3]
     shown = np.concatenate([shown, pyramids.reshape(-1, 3)])
 
-    image = Image.new("RGB", (WIDTH * SMOOTHING, HEIGHT * SMOOTHING), BACKGROUND)
-    draw = ImageDraw.Draw(image)
-    _text(draw, (MARGIN, 22), title, 24)
+    image, draw = canvas(WIDTH, HEIGHT)
+    text(draw, (MARGIN, 22), title, 24)
     half = WIDTH // 2
     panels = (
         _Panel("from above", 0, 2, (MARGIN + 20, 110, half - 20, HEIGHT - 150)),
@@ -82,7 +81,7 @@ def draw_cameras(
     for panel in panels:
         _draw_panel(draw, panel, scale, shown, pyramids, points, numbers)
     _draw_legend(draw, numbers, has_points=len(points) > 0)
-    return image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    return finish(image)
 
 
 def _scene_axes(c2w: np.ndarray) -> np.ndarray:
@@ -132,19 +131,19 @@ def _draw_panel(draw, panel, scale, shown, pyramids, points, numbers):
     _draw_grid(draw, panel, scale, middle, centre)
     for x, y in place(points):
         if left < x < right and top < y < bottom:
-            _dot(draw, (x, y), 1.1, POINTS)
+            dot(draw, (x, y), 1.1, POINTS)
     corners = place(pyramids)  # [V, 5, 2]
     count = len(corners)
     if count > 1:
-        _line(draw, corners[:, 0], FAINT, 2)
+        line(draw, corners[:, 0], FAINT, 2)
     width = 2.2 if count <= 60 else 1.3
     for index in reversed(range(count)):  # the first ones on top
         colour = _colour(index, count)
         tip, *base = corners[index]
         for corner in base:
-            _line(draw, [tip, corner], colour, width)
-        _line(draw, [*base, base[0]], colour, width)
-        _dot(draw, tip, 2 * width, colour)
+            line(draw, [tip, corner], colour, width)
+        line(draw, [*base, base[0]], colour, width)
+        dot(draw, tip, 2 * width, colour)
     labelled: list[np.ndarray] = []
     for index in np.unique(np.linspace(0, count - 1, min(count, LABELS)).round().astype(int)):
         tip = corners[index, 0]
@@ -154,14 +153,14 @@ def _draw_panel(draw, panel, scale, shown, pyramids, points, numbers):
         away = tip - corners[index, 1:].mean(0)  # behind the camera
         length = np.linalg.norm(away)
         away = away / length if length > 1 else np.array([0.0, 1.0])
-        _text(draw, tip + 15 * away, str(numbers[index]), 14, anchor="mm", halo=True)
+        text(draw, tip + 15 * away, str(numbers[index]), 14, anchor="mm", halo=True)
 
 
 def _draw_grid(draw, panel, scale, middle, centre):
     left, top, right, bottom = panel.box
     names = ("right", "up", "forward")
-    _text(draw, ((left + right) / 2, top - 30), panel.title, 20, anchor="mm")
-    step = _nice(110 / scale)
+    text(draw, ((left + right) / 2, top - 30), panel.title, 20, anchor="mm")
+    step = nice_step(110 / scale)
     low = middle + (np.array([left, bottom]) - centre) / [scale, -scale]
     high = middle + (np.array([right, top]) - centre) / [scale, -scale]
     for axis in (0, 1):
@@ -169,17 +168,17 @@ def _draw_grid(draw, panel, scale, middle, centre):
             label = f"{tick * step:g}"
             if axis == 0:
                 x = centre[0] + (tick * step - middle[0]) * scale
-                _line(draw, [(x, top), (x, bottom)], FAINT, 1)
-                _text(draw, (x, bottom + 14), label, 14, anchor="mm")
+                line(draw, [(x, top), (x, bottom)], FAINT, 1)
+                text(draw, (x, bottom + 14), label, 14, anchor="mm")
             else:
                 y = centre[1] - (tick * step - middle[1]) * scale
-                _line(draw, [(left, y), (right, y)], FAINT, 1)
-                _text(draw, (left - 8, y), label, 14, anchor="rm")
-    _line(draw, [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], INK, 1)
+                line(draw, [(left, y), (right, y)], FAINT, 1)
+                text(draw, (left - 8, y), label, 14, anchor="rm")
+    line(draw, [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], INK, 1)
     across, up = names[panel.across], names[panel.up]
-    _text(draw, ((left + right) / 2, bottom + 38), across, 16, anchor="mm")
+    text(draw, ((left + right) / 2, bottom + 38), across, 16, anchor="mm")
     _arrow(draw, ((left + right) / 2 + 40, bottom + 39), (22, 0))
-    _text(draw, (left + 14, top - 15), up, 16, anchor="lm")
+    text(draw, (left + 14, top - 15), up, 16, anchor="lm")
     _arrow(draw, (left + 4, top - 6), (0, -18))
 
 
@@ -188,51 +187,28 @@ def _arrow(draw, start, along):
     start, along = np.array(start, float), np.array(along, float)
     end, forward = start + along, along / np.linalg.norm(along)
     side = np.array([-forward[1], forward[0]])
-    _line(draw, [start, end], INK, 1.5)
+    line(draw, [start, end], INK, 1.5)
     for sign in (-1, 1):
-        _line(draw, [end, end - 6 * forward + 4 * sign * side], INK, 1.5)
+        line(draw, [end, end - 6 * forward + 4 * sign * side], INK, 1.5)
 
 
 def _draw_legend(draw, numbers, *, has_points):
     left, right, y = WIDTH / 2 - 220, WIDTH / 2 + 220, HEIGHT - 62
     for x in range(round(left), round(right)):
         colour = _colour(x - round(left), round(right) - round(left))
-        _line(draw, [(x, y), (x, y + 14)], colour, 1.5)
-    _text(draw, (left - 10, y + 7), f"first: {numbers[0]}", 15, anchor="rm")
-    _text(draw, (right + 10, y + 7), f"last: {numbers[-1]}", 15, anchor="lm")
+        line(draw, [(x, y), (x, y + 14)], colour, 1.5)
+    text(draw, (left - 10, y + 7), f"first: {numbers[0]}", 15, anchor="rm")
+    text(draw, (right + 10, y + 7), f"last: {numbers[-1]}", 15, anchor="lm")
     note = (
         "Each pyramid is a camera: the dot is its centre, the base its picture. The axes are the "
         "cameras' mean right, up and forward, in the source's unit; 0 is in the cameras' middle."
     )
     if has_points:
         note += " Grey: points of the scene."
-    _text(draw, (WIDTH / 2, HEIGHT - 24), note, 14, anchor="mm")
-
-
-def _nice(step: float) -> float:
-    """1, 2 or 5 times a power of ten, at least `step`."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step)
+    text(draw, (WIDTH / 2, HEIGHT - 24), note, 14, anchor="mm")
 
 
 def _colour(index: int, count: int) -> tuple[int, int, int]:
     at = index / max(count - 1, 1) * (len(COLOURS) - 1)
     channels = [np.interp(at, range(len(COLOURS)), COLOURS[:, channel]) for channel in range(3)]
     return tuple(round(value) for value in channels)
-
-
-def _line(draw, corners, colour, width):
-    flat = [(float(x) * SMOOTHING, float(y) * SMOOTHING) for x, y in corners]
-    draw.line(flat, fill=colour, width=max(1, round(width * SMOOTHING)), joint="curve")
-
-
-def _dot(draw, at, radius, colour):
-    x, y, radius = at[0] * SMOOTHING, at[1] * SMOOTHING, radius * SMOOTHING
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-
-
-def _text(draw, at, text, size, *, anchor="la", halo=False):
-    font = ImageFont.load_default(size * SMOOTHING)
-    place = (float(at[0]) * SMOOTHING, float(at[1]) * SMOOTHING)
-    stroke = {"stroke_width": 2 * SMOOTHING, "stroke_fill": BACKGROUND} if halo else {}
-    draw.text(place, text, fill=INK, font=font, anchor=anchor, **stroke)
