@@ -340,10 +340,10 @@ def compare_main() -> None:
     several = result["scenes"] > 1
     scenes = f"over {result['scenes']} scenes" if several else "in 1 scene: no standard error"
     for metric, row in result["metrics"].items():
-        error = f" +- {row['standard_error']:.4f}" if several else ""
+        error = f" +- {row['standard_error']:z.4f}" if several else ""
         print(
             f"{metric}: {row['before']:.4f} -> {row['after']:.4f}, difference "
-            f"{row['difference']:+.4f}{error} {scenes}"
+            f"{row['difference']:+z.4f}{error} {scenes}"
         )
 
 

@@ -225,6 +225,9 @@ def protocol_of(
     else:
         targets = list(settings.targets) or "all that are no inputs"
         views = {"inputs": list(settings.inputs), "targets": targets}
+        if settings.data:
+            there = settings.missing == "report"
+            views["positions_count"] = "frames that are there" if there else "all listed frames"
     protocol = {
         "index": index and {"file": index.path.name, "sha256": index.sha256},
         "scenes": {
@@ -244,7 +247,6 @@ def protocol_of(
         "renderer": renderer,
         "metrics": {name: METRICS[name] for name in metrics},
         "means": MEANS,
-        "unreadable_scenes": settings.missing,
     }
     if not settings.data:
         protocol["scenes"]["views"] = settings.views

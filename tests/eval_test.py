@@ -156,6 +156,12 @@ def test_missing_scenes_are_an_error_or_are_listed(small_model, tmp_path):
     assert metrics["leak"]["without_them"]["targets"] == 2
 
 
+def test_a_run_stopped_by_an_unreadable_scene_goes_on_without_it(small_model, tmp_path):
+    evaluate(small_model, tmp_path, **INDEXED)
+    goes_on = evaluate(small_model, tmp_path, **INDEXED | {"missing": "report"})
+    assert goes_on["summary"]["scenes"] == 2
+
+
 def test_the_command_line_scores_and_compares(small_model, tmp_path, monkeypatch, capsys):
     save_weights(
         tmp_path / "weights",
