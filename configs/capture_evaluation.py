@@ -1,7 +1,8 @@
 """Scores on a capture of your own: some of its frames are given, others are predicted and compared.
 
 python eval.py --config configs/capture_evaluation.py --workdir OUT --weights WEIGHTS \
-    --config.evaluation.data=CAPTURE --config.evaluation.inputs="(0, 10, 20)"
+    --config.evaluation.data=CAPTURE \
+    --config.evaluation.inputs="(0, 10, 20)" --config.evaluation.targets="(5, 15)"
 
 Positions count the frames in the order of `python -m data_pipeline.inspect`, absent ones left out.
 Portrait pictures are scored by their middle square.
