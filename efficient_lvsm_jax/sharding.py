@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,8 +34,24 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def make_mesh(spec: str) -> Mesh:
-    """A mesh over all devices from "data:8,fsdp:4"; one axis may be -1, "all the rest".
+def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices from "data:8,fsdp:4", see `mesh_sizes`.
+
+    Args:
+      spec: axes and sizes.
+      devices: to use instead of all of this run.
+
+    Raises:
+      InputError: as `mesh_sizes`.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(spec, len(devices))
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+
+
+def mesh_sizes(spec: str, devices: int) -> dict[str, int]:
+    """Size of every axis in "data:8,fsdp:4" on so many devices; one may be -1, "all the rest".
 
     Raises:
       InputError: unknown axis, bad size, or sizes that do not multiply to the number of devices.
@@ -48,14 +65,13 @@ def make_mesh(spec: str) -> Mesh:
                 f"{', '.join(AXES)} and a positive size or -1, for instance data:-1,fsdp:1"
             )
         sizes[name] = int(size)
-    devices = jax.device_count()
     open_axes = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if len(open_axes) == 1 and devices % fixed == 0:
         sizes[open_axes[0]] = devices // fixed
     if math.prod(sizes.values()) != devices:
         raise InputError(f"mesh={spec!r} does not multiply to the {devices} devices of this run")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
