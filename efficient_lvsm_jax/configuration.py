@@ -48,6 +48,7 @@ def command_line(
     define_flags: Callable[[flags.FlagValues], None] | None = None,
     *,
     usage: str,
+    workdir: bool = True,
 ) -> tuple[ConfigDict, flags.FlagValues]:
     """Reads `--config FILE --config.a.b=value --workdir DIR` and the caller's own flags.
 
@@ -55,6 +56,7 @@ def command_line(
       argv: with the program's name first.
       define_flags: defines further flags on the FlagValues it is given.
       usage: what to print for --help.
+      workdir: whether there is a --workdir, which then must be given.
 
     Returns:
       The configuration with its overrides, and all flags.
@@ -69,7 +71,8 @@ def command_line(
         config_flags.DEFINE_config_file(
             "config", None, "configuration file", flag_values=values, sys_argv=list(arguments)
         )
-        flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+        if workdir:
+            flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
         flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
         if define_flags is not None:
             define_flags(values)
@@ -83,7 +86,7 @@ def command_line(
             raise SystemExit(0)
         if stray:
             raise InputError(f"unexpected argument {stray[0]!r}; see --help")
-        for name in ("config", "workdir"):
+        for name in ("config", "workdir") if workdir else ("config",):
             if values[name].value is None:
                 raise InputError(f"--{name} is missing; see --help")
         values.config.keys()  # raises what went wrong while reading the file
