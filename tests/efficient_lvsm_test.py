@@ -8,6 +8,7 @@ from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, one_vi
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax import cache as pages
+from efficient_lvsm_jax.attention import attend
 from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models import (
@@ -171,6 +172,78 @@ def test_full_rematerialisation_needs_less_memory():
 
     full, attention, none = (temporaries(name) for name in ("full", "attention", "none"))
     assert full < attention < none
+
+
+def tapped(config, params, views, cameras, encoder_layers, decoder_layers):
+    module = bind(FAMILY, config, params)
+    cache, encoder_taps = module.encode_with_taps(views, encoder_layers)
+    images, decoder_taps = module.decode_with_taps(cache, cameras, decoder_layers)
+    return images, encoder_taps, decoder_taps
+
+
+def test_taps_are_the_tokens_that_leave_their_layers_in_the_order_asked(small_model):
+    views, targets = random_views(2), random_views(3, seed=4).cameras
+    images, encoder_taps, decoder_taps = tapped(
+        SMALL, small_model.params, views, targets, (2, 1), (1,)
+    )
+    assert encoder_taps.shape == (2, 1, 2, 6, 32)
+    assert decoder_taps.shape == (1, 1, 3, 6, 32)
+    cache = small_model.encode(views)
+    np.testing.assert_allclose(images, small_model.decode(cache, targets), atol=1e-6)
+
+    def layer(stack, index):
+        return jax.tree.map(lambda x: x[index], stack)
+
+    module = bind(FAMILY, SMALL, small_model.params)
+    first = layer(module.encoder, 0)(module.input_tokens(views))
+    second = layer(module.encoder, 1)(first)
+    np.testing.assert_allclose(encoder_taps, jnp.stack([second, first]), atol=2e-5)
+    after = layer(module.decoder, 0)(
+        module.target_tokens(targets), lambda q: attend(q, cache.k[0], cache.v[0])
+    )
+    np.testing.assert_allclose(decoder_taps[0], after, atol=2e-5)
+
+
+def test_gradients_flow_through_taps_to_the_layers_before_them_only(small_model):
+    views, targets = random_views(2), random_views(1, seed=4).cameras
+
+    def loss(params, config):
+        _, encoder_taps, decoder_taps = tapped(config, params, views, targets, (1,), (1,))
+        return jnp.sum(jnp.sin(encoder_taps)) + jnp.sum(jnp.sin(decoder_taps))
+
+    gradients = jax.jit(jax.grad(loss), static_argnums=1)
+    plain = gradients(small_model.params, SMALL)
+    for name in ("encoder", "decoder"):
+        kernel = np.abs(plain[name]["mlp"]["down"]["kernel"]).max(axis=(1, 2))
+        assert kernel[0] > 0
+        assert kernel[1] == 0
+    assert np.abs(plain["head"]["kernel"]).max() == 0
+    lean = gradients(small_model.params, dataclasses.replace(SMALL, remat="full"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), lean, plain)
+
+
+def test_taps_keep_no_other_layers():
+    """Training memory with a tap in each stack grows by the taps, not by a tap per layer."""
+    config = ModelConfig(width=128, layers=12, remat="full")
+    shapes = jax.eval_shape(lambda: (random_views(2, size=(128, 128)),) * 2)
+    tap = 2 * 256 * 128 * 4  # [V, N, D] float32
+
+    def temporaries(layers):
+        def loss(params, views, targets):
+            images, *taps = tapped(config, params, views, targets.cameras, layers, layers)
+            return jnp.mean(images) + sum(jnp.sum(x**2) for x in taps if x is not None)
+
+        lowered = jax.jit(jax.grad(loss)).lower(abstract_params(FAMILY, config), *shapes)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    # In each of two stacks the tap and the slot of the other layers; all layers would be 24 taps.
+    assert temporaries((6,)) - temporaries(()) <= 6 * tap
+
+
+@pytest.mark.parametrize("layers", [(0,), (3,), (1, 1), (-1, 2)])
+def test_taps_at_impossible_layers_are_refused(small_model, layers):
+    with pytest.raises(InputError, match="distinct numbers from 1 to 2"):
+        tapped(SMALL, small_model.params, random_views(1), random_views(1).cameras, layers, ())
 
 
 def test_bfloat16_computes_near_float32(small_model):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from efficient_lvsm_jax.attention import attend
@@ -156,7 +157,28 @@ class EfficientLVSM(nnx.Module):
 
     def encode(self, views: Views) -> ViewCache:
         """Input views [B, V, …] to their pages of keys and values, one page per view."""
-        cross = self.decoder.cross_attention
+        return self.encode_with_taps(views, ())[0]
+
+    def decode(self, cache: ViewCache, cameras: Cameras) -> jax.Array:
+        """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
+        return self.decode_with_taps(cache, cameras, ())[0]
+
+    def encode_with_taps(
+        self, views: Views, layers: tuple[int, ...]
+    ) -> tuple[ViewCache, jax.Array | None]:
+        """`encode`, and what leaves some encoder layers on the way.
+
+        Args:
+          views: input views [B, V, …].
+          layers: distinct numbers of layers, 1 … L.
+
+        Returns:
+          The cache, and the tokens [len(layers), B, V, N, D] in the order of `layers`, in the
+          compute dtype; None without layers. No other layer's output is kept for them.
+
+        Raises:
+          InputError: there is no such layer, or one is asked for twice.
+        """
 
         def step(x: jax.Array, layers: tuple) -> tuple[jax.Array, tuple]:
             layer, cross_layer = layers
@@ -168,11 +190,17 @@ class EfficientLVSM(nnx.Module):
             x, (k, v) = _over_views(one, x, view_axes=(1, (2, 2)))
             return x, (k, v)
 
-        _, (k, v) = jax.lax.scan(self._remat(step), self.input_tokens(views), (self.encoder, cross))
-        return ViewCache(k, v)
+        stacks = (self.encoder, self.decoder.cross_attention)
+        _, taps, (k, v) = self._scan(step, self.input_tokens(views), stacks, layers)
+        return ViewCache(k, v), taps
 
-    def decode(self, cache: ViewCache, cameras: Cameras) -> jax.Array:
-        """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
+    def decode_with_taps(
+        self, cache: ViewCache, cameras: Cameras, layers: tuple[int, ...]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """`decode`, and the tokens [len(layers), B, T, N, D] that leave some decoder layers.
+
+        `layers`, their order and the errors are as in `encode_with_taps`.
+        """
         # A full cache is scanned with the layers, which gradients need; a partly filled one is
         # read page by page, so that empty slots cost nothing.
         scanned = (cache.k, cache.v) if cache.count is None else None
@@ -187,10 +215,37 @@ class EfficientLVSM(nnx.Module):
 
             return _over_views(lambda x: layer(x, attend_memory), x, view_axes=1), None
 
-        xs = (self.decoder, jnp.arange(self.config.layers), scanned)
-        x, _ = jax.lax.scan(self._remat(step), self.target_tokens(cameras), xs)
+        stacks = (self.decoder, jnp.arange(self.config.layers), scanned)
+        x, taps, _ = self._scan(step, self.target_tokens(cameras), stacks, layers)
         patches = jax.nn.sigmoid(layer_norm(x) @ self.head.kernel[...]).astype(jnp.float32)
-        return self._unpatch(patches, cameras.height, cameras.width)
+        return self._unpatch(patches, cameras.height, cameras.width), taps
+
+    def _scan(
+        self, step: Callable, x: jax.Array, stacks: tuple, layers: tuple[int, ...]
+    ) -> tuple[jax.Array, jax.Array | None, object]:
+        """`step` along the stacks: the last x, x after each of `layers`, stacked other outputs."""
+        depth = self.config.layers
+        if len(set(layers)) < len(layers) or not set(layers) <= set(range(1, depth + 1)):
+            raise InputError(
+                f"taps at layers {list(layers)}: expected distinct numbers from 1 to {depth}, the "
+                "layers of this model"
+            )
+        # One slot for each tap and one more, which every other layer overwrites.
+        slots = np.full(depth, len(layers))
+        slots[np.array(layers, int) - 1] = np.arange(len(layers))
+        taps = jnp.zeros((len(layers) + 1, *x.shape), x.dtype) if layers else None
+        step = self._remat(step)
+
+        def tapped(carry: tuple, xs: tuple) -> tuple[tuple, object]:
+            # Taps are written outside of what is rematerialised: nothing is kept per layer.
+            x, taps = carry
+            x, outputs = step(x, xs[1])
+            if taps is not None:
+                taps = jax.lax.dynamic_update_index_in_dim(taps, x, xs[0], axis=0)
+            return (x, taps), outputs
+
+        (x, taps), outputs = jax.lax.scan(tapped, (x, taps), (slots, stacks))
+        return x, None if taps is None else taps[:-1], outputs
 
     def _remat(self, step: Callable) -> Callable:
         if self.config.remat == "none":
