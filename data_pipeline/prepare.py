@@ -24,20 +24,24 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from data_pipeline.files import read_json_object
-from data_pipeline.formats.array_record import check_shard
+from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.shards import Preparation, open_source, sha256, write_shard
 from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError, main_exit
 
 SCENES_PER_SHARD = 200  # half a gigabyte of RealEstate10K at 256 px, and some 300 files
+PLAN = "plan.json"  # of what the unfinished shards beside it are made
 MIN_SHARDS = 16  # so that small data sets are prepared in parallel, too
 
 
@@ -53,29 +57,46 @@ def prepare(preparation: Preparation, out: str | Path, *, workers: int = 1) -> d
       The manifest.
 
     Raises:
-      InputError: nothing readable at the source, `out` holds another preparation of this split or
-        is being written to by another process, or cannot be written.
+      InputError: nothing readable at the source, `out` is the source, holds another preparation of
+        this split, is being written to by another process, or cannot be written; every scene was
+        rejected.
     """
+    if workers < 1:
+        raise InputError(f"workers={workers}: must be at least 1")
     folder = Path(out) / FOLDER
     scenes = open_source(preparation)
+    if Path(out).resolve() == Path(preparation.source).resolve():
+        raise InputError(
+            f"{out}: is the source itself, which would no longer open as what it is; name another "
+            "folder to write to"
+        )
     plan = {
         "settings": dataclasses.asdict(preparation) | {"source": Path(preparation.source).name},
         "scenes": len(scenes),
         "scene_names_sha256": hashlib.sha256("\n".join(scenes.names).encode()).hexdigest(),
     }
-    manifest_path = folder / f"manifest-{preparation.split}.json"
     with _writing(folder, preparation.split):
+        manifest_path = folder / f"manifest-{preparation.split}.json"
         if manifest_path.exists():
             manifest = read_json_object(manifest_path)
-            _same_plan(manifest.get("plan"), plan, manifest_path)
+            shards = folder / f"posed_scenes-{preparation.split}.array_record-*"
+            _same_plan(manifest.get("plan"), plan, manifest_path, f"{manifest_path} and {shards}")
             return manifest
         parts = folder / f".parts-{preparation.split}"
-        parts.mkdir(exist_ok=True)
-        if (parts / "plan.json").exists():
-            _same_plan(read_json_object(parts / "plan.json"), plan, parts / "plan.json")
-        else:
-            write_json(parts / "plan.json", plan)
+        if (parts / PLAN).exists():
+            _same_plan(read_json_object(parts / PLAN), plan, parts / PLAN, str(parts))
+        else:  # whatever is there, no one knows of what it was made
+            shutil.rmtree(parts, ignore_errors=True)
+            parts.mkdir()
+            write_json(parts / PLAN, plan)
         shards = _write_parts(preparation, parts, len(scenes), workers)
+        if not any(shard["frames"] for shard in shards):
+            shutil.rmtree(parts)  # so that the same command looks again
+            name, reason = shards[0]["rejected"][0]
+            raise InputError(
+                f"{preparation.source}: every scene was rejected, the first ({name}) because "
+                f"{reason}"
+            )
         manifest = _publish(preparation, folder, parts, shards, plan)
         shutil.rmtree(parts)
         return manifest
@@ -85,18 +106,19 @@ def verify(out: str | Path) -> list[str]:
     """Compares every shard of a data folder with its manifest; returns one line per fault.
 
     Raises:
-      InputError: no manifest there.
+      InputError: no manifest there, or a damaged one.
     """
     manifests = sorted((Path(out) / FOLDER).glob("manifest-*.json"))
     if not manifests:
         raise InputError(f"{out}: no prepared data (no {FOLDER}/manifest-SPLIT.json)")
     faults = []
     for path in manifests:
-        for shard in tqdm(read_json_object(path)["shards"], desc=path.stem, unit="shard"):
-            file = path.parent / shard["file"]
+        shards = listed_shards(path, read_json_object(path))
+        for shard in tqdm(shards, desc=path.stem, unit="shard"):
+            file = path.parent / shard.file
             try:
-                check_shard(file, shard["bytes"])
-                if sha256(file) != shard["sha256"]:
+                check_shard(file, shard.bytes)
+                if sha256(file) != shard.sha256:
                     faults.append(f"{file}: SHA-256 differs from the manifest's")
             except InputError as error:
                 faults.append(str(error))
@@ -108,18 +130,18 @@ def _writing(folder: Path, split: str) -> Iterator[None]:
     """Holds the folder for this process; the lock goes with the process, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f".lock-{split}").open("w")
+        with (folder / f".lock-{split}").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{folder}: another process is preparing {split} there") from None
+            yield
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is preparing {split} there") from None
-        yield
 
 
-def _same_plan(found: Any, plan: dict, path: Path) -> None:
+def _same_plan(found: Any, plan: dict, path: Path, files: str) -> None:
+    """Raises an InputError unless what was found in `path`, of the said files, is the plan."""
     if found != plan:
         found = found if isinstance(found, dict) else {}
         old = {**found, **found.get("settings", {})}
@@ -127,11 +149,11 @@ def _same_plan(found: Any, plan: dict, path: Path) -> None:
         differing = ", ".join(
             f"{key} {old.get(key)!r} is now {new[key]!r}"
             for key in new
-            if key != "settings" and old.get(key) != new[key]
+            if key not in ("settings", "scene_names_sha256") and old.get(key) != new[key]
         )
         raise InputError(
-            f"{path}: prepared with other settings ({differing}); use another folder or split, or "
-            "remove it first"
+            f"{path}: prepared with other settings ({differing or 'other scenes'}); write to "
+            f"another folder or --split, or delete {files} first"
         )
 
 
@@ -154,17 +176,22 @@ def _write_parts(
         desc=f"preparing {preparation.split}",
     )
     # Spawned, not forked: the parent has threads.
+    spawning = multiprocessing.get_context("spawn")
+    parent_ended, lifeline = spawning.Pipe(duplex=False)
     with (
         bar,
+        parent_ended,
+        lifeline,
         concurrent.futures.ProcessPoolExecutor(
-            max(1, min(workers, len(missing))), multiprocessing.get_context("spawn")
+            max(1, min(workers, len(missing))), spawning, _end_with_parent, (parent_ended,)
         ) as pool,
     ):
-        waiting = {
-            pool.submit(write_shard, preparation, parts, number, ranges[number]): number
-            for number in missing
-        }
         try:
+            with _interrupts_held():  # workers inherit that: Ctrl-C is for the parent alone
+                waiting = {
+                    pool.submit(write_shard, preparation, parts, number, ranges[number]): number
+                    for number in missing
+                }
             for future in concurrent.futures.as_completed(waiting):
                 number = waiting[future]
                 done[number] = future.result()
@@ -175,9 +202,33 @@ def _write_parts(
                 "where it stopped, perhaps with fewer --workers"
             ) from error
         except BaseException:
+            lifeline.close()  # no one waits for shards half done
             pool.shutdown(cancel_futures=True)
             raise
     return [done[number] for number in range(len(ranges))]
+
+
+def _end_with_parent(parent_ended: Connection) -> None:
+    """In a worker: ends it as soon as the parent lets go of the other end, or is killed.
+
+    Otherwise it would wait for work for ever, or write a shard that the next run writes, too.
+    """
+
+    def wait() -> None:
+        parent_ended.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C has its effect at the end of the block; on processes started in it, none."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _publish(
@@ -190,11 +241,6 @@ def _publish(
     """Names the shards as TFDS expects, writes its descriptions, then the manifest."""
     full = [number for number, shard in enumerate(shards) if shard["frames"]]
     rejected = [entry for shard in shards for entry in shard["rejected"]]
-    if not full:
-        raise InputError(
-            f"{preparation.source}: every scene was rejected, the first ({rejected[0][0]}) because "
-            f"{rejected[0][1]}"
-        )
     names = {
         number: f"posed_scenes-{preparation.split}.array_record-{i:05d}-of-{len(full):05d}"
         for i, number in enumerate(full)
@@ -239,19 +285,19 @@ def _describe_for_tfds(folder: Path, split: str, manifest: dict[str, Any]) -> No
     template = tfds.core.ShardedFileTemplate(
         dataset_name=folder.parent.name, data_dir=folder, filetype_suffix="array_record"
     )
-    manifests = {
-        path.stem.removeprefix("manifest-"): read_json_object(path)
-        for path in sorted(folder.glob("manifest-*.json"))
-    }
-    splits = [
-        tfds.core.SplitInfo(
-            name=name,
-            shard_lengths=[shard["frames"] for shard in each["shards"]],
-            num_bytes=each["counts"]["bytes"],
-            filename_template=template.replace(split=name),
+    manifests = {path: read_json_object(path) for path in sorted(folder.glob("manifest-*.json"))}
+    manifests[folder / f"manifest-{split}.json"] = manifest
+    splits = []
+    for path, each in manifests.items():
+        shards, name = listed_shards(path, each), path.stem.removeprefix("manifest-")
+        splits.append(
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[shard.frames for shard in shards],
+                num_bytes=sum(shard.bytes for shard in shards),
+                filename_template=template.replace(split=name),
+            )
         )
-        for name, each in (manifests | {split: manifest}).items()
-    ]
     info.set_splits(tfds.core.splits.SplitDict(splits))
     info.write_to_directory(folder)
 
@@ -264,7 +310,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", nargs="?", help="data set or capture, see docs/data.md")
-    parser.add_argument("out", help="data folder to write to")
+    parser.add_argument("out", type=Path, help="data folder to write to")
     parser.add_argument("--split", default="train", help="name of the result (default: train)")
     parser.add_argument("--source-split", default="", help="split of the source, if it has several")
     parser.add_argument("--format", help="of the source, if it cannot be told")
@@ -279,6 +325,8 @@ def main() -> int:
     parser.add_argument("--verify", action="store_true", help="compare OUT with its manifests")
     arguments = parser.parse_args()
     if arguments.verify:
+        if arguments.source is not None:
+            parser.error("--verify takes OUT alone")
         faults = verify(arguments.out)
         print("\n".join(faults) or f"{arguments.out}: all shards are as written")
         return 1 if faults else 0
@@ -297,7 +345,11 @@ def main() -> int:
         quality=arguments.quality,
         min_frames=arguments.min_frames,
     )
+    manifest_path = arguments.out / FOLDER / f"manifest-{preparation.split}.json"
+    complete = manifest_path.exists()
     manifest = prepare(preparation, arguments.out, workers=arguments.workers)
+    if complete:
+        print(f"{manifest_path}: complete already; the source was not read again")
     for name, reason in manifest["rejected"]:
         print(f"rejected {name}: {reason}")
     print(json.dumps(manifest["counts"]))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,41 @@ def test_killed_at_any_moment_it_goes_on_without_loss(source, complete, tmp_path
     assert not parts.exists()
 
 
+def stop_midway(arguments: list[str], parts: Path, stop: Callable[[int], None]) -> tuple[int, str]:
+    """Exit status and stderr of a command that is stopped when its first shard is complete."""
+    with subprocess.Popen(
+        arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if list(parts.glob("0*.json")):
+                break
+        stop(process.pid)
+        _, said = process.communicate(timeout=30)
+        return process.returncode, said
+
+
+def test_workers_end_with_a_parent_that_is_killed(source, tmp_path):
+    arguments = command(source, tmp_path / "out", "--workers", "2")
+    # Its stderr, which workers have too, ends only when all have ended.
+    status, _ = stop_midway(
+        arguments,
+        tmp_path / "out" / FOLDER / ".parts-train",
+        lambda pid: os.kill(pid, signal.SIGKILL),
+    )
+    assert status == -signal.SIGKILL
+
+
+def test_control_c_ends_it_with_one_word(source, tmp_path):
+    status, said = stop_midway(
+        command(source, tmp_path / "out", "--workers", "2"),
+        tmp_path / "out" / FOLDER / ".parts-train",
+        lambda pid: os.killpg(pid, signal.SIGINT),
+    )
+    assert status == 130
+    assert said.splitlines()[-1] == "interrupted" and "Traceback" not in said
+
+
 def test_a_finished_preparation_is_left_as_it_is(source, complete):
     out, manifest = complete
     before = {path: path.stat().st_mtime_ns for path in (out / FOLDER).glob("posed*")}
@@ -122,6 +158,30 @@ def test_a_finished_preparation_is_left_as_it_is(source, complete):
 def test_other_settings_are_refused(source, complete):
     with pytest.raises(InputError, match=r"manifest-train\.json: .*size 48 is now 40"):
         prepare(Preparation(str(source), size=40), complete[0])
+
+
+def test_shards_of_unknown_settings_are_not_taken_over(source, complete, tmp_path):
+    parts = tmp_path / FOLDER / ".parts-train"
+    parts.mkdir(parents=True)
+    wrong = {"frames": 0, "bytes": 0, "sha256": "", "scenes": [], "rejected": [["scene-0", "?"]]}
+    (parts / "00000.json").write_text(json.dumps(wrong))
+    assert prepare(Preparation(str(source), size=48), tmp_path) == complete[1]
+
+
+def test_rejecting_every_scene_leaves_nothing_behind(source, tmp_path):
+    with pytest.raises(InputError, match=r"every scene was rejected.*at least 6 are needed"):
+        prepare(Preparation(str(source), min_frames=6), tmp_path)
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [".lock-train"]
+
+
+def test_the_source_itself_is_no_place_to_write_to(source):
+    with pytest.raises(InputError, match="is the source itself"):
+        prepare(Preparation(str(source)), source)
+
+
+def test_no_workers_are_refused(source, tmp_path):
+    with pytest.raises(InputError, match="workers=0: must be at least 1"):
+        prepare(Preparation(str(source)), tmp_path, workers=0)
 
 
 def test_a_second_split_joins_the_first(source, tmp_path):
@@ -181,6 +241,13 @@ def test_a_full_disk_is_said_and_nothing_wrong_remains(source, tmp_path):
     assert prepare(Preparation(str(source)), tmp_path / "out")["counts"]["scenes"] == 20
 
 
+def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
+    arguments = shlex.join(command(source, tmp_path / "out"))
+    result = run(["bash", "-c", f"ulimit -f 0 && exec {arguments} 2>&1 | cat"])
+    assert f"error: {tmp_path / 'out' / FOLDER}: cannot be written" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
 def test_flipped_bits_are_found(source, tmp_path):
     prepare(Preparation(str(source), size=16), tmp_path)
     shard = sorted((tmp_path / FOLDER).glob("posed*"))[0]
@@ -191,6 +258,20 @@ def test_flipped_bits_are_found(source, tmp_path):
     assert shard.name in fault and "SHA-256" in fault
     result = run([sys.executable, "-m", "data_pipeline.prepare", "--verify", str(tmp_path)])
     assert result.returncode == 1 and shard.name in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("{}", "damaged manifest"),
+        ('{"shards": [{"file": "../x", "frames": 1, "bytes": 1, "sha256": ""}]}', "leads out of"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_named(tmp_path, manifest, message):
+    (tmp_path / FOLDER).mkdir(parents=True)
+    (tmp_path / FOLDER / "manifest-train.json").write_text(manifest)
+    with pytest.raises(InputError, match=rf"manifest-train\.json: .*{message}"):
+        verify(tmp_path)
 
 
 @pytest.mark.parametrize("fault", ["truncated", "gone"])

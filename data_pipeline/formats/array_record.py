@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,6 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
         manifest says.
     """
     manifest_path = choose_split(path, _splits(path), options)
-    folder = manifest_path.parent
     manifest = read_json_object(manifest_path)
     try:
         names = [str(name) for name, *_ in manifest["scenes"]]
@@ -52,29 +51,24 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
             (int(shard), int(first), int(count), tuple(map(int, holes)))
             for _, shard, first, count, holes in manifest["scenes"]
         ]
-        shards = [
-            (inside(folder, shard["file"], str(manifest_path)), int(shard["bytes"]))
-            for shard in manifest["shards"]
-        ]
-        frames = [int(shard["frames"]) for shard in manifest["shards"]]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{manifest_path}: damaged manifest ({error!r}); prepare again") from error
+        raise _damaged(manifest_path, error) from error
+    shards = listed_shards(manifest_path, manifest)
     for name, (shard, first, count, holes) in zip(names, rows, strict=True):
         if not (
             0 <= shard < len(shards)
             and first >= 0
-            and 1 <= count <= frames[shard] - first
+            and 1 <= count <= shards[shard].frames - first
             and all(0 <= hole < count for hole in holes)
         ):
             raise InputError(f"{manifest_path}: scene {name!r} lies outside its shard")
-    for shard, size in shards:
-        check_shard(shard, size)
+    for shard in shards:
+        check_shard(manifest_path.parent / shard.file, shard.bytes)
 
     def read(index: int) -> Scene:
         shard, first, count, holes = rows[index]
-        stored = StoredFrames(shards[shard][0], names[index], first, count, holes)
+        path = manifest_path.parent / shards[shard].file
+        stored = StoredFrames(path, names[index], first, count, holes)
         if holes and options.strict:
             raise InputError(
                 f"{names[index]}: {len(holes)} of {count} pictures were unreadable when the data "
@@ -83,6 +77,37 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
         return Scene(names[index], stored, holes=holes)
 
     return Scenes(NAME, path, names, read)
+
+
+class ListedShard(NamedTuple):
+    """A shard as a manifest describes it; `file` lies inside the manifest's folder."""
+
+    file: str
+    frames: int
+    bytes: int
+    sha256: str
+
+
+def listed_shards(manifest_path: Path, manifest: dict[str, Any]) -> list[ListedShard]:
+    """The shards that the manifest read from `manifest_path` lists.
+
+    Raises:
+      InputError: a damaged manifest, or a shard elsewhere.
+    """
+    try:
+        shards = [
+            ListedShard(each["file"], int(each["frames"]), int(each["bytes"]), str(each["sha256"]))
+            for each in manifest["shards"]
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _damaged(manifest_path, error) from error
+    for shard in shards:
+        inside(manifest_path.parent, shard.file, str(manifest_path))
+    return shards
+
+
+def _damaged(manifest_path: Path, error: Exception) -> InputError:
+    return InputError(f"{manifest_path}: damaged manifest ({error!r}); prepare again")
 
 
 def check_shard(path: Path, size: int) -> None:
