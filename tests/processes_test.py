@@ -80,6 +80,6 @@ def test_processes_that_do_not_come_are_one_message(monkeypatch):
 
     monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
     with pytest.raises(
-        InputError, match=r"could not join \(DEADLINE_EXCEEDED: Barrier timed out\)"
+        InputError, match=r"not join \(DEADLINE_EXCEEDED: Barrier timed out\)"
     ):
         join_processes("auto", NAMED)
