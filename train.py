@@ -3,13 +3,15 @@
     python train.py --config configs/tiny.py --workdir runs/tiny [--config.steps=100]
 
 Started again with the same arguments it goes on from its newest checkpoint, with the same numbers
-as if it had never stopped. Metrics go to metrics.jsonl in the workdir.
+as if it had never stopped. Metrics go to metrics.jsonl in the workdir. SIGTERM and Ctrl-C save
+first and exit with 143 and 130; a second one ends at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from data_pipeline.pipeline import DataConfig, training_batches
 from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
 from efficient_lvsm_jax.configuration import build, command_line
 from efficient_lvsm_jax.errors import main_exit
+from efficient_lvsm_jax.interruption import Interruption, exit_by
 from efficient_lvsm_jax.models import configure
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
@@ -34,6 +37,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
       InputError: settings that cannot be, a workdir of another model, or a failed write.
+      SystemExit: ended early by a signal, after saving.
     """
     model = configure(config.family, config.model.to_dict())
     optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer")
@@ -41,8 +45,31 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     data = build(DataConfig, config.data.to_dict(), "data")
     mesh = make_mesh(config.mesh)
     claim_workdir(workdir, config.family, model)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoints_to_keep)
+    with (
+        Interruption() as interruption,  # outermost: the last save is waited for inside
+        Checkpoints(
+            workdir,
+            keep=config.checkpoints_to_keep,
+            keep_every=config.get("checkpoint_keep_every", 0),
+            config_sha256=hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
+        ) as checkpoints,
+    ):
+        state, ended_by = _loop(config, workdir, recipe, data, mesh, checkpoints, interruption)
+    if ended_by:
+        exit_by(ended_by, f"saved step {int(state.step)} of {config.steps} in {workdir}")
+    return state
 
+
+def _loop(
+    config: ConfigDict,
+    workdir: Path,
+    recipe: Recipe,
+    data: DataConfig,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    interruption: Interruption,
+) -> tuple[TrainState, int]:
+    """Restores and trains; the state, and the signal that ended it early or 0."""
     init = functools.partial(init_state, recipe)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
@@ -58,7 +85,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
     with metrics_file(workdir, since=int(state.step)) as log:
         bar = tqdm(total=config.steps, initial=int(state.step), unit="step", dynamic_ncols=True)
-        step = int(state.step)
+        step, ended_by = int(state.step), 0
         scenes_left_out = {"replaced": 0, "unreadable": 0}  # by this process since it began
         while step < config.steps:
             batch = next(batches)
@@ -67,6 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             batch = put_batch(mesh, batch)
             state, metrics = train_step(recipe, state, batch)
             step += 1
+            ended_by = interruption.after_step() if step < config.steps else 0
             bar.update()
             if step % config.log_every == 0 or step == config.steps:
                 row = {"step": step} | {name: float(value) for name, value in metrics.items()}
@@ -77,12 +105,13 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
                     f"loss={row['loss']:.4f} psnr={row['psnr']:.2f} scenes/s={rate:.1f} "
                     f"skipped={row['skipped']:.0f}"
                 )
-            if step % config.checkpoint_every == 0 or step == config.steps:
+            if step % config.checkpoint_every == 0 or step == config.steps or ended_by:
                 log.flush()
                 checkpoints.save(step, items_of(state, grain.checkpoint.CheckpointSave(batches)))
+            if ended_by:
+                break
         bar.close()
-    checkpoints.close()
-    return state
+    return state, ended_by
 
 
 def items_of(state: TrainState, data: object) -> dict[str, object]:

@@ -4,29 +4,45 @@ Two things are stored. A *weights folder* (`save_weights`, `load_weights`) is wh
 makes: orbax parameters and `weights.json` beside them. A *training workdir* (`Checkpoints`) has
 `model.json` and one folder per saved step with the items `params`, `ema` if training keeps an
 average, `optimizer` and `data` (the position in the data). Rendering reads only parameters.
+
+    WORKDIR/checkpoints/1500/             a finished step with its manifest.json, see `manifest`
+    WORKDIR/checkpoints/2000.unfinished/  being written; renamed to 2000 once it has a manifest
+    WORKDIR/checkpoints/500.removed/      being removed
+    WORKDIR/checkpoints/1000.damaged/     what was no longer as it was written, set aside
+    WORKDIR/train.lock                    keeps other runs out while one writes
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.manifest import find_damage, read_manifest, sync_folder, write_manifest
 from efficient_lvsm_jax.models import Model, abstract_params, configure
 
 WEIGHTS_FILE = "weights.json"
 MODEL_FILE = "model.json"
 STEPS_FOLDER = "checkpoints"
+UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
+LEFTOVER = re.compile(rf"\d+({re.escape(UNFINISHED)}|{re.escape(REMOVED)})")
+
+log = logging.getLogger(__name__)
 
 
 def digest(params: dict) -> str:
@@ -175,14 +191,32 @@ def load(path: str | Path) -> Model:
 
 
 def _load_workdir(workdir: Path) -> Model:
+    """The newest parameters that are as they were written."""
     family, config = read_model(workdir)
-    with ocp.CheckpointManager((workdir / STEPS_FOLDER).absolute()) as manager:
-        step = manager.latest_step()
-    if step is None:
-        raise InputError(f"{workdir / STEPS_FOLDER}: no finished checkpoint; train.py writes them")
-    items = (workdir / STEPS_FOLDER / str(step)).absolute()
-    item = "ema" if (items / "ema").is_dir() else "params"
-    return Model(family, config, _restore(items / item, abstract_params(family, config)))
+    steps = saved_steps(workdir / STEPS_FOLDER)
+    for step in steps:
+        folder = workdir / STEPS_FOLDER / str(step)
+        try:
+            files = read_manifest(folder)["files"]
+            item = "ema" if any(name.startswith("ema/") for name in files) else "params"
+        except (OSError, ValueError):
+            item = "params"  # has damage, which is said below
+        damage = find_damage(folder, {"step": step}, under=item)
+        if damage is None:
+            return Model(family, config, _restore(folder / item, abstract_params(family, config)))
+        log.warning("%s: passed over, not as it was written: %s", folder, damage)
+    if steps:
+        raise InputError(
+            f"{workdir / STEPS_FOLDER}: none of its steps ({', '.join(map(str, steps))}) is as it "
+            "was written; name another workdir"
+        )
+    raise InputError(f"{workdir / STEPS_FOLDER}: no finished checkpoint; train.py writes them")
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The finished steps in a folder of checkpoints, newest first, damaged ones among them."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)), reverse=True)
 
 
 def read_model(workdir: Path) -> tuple[str, Any]:
@@ -215,36 +249,141 @@ def claim_workdir(workdir: Path, family: str, config: Any) -> None:
 
 
 class Checkpoints:
-    """The saved steps of a training workdir, written in the background.
+    """The saved steps of a training workdir, written and hashed in the background.
 
-    A step counts only once everything of it is on disk (orbax commits by renaming).
+    A step counts once everything of it is on disk together with a manifest: one rename says so.
+    Older steps are removed after that. A context manager, which closes it; all processes of a run
+    make the same calls, process 0 does what concerns whole folders.
     """
 
-    def __init__(self, workdir: Path, *, keep: int):
-        """Opens `workdir`/checkpoints and removes what an interrupted save left there."""
+    def __init__(
+        self, workdir: Path, *, keep: int, keep_every: int = 0, config_sha256: str | None = None
+    ):
+        """Opens `workdir`/checkpoints and removes what an interrupted save left there.
+
+        Args:
+          workdir: of the run.
+          keep: so many newest steps are kept. With 2 or more there is one to fall back to.
+          keep_every: multiples of this step are kept as well; 0 for none.
+          config_sha256: digest of the run's settings, stored with each step.
+
+        Raises:
+          InputError: another run writes there, or nothing can be written.
+        """
+        if keep < 1 or keep_every < 0:
+            raise InputError(
+                f"checkpoints_to_keep={keep}, checkpoint_keep_every={keep_every}: at least the "
+                "newest checkpoint must be kept, and no negative number of steps"
+            )
+        self._keep, self._keep_every, self._config_sha256 = keep, keep_every, config_sha256
         self._folder = (workdir / STEPS_FOLDER).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._is_first = jax.process_index() == 0
+        self._lock = None
+        if self._is_first:
+            with _reporting_writes(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._lock = _locked(workdir / "train.lock")
+                self._remove_leftovers()
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        try:
+            self.close()
+        except InputError as second:
+            if error is None:
+                raise
+            log.warning("%s", second)  # the first error says more
 
     def latest(self) -> int | None:
-        """The newest finished step, None if there is none."""
-        return self._manager.latest_step()
+        """The newest step that is as it was written; None in a new folder.
+
+        Newer ones that are not are named in warnings and set aside: renamed, never removed.
+
+        Raises:
+          InputError: there are steps, but none is good. Training never begins again unasked.
+        """
+        if jax.process_count() == 1:
+            return self._newest_good()
+        found, error = -1, None
+        if self._is_first:
+            try:
+                step = self._newest_good()
+                found = -1 if step is None else step
+            except InputError as raised:
+                found, error = -2, raised
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == -2:
+            raise error or InputError(f"{self._folder}: no usable step, see process 0")
+        return None if found == -1 else found
+
+    def _newest_good(self) -> int | None:
+        damaged: dict[int, str] = {}
+        for step in saved_steps(self._folder):
+            damage = find_damage(self._path(step), {"step": step})
+            if damage is None:
+                for other, what in damaged.items():
+                    self._set_aside(other, what, step)
+                return step
+            damaged[step] = damage
+        aside = [path.name for path in sorted(self._folder.glob(f"*{DAMAGED}*"))]
+        if damaged or aside:
+            found = [f"{step} ({damage})" for step, damage in damaged.items()] + aside
+            raise InputError(
+                f"{self._folder}: no step there is as it was written: {'; '.join(found)}; name "
+                "another --workdir to begin again, or put back a copy of a step"
+            )
+        return None
 
     def save(self, step: int, items: dict[str, Any]) -> None:
         """Starts writing `items`: pytrees of arrays, or orbax save arguments, by name.
 
+        Returns as soon as the arrays may change again; waits for the save before it, if it goes on.
+
         Raises:
-          InputError: this or the previous save could not be written.
+          InputError: the step is there already; this or the previous save could not be written.
         """
+        self._wait()
+        if self._path(step).exists():
+            raise InputError(f"{self._path(step)}: exists already; name another --workdir")
         arguments = {
             name: item if isinstance(item, ocp.args.CheckpointArgs) else ocp.args.StandardSave(item)
             for name, item in items.items()
         }
         with _reporting_writes(self._folder):
-            self._manager.save(step, args=ocp.args.Composite(**arguments))
+            self._checkpointer.save(
+                self._path(step, UNFINISHED), args=ocp.args.Composite(**arguments)
+            )
+        self._saving = self._thread.submit(self._finish, step)
+
+    def _finish(self, step: int) -> None:
+        """In the background: waits until all is written, then lets the step count."""
+        try:
+            self._checkpointer.wait_until_finished()  # of all processes
+            if not self._is_first:
+                return
+            unfinished = self._path(step, UNFINISHED)
+            write_manifest(unfinished, {"step": step, "config_sha256": self._config_sha256})
+            unfinished.rename(self._path(step))
+            sync_folder(self._folder)
+            self._remove_old()
+        except BaseException:
+            if self._is_first:
+                self._remove_leftovers()  # the space may be what is missing
+            raise
 
     def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         """Reads items of `step`; given are abstract pytrees (with shardings) or restore arguments.
+
+        The shardings may be of another mesh than that which saved them.
+
+        Args:
+          step: from `latest`, which looked at its files.
+          items: by name.
 
         Raises:
           InputError: an item is missing, unreadable or of other shapes.
@@ -256,19 +395,80 @@ class Checkpoints:
             for name, item in items.items()
         }
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+            restored = self._checkpointer.restore(
+                self._path(step), args=ocp.args.Composite(**arguments)
+            )
         except Exception as error:
             raise InputError(
-                f"{self._folder / str(step)}: cannot be restored ({_first_line(error)}); remove "
-                "this step to go on from the one before, or name another --workdir"
+                f"{self._path(step)}: cannot be restored ({_first_line(error)}); its files are as "
+                "they were written, so it is of other settings: use those it was trained with, or "
+                "name another --workdir"
             ) from error
         return {name: restored[name] for name in items}
 
     def close(self) -> None:
         """Waits for the last save. Raises InputError if it could not be written."""
+        try:
+            self._wait()
+        finally:
+            self._thread.shutdown()
+            self._checkpointer.close()
+            if self._lock is not None:
+                self._lock.close()
+
+    def _wait(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with _reporting_writes(self._folder):
+                saving.result()
+
+    def _path(self, step: int, kind: str = "") -> Path:
+        return self._folder / f"{step}{kind}"
+
+    def _remove_old(self) -> None:
+        """Removes steps that are neither among the newest nor to be kept for ever."""
+        for step in saved_steps(self._folder)[self._keep :]:
+            if not (self._keep_every and step % self._keep_every == 0):
+                self._path(step).rename(self._path(step, REMOVED))
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        for path in self._folder.iterdir():
+            if LEFTOVER.match(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _set_aside(self, step: int, damage: str, good: int) -> None:
+        """Renames a damaged step, so that it is neither lost nor in the way."""
+        aside, number = self._path(step, DAMAGED), 1
+        while aside.exists():
+            number += 1
+            aside = self._path(step, f"{DAMAGED}-{number}")
         with _reporting_writes(self._folder):
-            self._manager.wait_until_finished()
-        self._manager.close()
+            self._path(step).rename(aside)
+        log.warning(
+            "%s: not as it was written: %s; set aside as %s, going on from step %d",
+            *(self._path(step), damage, aside.name, good),
+        )
+
+
+def _locked(path: Path) -> Any:
+    """The opened file, locked until it is closed or this process ends, however it does.
+
+    A lock of the process (not of the file, which data workers inherit and may hold for longer).
+    """
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(
+            f"{path.parent}: another run is writing there; wait for it or name another --workdir"
+        ) from None
+    except PermissionError:
+        raise
+    except OSError as error:  # a file system without locks
+        log.warning("%s: cannot be locked (%s); start no second run there", path, error)
+    return file
 
 
 class _reporting_writes:  # noqa: N801 - reads as a statement
@@ -294,8 +494,13 @@ def _is_write_failure(error: BaseException) -> bool:
 def _cannot_write(folder: Path, error: BaseException) -> str:
     return (
         f"{folder}: cannot be written ({_first_line(error)}); free space or name another folder. "
-        "Nothing unfinished was kept"
+        f"Nothing unfinished was kept{_what_is_left(folder)}"
     )
+
+
+def _what_is_left(folder: Path) -> str:
+    steps = saved_steps(folder)
+    return f"; training goes on from step {steps[0]} when started again" if steps else ""
 
 
 def _first_line(error: BaseException) -> str:
