@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.layers import uniform
 from efficient_lvsm_jax.losses import projection_loss
+from efficient_lvsm_jax.models.efficient_lvsm import CPU_TOKENS_AT_ONCE
 from efficient_lvsm_jax.resize import bicubic
 from efficient_lvsm_jax.teachers import Teacher
 
@@ -196,7 +197,8 @@ def teacher_labels(
         return features.reshape(*features.shape[:2], grid[0] * grid[1], -1)
 
     scenes, views = images.shape[:2]
-    if jax.default_backend() == "cpu":  # one view in hand at a time is as fast there, and leaner
+    many = patch_grid[0] * patch_grid[1] >= CPU_TOKENS_AT_ONCE
+    if jax.default_backend() == "cpu" and many:
         labels = jnp.moveaxis(jax.lax.map(label, jnp.moveaxis(images, 1, 0)), 0, 2)
     else:
         labels = label(images.reshape(scenes * views, *images.shape[2:]))
