@@ -75,7 +75,7 @@ class Program:
 
     Attributes:
       collectives, kernels: in the order of the text.
-      arrays: (array, origin) of the largest arrays written to HBM, largest first, by padded bytes.
+      arrays: (array, origin) of the largest shapes written to HBM, largest first, by padded bytes.
       unknown_loops: loops whose trip count the text does not tell; their bodies count once.
     """
 
@@ -119,7 +119,7 @@ def read_program(text: str, *, largest: int = 8) -> Program:
     }
     collectives: dict[str, Collective] = {}
     kernels: list[Kernel] = []
-    arrays: dict[tuple[str, str], Array] = {}
+    arrays: dict[str, tuple[Array, str]] = {}
     for name, instructions in computations.items():
         if name not in times:
             continue
@@ -135,12 +135,13 @@ def read_program(text: str, *, largest: int = 8) -> Program:
             if name not in inner and instruction.opcode not in _NO_ARRAY:
                 for array in instruction.arrays:
                     if array.in_hbm:
-                        arrays[array.text, instruction.origin] = array
-    by_size = sorted(arrays.items(), key=lambda item: -item[1].padded_bytes)[:largest]
+                        # Of equal arrays, most are one that is updated in place.
+                        arrays.setdefault(array.text, (array, instruction.origin))
+    by_size = sorted(arrays.values(), key=lambda found: -found[0].padded_bytes)
     return Program(
         collectives=list(collectives.values()),
         kernels=kernels,
-        arrays=[(array, origin) for (_, origin), array in by_size],
+        arrays=by_size[:largest],
         unknown_loops=unknown,
     )
 

@@ -1,0 +1,20 @@
+"""Rendered objects at 512 pixels: 4 inputs, 8 targets, any views of an object.
+
+python -m data_pipeline.prepare OBJAVERSE data/objaverse_512 --size 512
+python train.py --config configs/objaverse_512.py --workdir runs/objaverse_512
+"""
+
+from ml_collections import ConfigDict
+
+from configs import re10k_512
+
+
+def get_config() -> ConfigDict:
+    """Settings for train.py."""
+    config = re10k_512.get_config()
+    config.data.path = "data/objaverse_512"
+    config.data.num_inputs_cycle = (4,)
+    config.data.num_targets = 8
+    config.data.target_has_input = False
+    config.data.max_distance = 0
+    return config

@@ -1,0 +1,126 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from data_pipeline.pipeline import DataConfig
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.estimate import GIB, activations, estimate
+from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
+from efficient_lvsm_jax.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training import Recipe, init_state, train_step
+
+FAMILY = "efficient_lvsm"
+ONE = {"data": 1, "fsdp": 1}
+PUBLISHED = Recipe(
+    FAMILY, ModelConfig(compute_dtype="bfloat16", remat="attention"), OptimizerConfig()
+)
+POD_BATCH = DataConfig(path="re10k", size=256, batch_size=64, num_inputs_cycle=(2,), num_targets=6)
+
+
+def of(recipe=PUBLISHED, data=POD_BATCH, mesh=None, platform="tpu"):
+    return estimate(recipe, data, mesh or {"data": 16, "fsdp": 1}, platform=platform)
+
+
+def with_model(**changes):
+    return dataclasses.replace(PUBLISHED, model=dataclasses.replace(PUBLISHED.model, **changes))
+
+
+def test_state_is_counted_exactly():
+    optimizer = OptimizerConfig(name="adamw", ema_decay=0.9)
+    recipe = dataclasses.replace(PUBLISHED, optimizer=optimizer)
+    parameters = 199_070_208 * 4
+    sizes = of(recipe).bytes
+    assert sizes["parameters"] == sizes["average"] == parameters
+    assert 2 * parameters <= sizes["optimizer state"] < 2 * parameters + 100  # and counters
+    split = of(recipe, mesh={"data": 4, "fsdp": 4}).bytes
+    assert split["parameters"] == pytest.approx(parameters / 4, rel=1e-4)  # norm scales are not
+    muon = dataclasses.replace(recipe, optimizer=OptimizerConfig(name="muon"))
+    assert of(muon).bytes["optimizer state"] == pytest.approx(parameters, rel=0.01)
+
+
+# Peaks in MiB that libtpu 0.0.42 gave for the published model with splash attention: data, fsdp,
+# scenes of a device, size, remat, inputs, targets.
+COMPILED_FOR_TPU = {
+    (4, 1, 4, 256, "attention", 2, 6): 7888,
+    (4, 1, 8, 256, "attention", 2, 6): 13057,
+    (4, 1, 2, 256, "attention", 6, 2): 5434,
+    (4, 1, 1, 512, "attention", 2, 6): 7496,
+    (4, 1, 1, 256, "none", 2, 6): 12502,
+    (4, 1, 4, 256, "full", 2, 6): 5410,
+    (4, 1, 4, 256, "full", 6, 2): 6931,
+}
+
+
+@pytest.mark.parametrize("case", COMPILED_FOR_TPU)
+def test_the_published_model_on_a_tpu_is_within_a_quarter_of_what_was_compiled(case):
+    data, fsdp, scenes, size, remat, inputs, targets = case
+    batch = dataclasses.replace(
+        POD_BATCH,
+        size=size,
+        batch_size=scenes * data * fsdp,
+        num_inputs_cycle=(inputs,),
+        num_targets=targets,
+    )
+    guess = of(with_model(remat=remat), batch, {"data": data, "fsdp": fsdp})
+    assert 0.95 < guess.total / 2**20 / COMPILED_FOR_TPU[case] < 1.25
+
+
+def test_a_small_model_on_this_cpu_is_within_a_quarter_of_what_is_compiled():
+    model = ModelConfig(width=128, layers=2, mlp_ratio=3, remat="attention")
+    recipe = Recipe(FAMILY, model, OptimizerConfig())
+    state = jax.eval_shape(functools.partial(init_state, recipe), jax.random.key(0))
+
+    def side(views):
+        def array(*shape, dtype=jnp.float32):
+            return jax.ShapeDtypeStruct((8, views, *shape), dtype)
+
+        image = array(48, 48, 3, dtype=jnp.uint8)
+        return {"image": image, "c2w": array(4, 4), "fxfycxcy": array(4)}
+
+    compiled = train_step.lower(recipe, state, {"inputs": side(2), "targets": side(4)}).compile()
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    batch = DataConfig(batch_size=8, num_inputs_cycle=(2,), num_targets=4)
+    assert estimate(recipe, batch, ONE, platform="cpu").total == pytest.approx(needed, rel=0.25)
+
+
+def test_more_scenes_views_and_pixels_take_more():
+    for changes in ({"batch_size": 128}, {"num_inputs_cycle": (2, 7)}, {"num_targets": 7}):
+        assert of(data=dataclasses.replace(POD_BATCH, **changes)).total > of().total
+    larger = dataclasses.replace(POD_BATCH, size=512)
+    assert 2 * of().total < of(data=larger).total < 4 * of().total
+
+
+def test_keeping_less_takes_less():
+    none, attention, full = (
+        of(with_model(remat=remat)).total for remat in ("none", "attention", "full")
+    )
+    assert none > 2 * attention > 2 * full
+    parts = dataclasses.replace(PUBLISHED, micro_batches=4)
+    assert of(parts).total < of().total
+    assert of(parts).scenes == of().scenes // 4 == 1
+
+
+def test_heads_narrower_than_a_tpus_lanes_are_padded_there_only():
+    kept = {
+        platform: activations(PUBLISHED.model, 2, 6, 256**2, platform=platform)[0]
+        for platform in ("tpu", "gpu")
+    }
+    unit = 1024 * 768 * 2
+    assert kept["tpu"] - kept["gpu"] == 12 * (2 * 1 + 6 * 2) * unit
+
+
+def test_it_fits_or_not_and_says_so_in_one_line():
+    guess = of()
+    assert guess.fits(15.75 * GIB) and not guess.fits(4 * GIB)
+    assert str(guess).startswith("about 8.0 GiB a device (kept for the backward pass 3.1, ")
+    assert str(guess).endswith(", 4 scenes at once")
+    assert guess.lines()[-1].split() == ["total", "8.00", "GiB"]
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+    with pytest.raises(InputError, match=r"batch_size=60 does not divide.* multiple of 16"):
+        of(data=dataclasses.replace(POD_BATCH, batch_size=60))
