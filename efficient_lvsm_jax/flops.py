@@ -1,7 +1,7 @@
 """Analytic FLOPs: what encoding, decoding and a training step cost in matrix products.
 
-Two FLOPs a multiply-add. Norms, softmax, rays, losses and the optimizer are left out. Compilers
-cannot be asked: they count the body of a loop once and a kernel as nothing.
+Two FLOPs a multiply-add. Norms, softmax, rays, the optimizer and, but for `frozen_loss`, losses are
+left out. Compilers cannot be asked: they count the body of a loop once and a kernel as nothing.
 
 Axes: V input view, T target view, N patch token of a view, D width, L layer.
 """
@@ -9,6 +9,10 @@ Axes: V input view, T target view, N patch token of a view, D width, L layer.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from efficient_lvsm_jax.models.efficient_lvsm import IMAGE_CHANNELS, RAY_CHANNELS, ModelConfig
 
@@ -155,6 +159,22 @@ def train_step(
         recompute += _projections(config, tokens, encoder) * (inputs * layers)
         recompute += _projections(config, tokens, decoder) * (targets * layers)
     return TrainFlops(once * scenes, backward * scenes, recompute * scenes)
+
+
+def frozen_loss(params: Mapping[str, Any], pictures: int, pixels: int) -> int:
+    """FLOPs of a loss through VGG16 or VGG19: both pictures forward, and the gradient of one.
+
+    Args:
+      params: conv{stage}_{layer} with a "kernel" [3, 3, C, C], arrays or shapes, see `vgg`; the
+        pictures are half as wide and high in each further stage.
+      pictures: pairs of them.
+      pixels: of one, height * width.
+    """
+    once = 0
+    for name, layer in params.items():
+        if stage := re.fullmatch(r"conv(\d+)_\d+", name):
+            once += 2 * math.prod(layer["kernel"].shape) * (pixels >> 2 * (int(stage[1]) - 1))
+    return 3 * pictures * once
 
 
 def _projections(config: ModelConfig, tokens: int, widths: int) -> Flops:

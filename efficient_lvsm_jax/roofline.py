@@ -51,6 +51,7 @@ class Roofline:
     Attributes:
       matrix_s: products with parameters, at the peak rate.
       attention_s: products inside attention, at the share of it their head dim fills.
+      losses_s: convolutions of the losses' networks, at the peak rate.
       memory_s: parameters, moments and gradients through HBM; activations are left out.
       links_s: collectives, over all links at once.
       mfu: model FLOPs over peak in `step_s`.
@@ -58,6 +59,7 @@ class Roofline:
 
     matrix_s: float
     attention_s: float
+    losses_s: float
     memory_s: float
     links_s: float
     mfu: float
@@ -65,13 +67,19 @@ class Roofline:
     @property
     def step_s(self) -> float:
         """The longest, products being one: everything else hides behind it."""
-        return max(self.matrix_s + self.attention_s, self.memory_s, self.links_s)
+        return max(self.products_s, self.memory_s, self.links_s)
+
+    @property
+    def products_s(self) -> float:
+        """All products, one after another."""
+        return self.matrix_s + self.attention_s + self.losses_s
 
 
 def roofline(
     chip: Chip,
     flops: TrainFlops,
     *,
+    loss_flops: float,
     head_dim: int,
     state_bytes: float,
     gradient_bytes: float,
@@ -82,6 +90,7 @@ def roofline(
     Args:
       chip: of which all are.
       flops: of one chip.
+      loss_flops: of one chip, in the networks of losses.
       head_dim: K.
       state_bytes: of one chip's parameters, average and optimizer state; read and written once.
       gradient_bytes: of one chip's gradients and parameters in the compute dtype; written once
@@ -94,6 +103,7 @@ def roofline(
     bound = Roofline(
         matrix_s=matrix,
         attention_s=attention,
+        losses_s=loss_flops / chip.peak,
         memory_s=(2 * state_bytes + 3 * gradient_bytes) / chip.memory_rate,
         links_s=sent_bytes / chip.link_rate,
         mfu=0.0,

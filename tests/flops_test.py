@@ -6,7 +6,7 @@ import pytest
 from conftest import SMALL, random_views
 from jax.extend import core
 
-from efficient_lvsm_jax import flops
+from efficient_lvsm_jax import flops, lpips
 from efficient_lvsm_jax.models import abstract_params, bind
 from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
 
@@ -89,3 +89,9 @@ def test_fused_attention_recomputes_scores_even_when_everything_else_is_kept():
     assert fused.model == plain.model
     assert fused.recompute.attention == fused.forward.attention / 2
     assert plain.recompute.total == 0
+
+
+def test_a_loss_through_vgg16_costs_three_times_its_convolutions():
+    # 15.3 G multiply-adds a 224x224 picture in the literature, of which 0.12 are fully connected.
+    pictures = flops.frozen_loss(lpips.abstract_params(), 2, 224 * 224)
+    assert pictures / 1e9 == pytest.approx(3 * 2 * 2 * 15.35, rel=0.01)
