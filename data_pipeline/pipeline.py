@@ -37,6 +37,7 @@ from data_pipeline.views import (
     mirror,
     permute_colours,
 )
+from data_pipeline.workers import serve_parent
 from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
 
@@ -191,7 +192,14 @@ class TrainingBatches(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes to where `get_state` was called."""
-        self._next, self._batches = int(state["next_index"]), None
+        self.close()
+        self._next = int(state["next_index"])
+
+    def close(self) -> None:
+        """Ends threads and workers; the next batch, if one is asked for, starts others."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
 
     def _from(self, first: int) -> grain.IterDataset:
         """Batches from number `first` on, prepared by threads or by processes."""
@@ -203,7 +211,10 @@ class TrainingBatches(grain.DatasetIterator):
         )
         if not config.workers:
             return batches
-        return batches.mp_prefetch(grain.MultiprocessingOptions(config.workers))
+        return batches.mp_prefetch(
+            grain.MultiprocessingOptions(config.workers),
+            worker_init_fn=lambda _index, _count: serve_parent(),
+        )
 
 
 class InMemory(Sequence):

@@ -24,10 +24,7 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ from data_pipeline.files import read_json_object
 from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.shards import Preparation, open_source, sha256, write_shard
+from data_pipeline.workers import end_when_closed, interrupts_held
 from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError, main_exit
 
@@ -183,11 +181,11 @@ def _write_parts(
         parent_ended,
         lifeline,
         concurrent.futures.ProcessPoolExecutor(
-            max(1, min(workers, len(missing))), spawning, _end_with_parent, (parent_ended,)
+            max(1, min(workers, len(missing))), spawning, end_when_closed, (parent_ended,)
         ) as pool,
     ):
         try:
-            with _interrupts_held():  # workers inherit that: Ctrl-C is for the parent alone
+            with interrupts_held():  # workers inherit that: Ctrl-C is for the parent alone
                 waiting = {
                     pool.submit(write_shard, preparation, parts, number, ranges[number]): number
                     for number in missing
@@ -206,29 +204,6 @@ def _write_parts(
             pool.shutdown(cancel_futures=True)
             raise
     return [done[number] for number in range(len(ranges))]
-
-
-def _end_with_parent(parent_ended: Connection) -> None:
-    """In a worker: ends it as soon as the parent lets go of the other end, or is killed.
-
-    Otherwise it would wait for work for ever, or write a shard that the next run writes, too.
-    """
-
-    def wait() -> None:
-        parent_ended.poll(None)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C has its effect at the end of the block; on processes started in it, none."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _publish(

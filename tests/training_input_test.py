@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -103,6 +104,9 @@ def test_workers_and_threads_give_the_same_batches_from_any_position(config):
         for batch in expected[2:]:
             assert_equal(next(other), batch)
         assert other.get_state() == {"next_index": 6}
+        other.set_state({"next_index": 5})
+        assert_equal(next(other), expected[5])
+        other.close()
 
 
 def test_a_killed_worker_is_one_clear_error(config):
@@ -116,6 +120,49 @@ def test_a_killed_worker_is_one_clear_error(config):
     with pytest.raises(InputError, match=r"preparing batch \d+ failed in a worker process"):
         for _ in range(1000):
             next(batches)
+
+
+READER = """
+import sys, time
+from data_pipeline.pipeline import DataConfig, training_batches
+from efficient_lvsm_jax.errors import main_exit
+
+def main():
+    batches = training_batches(
+        DataConfig(path=sys.argv[1], size=48, num_inputs_cycle=(2,), num_targets=2, workers=2),
+        seed=0,
+    )
+    next(batches), next(batches)  # of either worker
+    print("reading", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        batches.close()
+
+if __name__ == "__main__":
+    main_exit(main)
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_training_that_is_stopped(data, tmp_path, stop):
+    (tmp_path / "reader.py").write_text(READER)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "reader.py"), str(data)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "reading\n"
+        if stop == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, stop)
+        # The pipes, which workers have too, end only when all have ended.
+        _, said = process.communicate(timeout=30)
+    if stop == signal.SIGINT:
+        assert process.returncode == 130 and said == "interrupted\n"
 
 
 @pytest.fixture
