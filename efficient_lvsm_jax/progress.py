@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import statistics
 import sys
 import time
@@ -102,7 +103,7 @@ class StepClock:
         state, metrics = train_step(recipe, state, batch)
         clock.stepped(scenes=..., images=..., flops=...)
         ...
-        values = jax.device_get(metrics)     # every log_every steps: all steps so far are finished
+        values = jax.device_get(metrics)  # every `log.every` steps: all so far are finished
         reading = clock.read(steps_to_go)
 
     The first reading includes compilation and is left out of the remaining time once there are
@@ -208,7 +209,7 @@ class Progress:
         """Starts at `step` of `steps`, on standard output unless another file is named."""
         self._file = file or sys.stdout
         shown = (jax.process_index() if process is None else process) == 0
-        self._lines = shown and not self._file.isatty()
+        self._lines = shown and not _is_terminal(self._file)
         self._step = step
         self._total = f"{steps // 1000}k" if steps >= 10_000 and steps % 1000 == 0 else str(steps)
         self._bar = tqdm(
@@ -241,6 +242,16 @@ class Progress:
         if self._lines:
             print(count, line, file=self._file, flush=True)
         self._bar.set_description_str(line)
+
+
+def _is_terminal(file: TextIO) -> bool:
+    """Whether a line can stay in place there; some jobs have a terminal without rows or columns."""
+    if not file.isatty():
+        return False
+    try:
+        return 0 not in os.get_terminal_size(file.fileno())
+    except OSError:
+        return True
 
 
 def progress_line(values: Mapping[str, float], reading: Reading, width: int) -> str:

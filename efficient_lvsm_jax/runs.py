@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from efficient_lvsm_jax.checkpoints import MODEL_FILE, STEPS_FOLDER, read_json
+from efficient_lvsm_jax.checkpoints import MODEL_FILE, STEPS_FOLDER, read_json, saved_steps
 from efficient_lvsm_jax.curves import MOST_CURVES, Panel, draw_curves
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.page import table, write_page
@@ -145,7 +145,7 @@ def read_run(workdir: Path, name: str, *, now: float) -> Run:
         remarks.insert(0, status.reason)
     if state == "silent":
         remarks.append(f"no sign for {duration(now - status.updated)}: killed, or it hangs")
-    saved = _newest_checkpoint(workdir)
+    saved = next(iter(saved_steps(workdir / STEPS_FOLDER)), None)
     planned = start.get("config", {}).get("steps") if status is None else status.steps
     return Run(
         name=name,
@@ -200,12 +200,6 @@ def _describe_model(stored: dict[str, Any]) -> str:
     if isinstance(config, dict) and {"layers", "width"} <= config.keys():
         parts.append(f"{config['layers']}x{config['width']}")
     return _printable(" ".join(parts))
-
-
-def _newest_checkpoint(workdir: Path) -> int | None:
-    folder = workdir / STEPS_FOLDER
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def _last_written(workdir: Path) -> float:

@@ -1,4 +1,6 @@
 import io
+import os
+import pty
 
 import jax.numpy as jnp
 import pytest
@@ -130,6 +132,14 @@ def test_without_a_terminal_there_is_one_plain_line_per_reading():
         "4/4 loss 0.0123",
     ]
     assert "\r" not in out.getvalue() and "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_without_size_gets_plain_lines():
+    reader, writer = pty.openpty()  # has no rows and no columns
+    with open(writer, "w") as file, Progress(0, 4, file=file) as progress:
+        progress.show(VALUES, LARGE)
+    assert os.read(reader, 15) == b"0/4 loss 0.0123"
+    os.close(reader)
 
 
 def test_processes_but_the_first_say_nothing():

@@ -93,7 +93,7 @@ def test_a_killed_run_is_silent_and_says_since_when(tmp_path):
 
 def test_saved_is_the_newest_finished_checkpoint(tmp_path):
     make_run(tmp_path)
-    for name in ("4", "6", "8.orbax-checkpoint-tmp-1"):
+    for name in ("4", "6", "8.unfinished"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert read_run(tmp_path, "run", now=NOW).saved == 6
 
