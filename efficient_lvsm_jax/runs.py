@@ -146,7 +146,7 @@ def read_run(workdir: Path, name: str, *, now: float) -> Run:
     if state == "silent":
         remarks.append(f"no sign for {duration(now - status.updated)}: killed, or it hangs")
     saved = next(iter(saved_steps(workdir / STEPS_FOLDER)), None)
-    planned = start.get("config", {}).get("steps") if status is None else status.steps
+    planned = _planned(start) if status is None else status.steps
     return Run(
         name=name,
         workdir=workdir,
@@ -205,6 +205,12 @@ def _describe_model(stored: dict[str, Any]) -> str:
 def _last_written(workdir: Path) -> float:
     files = [workdir / METRICS_FILE, workdir / MODEL_FILE]
     return max(path.stat().st_mtime for path in files if path.exists())
+
+
+def _planned(start: dict[str, Any]) -> int | None:
+    config = start.get("config")
+    steps = config.get("steps") if isinstance(config, dict) else None
+    return steps if isinstance(steps, int) else None
 
 
 def _made_with(start: dict[str, Any]) -> str:

@@ -110,6 +110,16 @@ def test_damaged_files_of_a_run_are_remarks_and_hide_no_other_run(runs_folder):
     assert rows == "metrics.jsonl: 2 of its 8 rows are damaged"
 
 
+@pytest.mark.parametrize("start", [{}, {"config": 3}, {"config": {"steps": "8"}, "git": 3}])
+def test_a_record_of_the_start_with_other_contents_is_passed_over(tmp_path, start):
+    make_run(tmp_path)
+    (tmp_path / "status.json").unlink()
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [start]}))
+    run = read_run(tmp_path, "run", now=NOW)
+    assert (run.steps, run.made_with) == (None, "")
+    assert "8/-" in listing([run], NOW)
+
+
 def test_the_listing_has_a_line_per_run_and_its_last_numbers(runs_folder):
     runs = find_runs(runs_folder, now=NOW)
     lines = listing(runs, NOW).splitlines()
