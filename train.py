@@ -3,8 +3,10 @@
     python train.py --config configs/tiny.py --workdir runs/tiny [--config.steps=100]
 
 Started again with the same arguments it goes on from its newest checkpoint, with the same numbers
-as if it had never stopped. Metrics go to metrics.jsonl in the workdir. SIGTERM and Ctrl-C save
-first and exit with 143 and 130; a second one ends at once.
+as if it had never stopped. What it writes to the workdir: `run_log`, `checkpoints`, `provenance`.
+
+Exit status: 0 all steps are done; 2 something given is wrong, the message says what; 4 training
+diverged; 143 and 130 ended by SIGTERM and Ctrl-C, after saving (a second one ends at once).
 """
 
 from __future__ import annotations
@@ -12,24 +14,90 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from data_pipeline.pipeline import DataConfig, training_batches
-from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
+from data_pipeline.pipeline import DataConfig, TrainingBatches, training_batches
+from efficient_lvsm_jax import flops
+from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir, load
 from efficient_lvsm_jax.configuration import build, command_line
-from efficient_lvsm_jax.errors import main_exit
+from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.estimate import estimate
+from efficient_lvsm_jax.heldout import open_heldout, render_heldout
 from efficient_lvsm_jax.interruption import Interruption, exit_by
-from efficient_lvsm_jax.models import configure
+from efficient_lvsm_jax.models import Model, configure
+from efficient_lvsm_jax.objective import FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
-from efficient_lvsm_jax.training import Recipe, TrainState, init_state, train_step
+from efficient_lvsm_jax.processes import join_processes
+from efficient_lvsm_jax.progress import Progress, StepClock, peak_flops
+from efficient_lvsm_jax.protocol import EvaluationConfig
+from efficient_lvsm_jax.provenance import record_start
+from efficient_lvsm_jax.run_log import RunLog
+from efficient_lvsm_jax.sharding import make_mesh, put_batch, replicate, state_shardings
+from efficient_lvsm_jax.training import Recipe, TrainState, init_state, start_from, train_step
+
+DIVERGED = 4  # exit status
+
+
+class TrainingDivergedError(RuntimeError):
+    """Too many updates in a row had to be skipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What a run shows while it trains.
+
+    Attributes:
+      every: steps between two rows of numbers.
+      pictures_every: steps between two pictures of held-out predictions; 0 for none.
+      pictures: held-out scenes of a picture, the first of the `evaluation` group.
+      tensorboard: also write for TensorBoard.
+      wandb: project of Weights & Biases; "" for none.
+    """
+
+    every: int = 10
+    pictures_every: int = 0
+    pictures: int = 3
+    tensorboard: bool = True
+    wandb: str = ""
+
+    def __post_init__(self):
+        for name, low in (("every", 1), ("pictures_every", 0), ("pictures", 1)):
+            if getattr(self, name) < low:
+                raise InputError(f"log.{name}={getattr(self, name)}: must be at least {low}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as its configuration describes it, before anything is computed."""
+
+    config: ConfigDict
+    workdir: Path
+    recipe: Recipe
+    data: DataConfig
+    log: LogConfig
+    mesh: Mesh
+    frozen: FrozenNetworks
+
+    @classmethod
+    def open(cls, config: ConfigDict, workdir: Path) -> Run:
+        """Checks all settings, loads the losses' networks and claims the workdir."""
+        model = configure(config.family, config.model.to_dict())
+        losses = build(LossConfig, config.losses.to_dict(), "losses")
+        optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer")
+        data = build(DataConfig, config.data.to_dict(), "data")
+        log = build(LogConfig, config.log.to_dict(), "log")
+        mesh = make_mesh(config.mesh)
+        frozen, alignment = load_frozen(losses, model)
+        recipe = Recipe(config.family, model, optimizer, losses, alignment, config.micro_batches)
+        claim_workdir(workdir, config.family, model)
+        return cls(config, workdir, recipe, data, log, mesh, replicate(mesh, frozen))
 
 
 def train(config: ConfigDict, workdir: Path) -> TrainState:
@@ -37,88 +105,183 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
       InputError: settings that cannot be, a workdir of another model, or a failed write.
+      TrainingDivergedError: `config.abort_after_skips` updates in a row were skipped.
       SystemExit: ended early by a signal, after saving.
     """
-    model = configure(config.family, config.model.to_dict())
-    optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer")
-    recipe = Recipe(config.family, model, optimizer, config.micro_batches)
-    data = build(DataConfig, config.data.to_dict(), "data")
-    mesh = make_mesh(config.mesh)
-    claim_workdir(workdir, config.family, model)
-    with (
-        Interruption() as interruption,  # outermost: the last save is waited for inside
-        Checkpoints(
+    run = Run.open(config, workdir)
+    memory = estimate(run.recipe, run.data, dict(run.mesh.shape), platform=jax.default_backend())
+    say(f"memory: {memory}")
+    checkpoints = Checkpoints(
+        workdir,
+        keep=config.checkpoints_to_keep,
+        keep_every=config.checkpoint_keep_every,
+        config_sha256=hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
+    )
+    with checkpoints, Interruption() as interruption:
+        batches = training_batches(run.data, seed=config.seed, progress=True)
+        state = first_state(run, checkpoints, batches)
+        step = int(state.step)
+        record_start(workdir, config.to_dict(), step=step)
+        log = RunLog(
             workdir,
-            keep=config.checkpoints_to_keep,
-            keep_every=config.get("checkpoint_keep_every", 0),
-            config_sha256=hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
-        ) as checkpoints,
-    ):
-        state, ended_by = _loop(config, workdir, recipe, data, mesh, checkpoints, interruption)
+            step,
+            steps=config.steps,
+            tensorboard=run.log.tensorboard,
+            wandb=run.log.wandb,
+            config=config.to_dict(),
+        )
+        with log:
+            state, ended_by = loop(run, state, batches, checkpoints, interruption, log)
+            checkpoints.wait()  # before the log says that the run finished
     if ended_by:
         exit_by(ended_by, f"saved step {int(state.step)} of {config.steps} in {workdir}")
     return state
 
 
-def _loop(
-    config: ConfigDict,
-    workdir: Path,
-    recipe: Recipe,
-    data: DataConfig,
-    mesh: jax.sharding.Mesh,
+def first_state(run: Run, checkpoints: Checkpoints, batches: TrainingBatches) -> TrainState:
+    """Fresh, from other weights, or where training stopped; every array born in its place."""
+    key = jax.random.key(run.config.seed)
+    init = functools.partial(init_state, run.recipe)
+    abstract = jax.eval_shape(init, key)
+    shardings = state_shardings(run.mesh, abstract)
+    step = checkpoints.latest()
+    if step is not None:
+        say(f"going on from step {step} in {run.workdir}")
+        return restore(checkpoints, step, abstract, shardings, batches)
+    if run.config.init_from:
+        params = weights_like(run.config.init_from, abstract.params, run.recipe.family)
+        params = jax.device_put(params, shardings.params)
+        start = functools.partial(start_from, run.recipe)
+        return jax.jit(start, out_shardings=shardings)(params, key)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def loop(
+    run: Run,
+    state: TrainState,
+    batches: TrainingBatches,
     checkpoints: Checkpoints,
     interruption: Interruption,
+    log: RunLog,
 ) -> tuple[TrainState, int]:
-    """Restores and trains; the state, and the signal that ended it early or 0."""
-    init = functools.partial(init_state, recipe)
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(init, key)
-    shardings = state_shardings(mesh, abstract)
-
-    step = checkpoints.latest()
-    batches = iter(training_batches(data, seed=config.seed, progress=True))
-    if step is None:
-        state = jax.jit(init, out_shardings=shardings)(key)
-    else:
-        state = restore(checkpoints, step, abstract, shardings, batches)
-        print(f"going on from step {step} in {workdir}")
-
-    with metrics_file(workdir, since=int(state.step)) as log:
-        bar = tqdm(total=config.steps, initial=int(state.step), unit="step", dynamic_ncols=True)
-        step, ended_by = int(state.step), 0
-        scenes_left_out = {"replaced": 0, "unreadable": 0}  # by this process since it began
-        while step < config.steps:
-            batch = next(batches)
+    """Steps until the last one; the state, and the signal that ended it early or 0."""
+    config, step, ended_by = run.config, int(state.step), 0
+    heldout = held_out_scenes(run)
+    clock = StepClock(peak=peak_flops())
+    scenes_left_out = {"replaced": 0, "unreadable": 0}  # by this process since it began
+    batches = iter(batches)
+    with Progress(step, config.steps) as progress:
+        while step < config.steps and not ended_by:
+            with clock.waiting("data"):
+                batch = next(batches)
             for name in scenes_left_out:
                 scenes_left_out[name] += int(batch.pop(name).sum())
-            batch = put_batch(mesh, batch)
-            state, metrics = train_step(recipe, state, batch)
+            views = {side: batch[side]["image"].shape[1] for side in ("inputs", "targets")}
+            batch = put_batch(run.mesh, batch)
+            state, metrics = train_step(run.recipe, state, batch, run.frozen)
             step += 1
-            ended_by = interruption.after_step() if step < config.steps else 0
-            bar.update()
-            if step % config.log_every == 0 or step == config.steps:
-                row = {"step": step} | {name: float(value) for name, value in metrics.items()}
-                row |= scenes_left_out
-                log.write(json.dumps(row) + "\n")
-                rate = (bar.format_dict["rate"] or 0.0) * data.batch_size
-                bar.set_postfix_str(
-                    f"loss={row['loss']:.4f} psnr={row['psnr']:.2f} scenes/s={rate:.1f} "
-                    f"skipped={row['skipped']:.0f}"
-                )
-            if step % config.checkpoint_every == 0 or step == config.steps or ended_by:
-                log.flush()
-                checkpoints.save(step, items_of(state, grain.checkpoint.CheckpointSave(batches)))
-            if ended_by:
-                break
-        bar.close()
+            last = step == config.steps
+            clock.stepped(
+                scenes=run.data.batch_size,
+                images=run.data.batch_size * sum(views.values()),
+                flops=model_flops(run, **views),
+            )
+            progress.stepped()
+            ended_by = 0 if last else interruption.after_step()
+            if step % run.log.every == 0 or last:
+                values = jax.device_get(metrics)
+                reading = clock.read(config.steps - step)
+                log.scalars(step, values | scenes_left_out, reading.numbers())
+                progress.show(values, reading)
+                check_skips(values, config.abort_after_skips, step)
+            if heldout and (step % run.log.pictures_every == 0 or last):
+                with clock.waiting("pictures", after=state):
+                    weights = state.params if state.ema is None else state.ema
+                    model = Model(run.recipe.family, run.recipe.model, weights)
+                    picture, scores = render_heldout(model, heldout, run.mesh, step=step)
+                    log.scalars(step, scores)
+                    log.picture(step, picture)
+            if step % config.checkpoint_every == 0 or last or ended_by:
+                with clock.waiting("checkpoint", after=state):
+                    log.flush(step)
+                    position = grain.checkpoint.CheckpointSave(batches)
+                    checkpoints.save(step, items_of(state, position))
+    say(f"waited {clock.share('checkpoint'):.1%} of the time for checkpoints")
     return state, ended_by
+
+
+def check_skips(values: dict[str, Any], most: int, step: int) -> None:
+    """Ends a run that no longer learns. Raises TrainingDivergedError."""
+    if most and values["skipped_in_a_row"] >= most:
+        raise TrainingDivergedError(
+            f"step {step}: the last {values['skipped_in_a_row']} updates were skipped (loss "
+            f"{values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}); parameters are those "
+            "before them. Lower optimizer.learning_rate, look at the data, or raise "
+            "abort_after_skips"
+        )
+
+
+def model_flops(run: Run, *, inputs: int, targets: int) -> int:
+    """Of a step of all devices together, forward and backward."""
+    model, pixels = run.recipe.model, run.data.size**2
+    scenes = run.data.batch_size
+    work = flops.train_step(model, scenes, inputs, targets, pixels, fused_attention=False)
+    return work.model.total
+
+
+def held_out_scenes(run: Run) -> list:
+    """The scenes of the pictures; none where there are none to be drawn."""
+    if not run.log.pictures_every:
+        return []
+    if "evaluation" not in run.config:
+        raise InputError(
+            f"log.pictures_every={run.log.pictures_every} needs a group `evaluation` in the "
+            "configuration, which says what the held-out scenes are; 0 draws no pictures"
+        )
+    settings = build(EvaluationConfig, run.config.evaluation.to_dict(), "evaluation")
+    return open_heldout(settings, seed=run.config.seed, count=run.log.pictures)
+
+
+def weights_like(source: str, abstract: dict, family: str) -> dict:
+    """Parameters to begin with, of the same model.
+
+    Raises:
+      InputError: nothing usable there, or another model (names what differs).
+    """
+    model = load(source)
+    if model.family != family:
+        raise InputError(f"init_from={source}: holds a {model.family}, this trains a {family}")
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if shapes.pop(name, None) != leaf.shape:
+            raise InputError(
+                f"init_from={source}: {name} of shape {leaf.shape} does not fit the model of this "
+                "configuration; set model.width, layers, … as the weights have them"
+            )
+    if shapes:
+        raise InputError(f"init_from={source}: has no {', '.join(sorted(shapes))}")
+    return model.params
 
 
 def items_of(state: TrainState, data: object) -> dict[str, object]:
     """A state as checkpoint items; parameters apart, so that rendering reads only them."""
-    rest = dataclasses.replace(state, params=None, ema=None)
-    items = {"params": state.params, "ema": state.ema, "optimizer": vars(rest), "data": data}
-    return {name: item for name, item in items.items() if item is not None}
+    rest = {
+        name: value
+        for name, value in vars(state).items()
+        if name not in ("params", "ema", "projectors")
+    }
+    items = {
+        "params": state.params,
+        "ema": state.ema,
+        "projectors": state.projectors,
+        "optimizer": rest,
+        "data": data,
+    }
+    return {name: item for name, item in items.items() if item not in (None, {})}
 
 
 def restore(
@@ -136,34 +299,32 @@ def restore(
     )
     items = items_of(placed, grain.checkpoint.CheckpointRestore(batches))
     restored = checkpoints.restore(step, items)
-    rest = restored["optimizer"]
-    return TrainState(**rest | {"params": restored["params"], "ema": restored.get("ema")})
+    return TrainState(
+        **restored["optimizer"],
+        params=restored["params"],
+        ema=restored.get("ema"),
+        projectors=restored.get("projectors", {}),
+    )
 
 
-def metrics_file(workdir: Path, since: int):
-    """metrics.jsonl to append to, without rows an interrupted run wrote past step `since`."""
-    path = workdir / "metrics.jsonl"
-    if path.exists():
-        rows = [line for line in path.read_text().splitlines() if _step_of(line) <= since]
-        beside = path.with_suffix(".partial")
-        beside.write_text("".join(f"{row}\n" for row in rows))
-        beside.replace(path)
-    return path.open("a")
+def say(line: str) -> None:
+    """Prints in the first process."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # a row cut off in the middle
-
-
-def main() -> None:
+def main() -> int | None:
     """The command line."""
     config, flags = command_line(sys.argv, usage=__doc__)
+    join_processes(config.processes)
     workdir = Path(flags.workdir)
-    state = train(config, workdir)
-    print(f"trained {int(state.step)} steps, {int(state.skipped)} updates skipped: {workdir}")
+    try:
+        state = train(config, workdir)
+    except TrainingDivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return DIVERGED
+    say(f"trained {int(state.step)} steps, {int(state.skipped)} updates skipped: {workdir}")
+    return None
 
 
 if __name__ == "__main__":

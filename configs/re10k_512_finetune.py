@@ -1,6 +1,9 @@
 """RealEstate10K at 512 pixels from weights trained at 256, as published: 20,000 steps.
 
-python train.py --config configs/re10k_512_finetune.py --workdir runs/re10k_512_finetune
+python train.py --config configs/re10k_512_finetune.py --workdir runs/re10k_512_finetune \
+    --config.init_from=runs/re10k_256
+
+`init_from` takes a workdir, a converted folder or a PyTorch file; the optimizer starts afresh.
 """
 
 from ml_collections import ConfigDict
@@ -11,6 +14,7 @@ from configs import re10k_512
 def get_config() -> ConfigDict:
     """Settings for train.py."""
     config = re10k_512.get_config()
+    config.init_from = "runs/re10k_256"
     config.steps = 20_000
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 1000

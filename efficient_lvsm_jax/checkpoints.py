@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -284,6 +285,7 @@ class Checkpoints:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock = _locked(workdir / "train.lock")
                 self._remove_leftovers()
+        _silence_failed_saves()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
@@ -347,7 +349,7 @@ class Checkpoints:
         Raises:
           InputError: the step is there already; this or the previous save could not be written.
         """
-        self._wait()
+        self.wait()
         if self._path(step).exists():
             raise InputError(f"{self._path(step)}: exists already; name another --workdir")
         arguments = {
@@ -409,14 +411,16 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save. Raises InputError if it could not be written."""
         try:
-            self._wait()
+            self.wait()
         finally:
             self._thread.shutdown()
             self._checkpointer.close()
             if self._lock is not None:
+                self._remove_leftovers()  # of a failed save, whose other files were still written
                 self._lock.close()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the last save counts. Raises InputError if it could not be written."""
         saving, self._saving = self._saving, None
         if saving is not None:
             with _reporting_writes(self._folder):
@@ -471,6 +475,18 @@ def _locked(path: Path) -> Any:
     return file
 
 
+@functools.cache
+def _silence_failed_saves() -> None:
+    """Keeps the storage library from logging a failed save, with a traceback for every file.
+
+    The failure is raised by the next `save` or by `close`, and said once.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "async_checkpointer" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
+
+
 class _reporting_writes:  # noqa: N801 - reads as a statement
     """Turns a failed write into an InputError that names the folder."""
 
@@ -493,9 +509,15 @@ def _is_write_failure(error: BaseException) -> bool:
 
 def _cannot_write(folder: Path, error: BaseException) -> str:
     return (
-        f"{folder}: cannot be written ({_first_line(error)}); free space or name another folder. "
+        f"{folder}: cannot be written ({_reason(error)}); free space or name another folder. "
         f"Nothing unfinished was kept{_what_is_left(folder)}"
     )
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's words, which the storage library wraps in a page of paths."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else _first_line(error)
 
 
 def _what_is_left(folder: Path) -> str:

@@ -16,15 +16,17 @@ Axes: P pair of pictures, Y X pixel, C channel.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from efficient_lvsm_jax import checkpoints
+from efficient_lvsm_jax import checkpoints, vgg
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import check_range
 
@@ -39,7 +41,6 @@ HOW_TO_GET_WEIGHTS = (
 )
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-MIN_SIDE = 16  # of which four poolings leave one pixel
 SHIFT = (-0.030, -0.088, -0.188)  # of colours in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
 # On a CPU a pair takes 1.4 kB a pixel: 0.19 GB for two at 256x256, measured 0.3 GB with everything
@@ -62,22 +63,55 @@ def abstract_params() -> dict:
     return params
 
 
-@jax.jit
-def stage_distances(params: dict, prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Distances [P, stage] of pictures [P, Y, X, 3]; LPIPS is their sum over stages."""
-    pairs = len(target)
-    x = jnp.concatenate([prediction, target])
-    x = (x * 2 - 1 - jnp.array(SHIFT)) / jnp.array(SCALE)
+@functools.partial(jax.jit, static_argnames="dtype")
+def stage_distances(
+    params: dict, prediction: jax.Array, target: jax.Array, dtype: Any = jnp.float32
+) -> jax.Array:
+    """Distances [P, stage] of pictures [P, Y, X, 3]; LPIPS is their sum over stages.
+
+    The convolutions run in `dtype`, everything else in float32.
+    """
+    depths = [len(widths) for widths in STAGES]
+    both = [
+        vgg.activations(
+            params,
+            (x * 2 - 1 - jnp.array(SHIFT)) / jnp.array(SCALE),
+            depths=depths,
+            taps=depths,
+            pool=nnx.max_pool,
+            dtype=dtype,
+        )
+        for x in (prediction, target)
+    ]
     distances = []
-    for stage, widths in enumerate(STAGES, 1):
-        if stage > 1:
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2))
-        for layer in range(1, len(widths) + 1):
-            x = jax.nn.relu(_convolve(params[f"conv{stage}_{layer}"], x))
-        unit = _unit_length(x)
-        difference = jnp.square(unit[:pairs] - unit[pairs:]).mean(axis=(1, 2))  # [P, C]
+    for stage, pair in enumerate(zip(*both, strict=True), 1):
+        unit, other = (_unit_length(x.astype(jnp.float32)) for x in pair)
+        difference = jnp.square(unit - other).mean(axis=(1, 2))  # [P, C]
         distances.append((difference * params[f"linear{stage}"]["kernel"]).sum(axis=-1))
     return jnp.stack(distances, axis=-1)
+
+
+def lpips_loss(
+    params: dict, predicted: jax.Array, true: jax.Array, *, dtype: Any = jnp.float32
+) -> jax.Array:
+    """Mean LPIPS of pictures as a training loss, a float32 scalar.
+
+    Its gradient reaches `predicted` alone, and is finite everywhere; see `vgg.frozen_loss`.
+
+    Args:
+      params: as `Lpips.params`.
+      predicted, true: [..., V, Y, X, 3], floats in [0, 1]. Memory is that of one view; leading
+        axes may be sharded.
+      dtype: of the convolutions. The published training took bfloat16.
+
+    Raises:
+      InputError: shapes that differ, other axes, or sides below 16 pixels.
+    """
+    return vgg.frozen_loss(_mean_distance, params, predicted, true, dtype)
+
+
+def _mean_distance(params: dict, predicted: jax.Array, true: jax.Array, dtype: Any) -> jax.Array:
+    return stage_distances(params, predicted, true, dtype).sum(axis=-1).mean()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,21 +183,11 @@ def find_lpips(folder: str | Path) -> Lpips | None:
     return load_lpips(folder or WEIGHTS_FOLDER)
 
 
-def _convolve(layer: dict, x: jax.Array) -> jax.Array:
-    x = jax.lax.conv_general_dilated(
-        x,
-        layer["kernel"],
-        window_strides=(1, 1),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision="highest",  # accelerators would round to 10 bits or fewer
-    )
-    return x + layer["bias"]
-
-
 def _unit_length(x: jax.Array) -> jax.Array:
-    """Channels of every pixel over their norm; zero where all are zero."""
-    return x / (jnp.sqrt(jnp.square(x).sum(axis=-1, keepdims=True)) + 1e-10)
+    """Channels of every pixel over their norm; zero, with finite gradients, where all are zero."""
+    squares = jnp.square(x).sum(axis=-1, keepdims=True)
+    some = squares > 0  # the root of 0 has an infinite gradient, so another number takes its place
+    return x / (jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0) + 1e-10)
 
 
 def _checked(prediction: jax.Array, target: jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -173,10 +197,10 @@ def _checked(prediction: jax.Array, target: jax.Array) -> tuple[np.ndarray, np.n
         raise InputError(
             f"prediction {pictures[0].shape} and target {shape}: expected the same [..., Y, X, 3]"
         )
-    if min(shape[-3:-1]) < MIN_SIDE:
+    if min(shape[-3:-1]) < vgg.MIN_SIDE:
         raise InputError(
-            f"LPIPS of {shape[-3]}x{shape[-2]} pictures: both sides must be at least {MIN_SIDE} "
-            "pixels"
+            f"LPIPS of {shape[-3]}x{shape[-2]} pictures: both sides must be at least "
+            f"{vgg.MIN_SIDE} pixels"
         )
     for name, picture in zip(("prediction", "target"), pictures, strict=True):
         if not jnp.issubdtype(picture.dtype, jnp.floating):

@@ -30,6 +30,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"tokenizer/kernel$", PartitionSpec(None, "fsdp")),  # [P, D]
     (r"head/kernel$", PartitionSpec("fsdp")),  # [D, P]
     (r"norm/scale$", PartitionSpec()),  # [L, K]
+    (r"projectors/.*kernel$", PartitionSpec("fsdp")),  # [D, F], of REPA
+    (r"projectors/.*bias$", PartitionSpec()),  # [F]
     (r"ns_coeffs$", PartitionSpec()),  # Muon's Newton-Schulz coefficients
 )
 
@@ -109,3 +111,8 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
     )
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Arrays, the same in every process, whole on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

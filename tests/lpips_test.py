@@ -21,6 +21,7 @@ from efficient_lvsm_jax.lpips import (
     Lpips,
     find_lpips,
     load_lpips,
+    lpips_loss,
     stage_distances,
 )
 
@@ -154,12 +155,32 @@ def test_poolings_drop_the_last_row_and_column_of_odd_sides(params):
     np.testing.assert_allclose(stages[1:], 0, atol=1e-12)
 
 
+loss_and_gradient = jax.jit(jax.value_and_grad(lpips_loss, argnums=1))
+
+
+def test_the_loss_is_the_mean_score_and_falls_along_its_gradient(params, lpips):
+    a, b = pair(2)
+    loss, gradient = loss_and_gradient(params, a, b)
+    np.testing.assert_allclose(loss, lpips(a, b).mean(), rtol=1e-5)
+    step = 3e-3 * np.asarray(gradient) / np.abs(gradient).max()
+    after, before = (loss_and_gradient(params, a + s, b)[0] for s in (step, -step))
+    np.testing.assert_allclose((after - before) / 2, (gradient * step).sum(), rtol=2e-2)
+
+
+def test_equal_pictures_have_no_loss_and_no_gradient(params):
+    a, _ = pair(2)
+    loss, gradient = loss_and_gradient(params, a, a)
+    np.testing.assert_allclose(loss, 0, atol=1e-12)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
 def test_gradients_are_finite_where_features_are_all_zero(params):
-    """The norm's gradient is not, but a dead ReLU takes none."""
-    dead = {**params, "conv1_2": jax.tree.map(lambda x: -np.abs(x), params["conv1_2"])}
-    a, b = pair(1)
-    gradient = jax.grad(lambda x: stage_distances(dead, x, b).sum())(a)
+    """The root has none at 0, whatever a dead ReLU in front of it lets through."""
+    unit_length = lpips_module._unit_length
+    gradient = jax.grad(lambda x: unit_length(x)[0, 0])(np.zeros((2, 3), np.float32))
     assert np.isfinite(gradient).all()
+    dead = {**params, "conv1_2": jax.tree.map(lambda x: -np.abs(x), params["conv1_2"])}
+    assert np.isfinite(loss_and_gradient(dead, *pair(2))[1]).all()
 
 
 def test_other_ranges_are_refused_and_named(lpips):

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from efficient_lvsm_jax import run_log
 from efficient_lvsm_jax.errors import InputError
@@ -144,12 +145,11 @@ def test_a_full_disk_is_one_message_that_says_what_to_do(tmp_path):
 
 def events(workdir):
     """The events of all files, in the order TensorBoard reads them: by name."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     for path in sorted((workdir / "tensorboard").iterdir()):
         content = path.read_bytes()
         while content:
             (length,) = struct.unpack("<Q", content[:8])
-            yield event_pb2.Event.FromString(content[12 : 12 + length])
+            yield Event.FromString(content[12 : 12 + length])
             content = content[16 + length :]
 
 
@@ -164,12 +164,7 @@ def shown(workdir):
     return kept
 
 
-@pytest.fixture
-def with_tensorboard():
-    pytest.importorskip("tensorboardX")
-
-
-def test_tensorboard_has_every_step_once_after_resuming(with_tensorboard, tmp_path):
+def test_tensorboard_has_every_step_once_after_resuming(tmp_path):
     for since, steps in ((0, (2, 4, 6)), (4, (6, 8))):
         with open_log(tmp_path, since, tensorboard=True) as log:
             for step in steps:
@@ -179,7 +174,7 @@ def test_tensorboard_has_every_step_once_after_resuming(with_tensorboard, tmp_pa
     assert {tag for _, tag, _ in shown(tmp_path)} == {"train/loss", "speed/step_s"}
 
 
-def test_tensorboard_has_the_pictures(with_tensorboard, tmp_path):
+def test_tensorboard_has_the_pictures(tmp_path):
     with open_log(tmp_path, tensorboard=True) as log:
         log.picture(2, PICTURE)
     ((_, _, row),) = shown(tmp_path)

@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,12 @@ import pytest
 import efficient_lvsm_jax as elvsm
 import train as trainer
 from configs import tiny
+from data_pipeline.pipeline import DataConfig
+from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models import configure
+from efficient_lvsm_jax.objective import LossConfig
+from efficient_lvsm_jax.optimizer import OptimizerConfig
 
 ROOT = Path(trainer.__file__).parent
 
@@ -19,7 +25,8 @@ def small_config(steps: int):
     """configs/tiny.py with fewer, smaller scenes."""
     config = tiny.get_config()
     config.steps = steps
-    config.log_every = config.checkpoint_every = 2
+    config.log.every = config.checkpoint_every = 2
+    config.log.pictures_every = 0
     config.model.update(width=32, head_dim=16, layers=2)
     config.data.update(scenes=12, views=5, size=16, batch_size=4, num_targets=2)
     config.data.num_inputs_cycle = (2, 1, 2)
@@ -117,3 +124,63 @@ def test_a_full_disk_while_saving_is_one_message_and_no_checkpoint(tmp_path):
     assert "cannot be written" in error and str(tmp_path) in error
     with pytest.raises(InputError, match="no finished checkpoint"):
         elvsm.load(tmp_path)
+
+
+def test_training_begins_with_given_weights_and_a_fresh_optimizer(uninterrupted, tmp_path):
+    before, workdir = uninterrupted
+    config = small_config(1)
+    config.init_from = str(workdir)
+    state = trainer.train(config, tmp_path)  # the first update has learning rate 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.ema)
+    assert int(state.step) == 1
+    config.steps = 2
+    config.init_from = "gone"  # not read again: training goes on from its own checkpoint
+    assert int(trainer.train(config, tmp_path).step) == 2
+
+
+def test_weights_of_another_model_are_no_beginning(uninterrupted, tmp_path):
+    config = small_config(1)
+    config.init_from = str(uninterrupted[1])
+    config.model.layers = 3
+    with pytest.raises(InputError, match=r"does not fit .* set model.width, layers"):
+        trainer.train(config, tmp_path)
+
+
+def test_a_run_that_skips_too_often_ends_and_says_so(tmp_path):
+    config = small_config(6)
+    config.optimizer.clip_norm = 1e-9  # every gradient is far above
+    config.abort_after_skips = 4
+    with pytest.raises(trainer.TrainingDivergedError, match="step 4: the last 4 updates"):
+        trainer.train(config, tmp_path)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+    assert [row["skipped"] for row in rows(tmp_path)] == [2, 4]
+
+
+def test_pictures_of_held_out_scenes_are_drawn_and_scored(tmp_path):
+    config = small_config(2)
+    config.log.update(pictures_every=1, pictures=2)
+    config.evaluation.update(size=16, scenes=2, views=5, inputs=(0, 4), targets=(2,))
+    config.evaluation.added_one_by_one = ()
+    trainer.train(config, tmp_path)
+    names = [path.name for path in sorted((tmp_path / "pictures").iterdir())]
+    assert names == ["step_00000001.png", "step_00000002.png"]
+    scores = [row["heldout/psnr"] for row in rows(tmp_path) if "heldout/psnr" in row]
+    assert len(scores) == 2 and all(5 < score < 40 for score in scores)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["re10k_256", "re10k_512", "re10k_512_finetune", "re10k_256_lvsm_schedule", "objaverse_512"],
+)
+def test_every_preset_can_be_built(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    model = configure(config.family, config.model.to_dict())
+    assert model == configure("efficient_lvsm", {"compute_dtype": "bfloat16", "remat": model.remat})
+    for group, settings in (
+        ("optimizer", OptimizerConfig),
+        ("losses", LossConfig),
+        ("data", DataConfig),
+        ("log", trainer.LogConfig),
+    ):
+        build(settings, config[group].to_dict(), group)
+    assert set(config) | {"evaluation"} == set(tiny.get_config())

@@ -37,7 +37,7 @@ def test_twelve_steps_equal_the_published_training(parity):
     targets = {"image": truth, "c2w": cameras.c2w, "fxfycxcy": cameras.fxfycxcy}
     batch = {"inputs": vars(views), "targets": targets}
     recipe = dataclasses.replace(PUBLISHED, model=model.config)
-    state = start_from(recipe, jax.tree.map(jnp.array, model.params))
+    state = start_from(recipe, jax.tree.map(jnp.array, model.params), jax.random.key(0))
     for step in range(12):
         state, metrics = train_step(recipe, state, batch)
         np.testing.assert_allclose(metrics["learning_rate"], data["lr"][step], rtol=1e-6)
