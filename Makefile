@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint fuzz bench-data lock clean
+.PHONY: demo test lint fuzz torture bench-data bench-train lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -32,6 +32,14 @@ fuzz: $(VENV)/installed ## 20,000 mutated inputs to all readers; a minute
 
 bench-data: $(VENV)/installed ## pictures per second of training input
 	$(RUN) benchmarks/data_throughput.py
+
+bench-train: $(VENV)/installed ## a training step of the full model beside PyTorch's; quarter of an hour, 16 GiB
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(RUN) benchmarks/training_speed.py --size 128
+	$(RUN) benchmarks/training_speed.py --size 256
+
+torture: $(VENV)/installed ## kills, flipped bits, full disks: what a run loses; ten minutes
+	$(RUN) tests/torture.py
 
 lock: ## refresh requirements.lock for Python 3.11-3.13 (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-header --no-annotate \
