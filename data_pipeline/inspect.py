@@ -152,7 +152,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where to draw the cameras of one scene (.png)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     flags = parser.parse_args(arguments)
-    # Forced: importing the checkpoint library has set up logging already.
     if flags.scenes < 1:
         raise InputError(f"--scenes {flags.scenes}: must be at least 1")
     if flags.out and flags.out.suffix.lower() != ".png":

@@ -8,7 +8,8 @@ the original frames, or crops made by the published path (`transforms.resize_and
 frames, their middle square). Scenes are dealt to shards in the source's order; processes write a
 shard each, beside, and rename it when it is complete and its SHA-256 is known. Stopped at any
 moment, the same command goes on with the shards that are not complete. `manifest-SPLIT.json`,
-written last, lists shards, hashes, scenes, and every rejected scene with its reason.
+written last, lists shards, hashes, scenes, listed frames that were absent, and every rejected scene
+with its reason.
 """
 
 from __future__ import annotations
@@ -216,6 +217,7 @@ def _publish(
     """Names the shards as TFDS expects, writes its descriptions, then the manifest."""
     full = [number for number, shard in enumerate(shards) if shard["frames"]]
     rejected = [entry for shard in shards for entry in shard["rejected"]]
+    absent = [entry for shard in shards for entry in shard["absent"]]
     names = {
         number: f"posed_scenes-{preparation.split}.array_record-{i:05d}-of-{len(full):05d}"
         for i, number in enumerate(full)
@@ -231,9 +233,11 @@ def _publish(
             "frames": sum(shard["frames"] for shard in shards),
             "bytes": sum(shard["bytes"] for shard in shards if shard["frames"]),
             "rejected_scenes": len(rejected),
+            "absent_frames": sum(len(frames) for _, frames in absent),
             "unreadable_frames": sum(len(row[3]) for shard in shards for row in shard["scenes"]),
         },
         "rejected": rejected,
+        "absent": absent,
         "shards": [
             {"file": names[number]}
             | {key: shards[number][key] for key in ("frames", "bytes", "sha256")}
@@ -325,6 +329,8 @@ def main() -> int:
     manifest = prepare(preparation, arguments.out, workers=arguments.workers)
     if complete:
         print(f"{manifest_path}: complete already; the source was not read again")
+    for name, frames in manifest.get("absent", ()):
+        print(f"{name}: {len(frames)} listed frames are absent and left out, e.g. {frames[0]}")
     for name, reason in manifest["rejected"]:
         print(f"rejected {name}: {reason}")
     print(json.dumps(manifest["counts"]))

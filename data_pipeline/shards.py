@@ -75,8 +75,9 @@ def write_shard(
       indices: of the scenes in it.
 
     Returns:
-      {"frames", "bytes", "sha256", "scenes": [name, first record, records, holes], "rejected":
-      [name, reason]}, also written beside the shard, after it.
+      {"frames", "bytes", "sha256", "scenes": [name, first record, records, holes], "absent":
+      [name, listed frames left out], "rejected": [name, reason]}, also written beside the shard,
+      after it.
 
     Raises:
       InputError: it cannot be written.
@@ -89,14 +90,15 @@ def write_shard(
     logging.disable(logging.WARNING)  # absent frames are in the manifest
     scenes = open_source(preparation)
     partial = parts / f"{number:05d}.partial"
-    written, rejected, count = [], [], 0
+    written, absent, rejected, count = [], [], [], 0
     try:
         # One record a group, uncompressed: a picture is read alone, and JPEGs do not shrink.
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for index in indices:
             name = scenes.names[index]
             try:
-                records, holes = _records(preparation, scenes[index])
+                scene = scenes[index]
+                records, holes = _records(preparation, scene)
             except InputError as error:
                 rejected.append([name, str(error)])
                 continue
@@ -105,6 +107,9 @@ def write_shard(
                 example = tf_example_pb2.Example.FromString(FEATURES.serialize_example(record))
                 writer.write(example.SerializeToString(deterministic=True))
             written.append([name, count, len(records), holes])
+            there = {record["frame"] for record in records}
+            if left_out := [frame for frame in scene.absent if frame not in there]:
+                absent.append([name, left_out])
             count += len(records)
         writer.close()
         if count and ArrayRecordReader(str(partial)).num_records() != count:
@@ -114,6 +119,7 @@ def write_shard(
             "bytes": partial.stat().st_size,
             "sha256": sha256(partial),
             "scenes": written,
+            "absent": absent,
             "rejected": rejected,
         }
         os.replace(partial, parts / f"{number:05d}.array_record")

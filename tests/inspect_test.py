@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from capture_writers import colmap, realestate
-from five_cameras import WIDTH, five_cameras
+from five_cameras import WIDTH, five_cameras, jpeg
 from PIL import Image
 
 from data_pipeline.camera_picture import draw_cameras
@@ -281,3 +281,11 @@ def test_drawing_shows_cameras_from_two_sides(cameras, one_centre):
     image = draw_cameras(c2w, fxfycxcy, np.full((cameras, 2), 60), "title")
     coloured = np.ptp(np.asarray(image).astype(int), axis=-1) > 60
     assert coloured[110:700, :800].any() and coloured[110:700, 800:].any()
+
+
+def test_pictures_without_cameras_are_told_what_they_lack(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.jpg").write_bytes(jpeg(five_cameras().image[0]))
+    for folder in (tmp_path, tmp_path / "images"):
+        with pytest.raises(InputError, match="pictures without cameras: reconstruct those"):
+            main([str(folder)])

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from capture_writers import prepared, torch_chunks
+from capture_writers import nerfstudio, prepared, torch_chunks
 from capture_writers.torch_chunks import chunk_scene, write_chunk
 from five_cameras import five_cameras
 
 from data_pipeline.posed_scenes import FOLDER
-from data_pipeline.prepare import Preparation, prepare, verify
+from data_pipeline.prepare import Preparation, main, prepare, verify
 from data_pipeline.scenes import ReadOptions, open_scenes
 from data_pipeline.transforms import resize_and_crop
 from efficient_lvsm_jax.errors import InputError
@@ -163,8 +163,8 @@ def test_other_settings_are_refused(source, complete):
 def test_shards_of_unknown_settings_are_not_taken_over(source, complete, tmp_path):
     parts = tmp_path / FOLDER / ".parts-train"
     parts.mkdir(parents=True)
-    wrong = {"frames": 0, "bytes": 0, "sha256": "", "scenes": [], "rejected": [["scene-0", "?"]]}
-    (parts / "00000.json").write_text(json.dumps(wrong))
+    wrong = {"frames": 0, "bytes": 0, "sha256": "", "scenes": [], "absent": []}
+    (parts / "00000.json").write_text(json.dumps(wrong | {"rejected": [["scene-0", "?"]]}))
     assert prepare(Preparation(str(source), size=48), tmp_path) == complete[1]
 
 
@@ -213,6 +213,18 @@ def test_rejected_scenes_are_listed_with_their_reason(tmp_path):
     assert reasons.keys() == {"scene-1", "scene-3"}
     assert "00002" in reasons["scene-1"] and "not rigid" in reasons["scene-1"]
     assert "none of its 5 pictures" in reasons["scene-3"]
+
+
+def test_absent_frames_left_out_are_listed(tmp_path, capsys, monkeypatch):
+    capture = nerfstudio.write(tmp_path / "capture", five_cameras())
+    (capture / "images" / "frame_00002.png").unlink()
+    arguments = ["prepare", str(capture), str(tmp_path / "out"), "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main() == 0
+    assert "capture: 1 listed frames are absent" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / FOLDER / "manifest-train.json").read_text())
+    assert manifest["absent"] == [["capture", ["images/frame_00002.png"]]]
+    assert manifest["counts"]["frames"] == 4 and manifest["counts"]["absent_frames"] == 1
 
 
 def test_an_undecodable_frame_keeps_its_place(tmp_path):

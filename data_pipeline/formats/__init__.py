@@ -27,6 +27,7 @@ from data_pipeline.formats import (
     realestate,
     torch_chunks,
 )
+from data_pipeline.pictures import PICTURE_SUFFIXES
 from data_pipeline.scenes import ReadOptions, Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError
 
@@ -69,6 +70,12 @@ def _detect(path: Path) -> ModuleType | None:
     return next((reader for reader in _READERS if reader.detect(path)), None)
 
 
+def _has_pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        file.suffix.lower() in PICTURE_SUFFIXES for file in folder.iterdir()
+    )
+
+
 def _captures(path: Path, options: ReadOptions) -> Scenes:
     """All captures of one format in the folders of `path`, or in theirs."""
     found: dict[Path, ModuleType] = {}
@@ -91,8 +98,11 @@ def _captures(path: Path, options: ReadOptions) -> Scenes:
         if captures:
             break
     if not found:
+        hint = ""
+        if _has_pictures(path) or _has_pictures(path / "images"):
+            hint = " (pictures without cameras: reconstruct those first, e.g. with COLMAP)"
         raise InputError(
-            f"{path}: not a data set that can be read; looked for "
+            f"{path}: not a data set that can be read{hint}; looked for "
             + "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in _READERS)
         )
     kinds = Counter(reader.NAME for reader in found.values())
