@@ -1,0 +1,235 @@
+"""The training step compiled for devices that are not there, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from data_pipeline.pipeline import DataConfig
+from efficient_lvsm_jax import lpips, perceptual
+from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.estimate import bytes_per_device, state_bytes
+from efficient_lvsm_jax.flops import TrainFlops, frozen_loss
+from efficient_lvsm_jax.flops import train_step as train_flops
+from efficient_lvsm_jax.hlo import Program, read_program
+from efficient_lvsm_jax.models import configure
+from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
+from efficient_lvsm_jax.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
+from efficient_lvsm_jax.optimizer import OptimizerConfig
+from efficient_lvsm_jax.sharding import AXES, make_mesh, state_shardings
+from efficient_lvsm_jax.training import Recipe, init_state, train_step
+
+# This host has no TPU and no metadata server; libtpu looks for both and complains at length.
+_NOT_A_TPU_HOST = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any that exists; the topology is what counts
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is to be trained, on what.
+
+    Attributes:
+      recipe, data: from a configuration.
+      frozen: shapes of the networks that its losses look through.
+      mesh: its mesh setting.
+      devices: how many.
+    """
+
+    recipe: Recipe
+    data: DataConfig
+    frozen: FrozenNetworks
+    mesh: str
+    devices: int
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """V, the most there are, and T."""
+        return max(self.data.num_inputs_cycle), self.data.num_targets
+
+    def flops(self) -> TrainFlops:
+        """Of a step of the model on all devices, by fused attention."""
+        scenes, pixels = self.data.batch_size, self.data.size**2
+        return train_flops(self.recipe.model, scenes, *self.views, pixels, fused_attention=True)
+
+    def loss_flops(self) -> int:
+        """Of the convolutions that the step's losses go through; REPA's teacher is left out."""
+        pictures = self.data.batch_size * self.views[1]
+        networks = (self.frozen.vgg19, self.frozen.lpips)
+        return sum(frozen_loss(each, pictures, self.data.size**2) for each in networks if each)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of the step, on each chip.
+
+    Attributes:
+      bytes: kind to bytes; temporaries are what is in use at once.
+      program: what stands in it.
+    """
+
+    bytes: dict[str, int]
+    program: Program
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.bytes.values())
+
+    @property
+    def gathered_outside_of_loops(self) -> int:
+        """Bytes of all-gathers that happen once a step: parameters gathered at once show here."""
+        return sum(
+            c.bytes for c in self.program.collectives if c.kind == "all-gather" and c.times == 1
+        )
+
+
+def question(config: ConfigDict, devices: int) -> Question:
+    """Settings of a training run, for so many devices.
+
+    Raises:
+      InputError: settings that cannot be.
+    """
+    model = configure(config.family, config.model.to_dict())
+    losses = build(LossConfig, config.losses.to_dict(), "losses")
+    frozen, alignment = abstract_frozen(losses, model)
+    recipe = Recipe(
+        family=config.family,
+        model=model,
+        optimizer=build(OptimizerConfig, config.optimizer.to_dict(), "optimizer"),
+        losses=losses,
+        alignment=alignment,
+        micro_batches=config.micro_batches,
+    )
+    data = build(DataConfig, config.data.to_dict(), "data")
+    return Question(recipe, data, frozen, config.mesh, devices)
+
+
+def abstract_frozen(
+    losses: LossConfig, model: ModelConfig
+) -> tuple[FrozenNetworks, Alignment | None]:
+    """Shapes of the networks that losses look through; only REPA's teacher needs its file.
+
+    Raises:
+      InputError: as `load_frozen`, with REPA.
+    """
+    if losses.repa:
+        teacher_only = dataclasses.replace(losses, perceptual=0.0, lpips=0.0)
+        loaded, alignment = load_frozen(teacher_only, model)
+        teacher = jax.eval_shape(lambda: loaded.teacher)
+    else:
+        teacher, alignment = None, None
+    vgg19 = _abstract_vgg19() if losses.perceptual else None
+    lpips_params = lpips.abstract_params() if losses.lpips else None
+    return FrozenNetworks(vgg19, lpips_params, teacher), alignment
+
+
+def _abstract_vgg19() -> dict:
+    """Shapes of what `perceptual.load_vgg19` reads."""
+    params, channels = {}, 3
+    for stage, (depth, width) in enumerate(
+        zip(perceptual.DEPTHS, perceptual.PUBLISHED_WIDTHS, strict=True), 1
+    ):
+        for layer in range(1, depth + 1):
+            shapes = {"kernel": (3, 3, channels, width), "bias": (width,)}
+            params[f"conv{stage}_{layer}"] = {
+                name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()
+            }
+            channels = width
+    return params
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """The devices of a TPU slice that need not exist.
+
+    Raises:
+      InputError: libtpu is not installed, or knows no such slice.
+    """
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "compiling for a TPU needs libtpu: pip install 'efficient-lvsm-jax[tpu-aot]'; "
+            "--estimate answers without it"
+        ) from error
+    from jax.experimental import topologies
+
+    os.environ.update(_NOT_A_TPU_HOST)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise InputError(f"topology {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def compile_step(asked: Question, devices: Sequence[jax.Device]) -> Compiled:
+    """Compiles `training.train_step` for devices, from shapes alone.
+
+    Raises:
+      InputError: settings that cannot be; or the compiler found that memory does not suffice.
+    """
+    mesh = make_mesh(asked.mesh, devices)
+    state = jax.eval_shape(functools.partial(init_state, asked.recipe), jax.random.key(0))
+    shardings = state_shardings(mesh, state)
+    batch = _abstract_batch(mesh, asked)
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), asked.frozen)
+    frozen = _placed(asked.frozen, everywhere)
+    with jax.set_mesh(mesh):
+        lowered = train_step.lower(asked.recipe, _placed(state, shardings), batch, frozen)
+        compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    kinds = {
+        **state_bytes(state, shardings),
+        "networks of losses": bytes_per_device(frozen, everywhere),
+        "batch": bytes_per_device(batch, jax.tree.map(lambda x: x.sharding, batch)),
+        "temporaries": memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }
+    arguments = sum(kinds[kind] for kind in kinds if kind not in ("temporaries", "program"))
+    kinds["padding of arguments"] = memory.argument_size_in_bytes - arguments
+    return Compiled(kinds, read_program(compiled.as_text()))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def _abstract_batch(mesh: Mesh, asked: Question) -> dict:
+    """A batch as `sharding.put_batch` places it, by shapes."""
+    data = asked.data
+    context = "context" if "context" in mesh.shape else None  # spreads input views
+    if data.batch_size % math.prod(mesh.shape[axis] for axis in AXES):
+        raise InputError(
+            f"data.batch_size={data.batch_size} does not divide among the mesh {asked.mesh!r} on "
+            f"{mesh.size} devices; for instance --config.data.batch_size={4 * mesh.size}"
+        )
+
+    def side(views: int, spec: PartitionSpec) -> dict:
+        def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(
+                (data.batch_size, views, *shape), dtype, sharding=NamedSharding(mesh, spec)
+            )
+
+        picture = array(data.size, data.size, 3, dtype=jnp.uint8)
+        return {"image": picture, "c2w": array(4, 4), "fxfycxcy": array(4)}
+
+    inputs, targets = asked.views
+    return {
+        "inputs": side(inputs, PartitionSpec(AXES, context)),
+        "targets": side(targets, PartitionSpec(AXES)),
+    }

@@ -1,0 +1,120 @@
+import json
+import sys
+
+import pytest
+from conftest import GOLDENS
+
+from configs import objaverse_512, re10k_256, re10k_512, re10k_512_finetune
+from efficient_lvsm_jax import aot
+from efficient_lvsm_jax.compiled_step import Compiled, question
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.estimate import estimate
+from efficient_lvsm_jax.hlo import read_program
+from efficient_lvsm_jax.roofline import CHIPS, GIB, read_topology
+from efficient_lvsm_jax.sharding import mesh_sizes
+
+COMMAND = ["aot", "--config", "configs/re10k_256.py", "--config.data.batch_size=64"]
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [*COMMAND, *arguments])
+    return aot.main()
+
+
+def test_without_libtpu_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(InputError, match=r"pip install 'efficient-lvsm-jax\[tpu-aot\]'"):
+        run(monkeypatch, "--topology", "v5e:4x4")
+
+
+def test_an_estimate_needs_no_libtpu_and_answers_by_exit_status(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    path = tmp_path / "figures.json"
+    assert run(monkeypatch, "--topology", "v5e:4x4", "--estimate", "--json", str(path)) == 0
+    figures = json.loads(path.read_text())
+    assert figures["fits"] and figures["devices"] == 16 and not figures["compiled"]
+    assert f"{figures['total_bytes'] / GIB:.2f} GiB of 15.75: fits" in capsys.readouterr().out
+    arguments = ("--topology", "v5e:4x4", "--estimate", "--memory", "4")
+    assert run(monkeypatch, *arguments) == aot.DOES_NOT_FIT
+    assert "GiB of 4.00: DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_an_estimate_for_other_devices_than_tpus(monkeypatch, capsys):
+    other = ("--estimate", "--devices", "8", "--memory", "80", "--platform", "gpu")
+    assert run(monkeypatch, *other) == 0
+    printed = capsys.readouterr().out
+    assert "8 devices, mesh data:8" in printed and "8 at once a device" in printed
+
+
+@pytest.mark.parametrize("arguments", [(), ("--estimate", "--devices", "8")])
+def test_a_question_without_devices_says_what_is_missing(monkeypatch, arguments):
+    with pytest.raises(InputError, match="say --topology v5e:4x4, or --estimate with --devices N"):
+        run(monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v5e:0x4", "v3:4x4", "v5e:4x4x", ""])
+def test_an_impossible_topology_is_an_error(name):
+    with pytest.raises(InputError, match="topology"):
+        read_topology(name)
+
+
+def test_a_topology_names_its_chip_and_their_number():
+    assert read_topology("v5p:2x2x4") == (CHIPS["v5p"], 16)
+
+
+def test_a_compiled_step_is_told_with_its_memory_collectives_and_kernels():
+    asked = question(re10k_256.get_config(), 16)
+    expected = estimate(asked.recipe, asked.data, mesh_sizes(asked.mesh, 16), platform="tpu")
+    program = read_program((GOLDENS / "tpu_program.txt").read_text())
+    compiled = Compiled({"parameters": GIB, "temporaries": 2 * GIB}, program)
+    answer = aot.report(asked, "v5e:4x4", 2 * GIB, expected, compiled)
+    printed = "\n".join(aot.lines(answer))
+    assert "3.00 GiB of 2.00: DOES NOT FIT" in printed
+    assert "all-gather               5 x,       0.2 MiB, each device sends 0.1 MiB" in printed
+    assert "splash_mha_fwd_residuals x 5" in printed
+    assert "gathered outside of loops over layers: 0.0 MiB" in printed
+
+
+def test_the_least_time_of_a_step_is_that_of_its_products_at_half_a_matrix_unit():
+    config = re10k_256.get_config()
+    config.losses.perceptual = 0.0
+    asked = question(config, 16)
+    expected = estimate(asked.recipe, asked.data, mesh_sizes(asked.mesh, 16), platform="tpu")
+    bound = aot.report(asked, "v5e:4x4", 16 * GIB, expected, None)["roofline"]
+    executed = asked.flops().executed
+    linear, attention = executed.linear / 16 / 197e12, executed.attention / 16 / 197e12
+    assert bound["matrix_s"] == pytest.approx(linear)
+    assert bound["attention_s"] == pytest.approx(2 * attention)
+    assert bound["mfu"] == pytest.approx(
+        asked.flops().model.total / 16 / 197e12 / (linear + 2 * attention)
+    )
+
+
+def test_networks_of_losses_cost_time_but_are_no_model_flops():
+    config = re10k_256.get_config()
+    asked = question(config, 16)
+    vgg19 = 3 * 128 * 6 * 51e9  # both pictures and one gradient; 25.5 G multiply-adds a picture
+    assert asked.loss_flops() == pytest.approx(vgg19, rel=0.05)
+    config.losses.perceptual = 0.0
+    without = question(config, 16)
+    assert without.loss_flops() == 0
+    assert without.flops() == asked.flops()
+
+
+@pytest.mark.parametrize("config", [re10k_256, re10k_512, re10k_512_finetune, objaverse_512])
+def test_presets_are_valid_and_name_their_own_file(config):
+    name = config.__name__.replace(".", "/") + ".py"
+    assert f"train.py --config {name}" in config.__doc__
+    asked = question(config.get_config(), 16)
+    assert asked.data.size == (256 if "256" in name else 512)
+    assert asked.flops().model.total > 0
+
+
+def test_a_small_step_compiles_for_a_slice_that_is_not_there(monkeypatch, capsys):
+    pytest.importorskip("libtpu", reason="extra tpu-aot")
+    small = ("width=128", "layers=2")
+    overrides = [f"--config.model.{setting}" for setting in small]
+    assert run(monkeypatch, "--topology", "v5e:2x2", *overrides) == 0
+    printed = capsys.readouterr().out
+    assert "compiled" in printed and "splash_mha_fwd" in printed
+    assert "gathered outside of loops over layers: 0.0 MiB" in printed
