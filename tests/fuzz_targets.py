@@ -26,6 +26,7 @@ from capture_writers import (
 )
 from five_cameras import HEIGHT, WIDTH, five_cameras
 from PIL import Image
+from vgg19_files import drawn_convolutions, layers, write_layers
 
 from data_pipeline.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.evaluation_index import read_index
@@ -33,6 +34,7 @@ from data_pipeline.formats import array_record
 from data_pipeline.images import decode_jpeg_into
 from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
 from efficient_lvsm_jax.cameras import check_cameras
+from efficient_lvsm_jax.convert.vgg19_mat import read_vgg19
 from efficient_lvsm_jax.errors import InputError
 
 TRUTH, OTHER = five_cameras(), five_cameras(seed=1)
@@ -87,6 +89,7 @@ def targets() -> dict[str, Target]:
         "objects": _scenes("objects", lambda f: objects.write(f, CENTRED), vertical_fov=fov),
         "evaluation index": Target([_written(_index)], _read_indices, is_data_set=False),
         "camera path": Target([_written(_camera_path)], _read_camera_paths, is_data_set=False),
+        "vgg19": Target([_written(_vgg19)], _read_vgg19s, is_data_set=False),
     }
 
 
@@ -161,6 +164,13 @@ def _index(folder: Path) -> None:
     (folder / "index.json.gz").write_bytes(gzip.compress(text))
 
 
+def _vgg19(folder: Path) -> None:
+    folder.mkdir()
+    params = drawn_convolutions(0, (2, 2, 2, 2, 2))
+    write_layers(folder / "a.mat", layers(params), compressed=False)
+    write_layers(folder / "b.mat", layers(params, older=True), compressed=True)
+
+
 # Reading all of it
 
 
@@ -220,6 +230,16 @@ def _read_camera_paths(folder: Path) -> list[InputError]:
     for path in sorted(folder.iterdir()):
         with _refusing(refusals):
             read_camera_path(path)
+    return refusals
+
+
+def _read_vgg19s(folder: Path) -> list[InputError]:
+    refusals: list[InputError] = []
+    for path in sorted(folder.iterdir()):
+        with _refusing(refusals):
+            for name, layer in read_vgg19(path).items():
+                if not all(np.isfinite(values).all() for values in layer.values()):
+                    raise Violation(f"{name} is not finite")
     return refusals
 
 

@@ -22,7 +22,6 @@ from efficient_lvsm_jax.lpips import (
     find_lpips,
     load_lpips,
     lpips_loss,
-    stage_distances,
 )
 
 FEATURES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
