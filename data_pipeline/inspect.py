@@ -30,7 +30,7 @@ from data_pipeline.findings import (
 )
 from data_pipeline.formats import FORMATS
 from data_pipeline.pose_checks import PoseCheck
-from data_pipeline.scenes import ReadOptions, Scene, Scenes, open_scenes
+from data_pipeline.scenes import AXES, ReadOptions, Scene, Scenes, open_scenes
 from efficient_lvsm_jax.errors import InputError, main_exit
 
 SUMMARY_PAIRS = 3  # of pictures, in the epipolar check of each of several scenes
@@ -149,6 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="", help="of data sets that have several")
     parser.add_argument("--format", help=f"instead of finding out: {', '.join(FORMATS)}")
     parser.add_argument("--strict", action="store_true", help="refuse scenes with absent frames")
+    parser.add_argument("--axes", choices=AXES, default=AXES[0], help="of a transforms.json")
+    parser.add_argument(
+        "--vertical-fov",
+        type=float,
+        default=ReadOptions.vertical_fov,
+        help="of object renders, degrees (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="where to draw the cameras of one scene (.png)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     flags = parser.parse_args(arguments)
@@ -157,7 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.out and flags.out.suffix.lower() != ".png":
         raise InputError(f"--out {flags.out}: must end in .png")
 
-    options = ReadOptions(strict=flags.strict, split=flags.split)
+    options = ReadOptions(
+        strict=flags.strict, split=flags.split, axes=flags.axes, vertical_fov=flags.vertical_fov
+    )
     scenes = open_scenes(flags.path, options, format=flags.format)
     if flags.scene is not None and not 0 <= flags.scene < len(scenes):
         raise InputError(f"--scene {flags.scene}: {flags.path} has scenes 0 to {len(scenes) - 1}")

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from data_pipeline.files import read_json_object
 from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
+from data_pipeline.scenes import AXES, ReadOptions
 from data_pipeline.shards import Preparation, open_source, sha256, write_shard
 from data_pipeline.workers import end_when_closed, interrupts_held
 from efficient_lvsm_jax.checkpoints import write_json
@@ -293,6 +294,13 @@ def main() -> int:
     parser.add_argument("--split", default="train", help="name of the result (default: train)")
     parser.add_argument("--source-split", default="", help="split of the source, if it has several")
     parser.add_argument("--format", help="of the source, if it cannot be told")
+    parser.add_argument("--axes", choices=AXES, default=AXES[0], help="of a transforms.json")
+    parser.add_argument(
+        "--vertical-fov",
+        type=float,
+        default=ReadOptions.vertical_fov,
+        help="of object renders, degrees (default: %(default)s)",
+    )
     parser.add_argument(
         "--size", default="original", help="256, 512, … pixels for square crops; or original"
     )
@@ -317,6 +325,8 @@ def main() -> int:
         source=arguments.source,
         source_split=arguments.source_split,
         format=arguments.format,
+        axes=arguments.axes,
+        vertical_fov=arguments.vertical_fov,
         strict=arguments.strict,
         split=arguments.split,
         size=0 if arguments.size == "original" else int(arguments.size),

@@ -25,6 +25,8 @@ from efficient_lvsm_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
+AXES = ("opengl", "opencv")  # x right; y up, z backward, or y down, z forward
+
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
@@ -177,15 +179,20 @@ class ReadOptions:
       split: "train", "val" or "test" of formats that keep several; "" reads what there is, and is
         an error where a choice must be made.
       vertical_fov: degrees, of object renders, which do not store their intrinsics.
+      axes: of the cameras in transforms.json files, which do not say: "opengl", as nerfstudio and
+        Blender write them, or "opencv".
     """
 
     strict: bool = False
     split: str = ""
     vertical_fov: float = 49.1
+    axes: str = AXES[0]
 
     def __post_init__(self):
         if not 0 < self.vertical_fov < 180:
             raise InputError(f"vertical_fov={self.vertical_fov}: must be between 0 and 180 degrees")
+        if self.axes not in AXES:
+            raise InputError(f"axes={self.axes!r}: expected {' or '.join(AXES)}")
 
 
 def open_scenes(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes, open_scenes
+from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, Scenes, open_scenes
 from data_pipeline.transforms import portrait_to_square, resize_and_crop
 from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError
@@ -26,6 +26,7 @@ class Preparation:
     Attributes:
       source: what `open_scenes` reads.
       source_split, format: of the source, see `open_scenes`; "" and None where there is no choice.
+      axes, vertical_fov: of the source, see `ReadOptions`.
       strict: reject scenes with absent or unreadable frames instead of noting the frames.
       split: name of the result, a word.
       size: height and width of the crops in pixels; 0 keeps the original frames.
@@ -37,6 +38,8 @@ class Preparation:
     source: str
     source_split: str = ""
     format: str | None = None
+    axes: str = AXES[0]
+    vertical_fov: float = ReadOptions.vertical_fov
     strict: bool = False
     split: str = "train"
     size: int = 0
@@ -59,7 +62,12 @@ class Preparation:
 
 def open_source(preparation: Preparation) -> Scenes:
     """The scenes to prepare."""
-    options = ReadOptions(strict=preparation.strict, split=preparation.source_split)
+    options = ReadOptions(
+        strict=preparation.strict,
+        split=preparation.source_split,
+        axes=preparation.axes,
+        vertical_fov=preparation.vertical_fov,
+    )
     return open_scenes(preparation.source, options, format=preparation.format)
 
 

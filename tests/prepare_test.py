@@ -227,6 +227,13 @@ def test_absent_frames_left_out_are_listed(tmp_path, capsys, monkeypatch):
     assert manifest["counts"]["frames"] == 4 and manifest["counts"]["absent_frames"] == 1
 
 
+def test_what_the_source_leaves_open_is_read_as_said(tmp_path):
+    capture = nerfstudio.write(tmp_path / "capture", five_cameras(same_intrinsics=True))
+    prepare(Preparation(str(capture), axes="opencv"), tmp_path / "out")
+    expected = open_scenes(capture, ReadOptions(axes="opencv"))[0].c2w
+    np.testing.assert_array_equal(open_scenes(tmp_path / "out")[0].c2w, expected)
+
+
 def test_an_undecodable_frame_keeps_its_place(tmp_path):
     scene = chunk_scene(five_cameras())
     scene["images"][2] = scene["images"][2][:100]

@@ -41,7 +41,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
       InputError: no such split, or anything missing or malformed; the message names the file.
     """
     description = _description(path, options.split)
-    _, listed = read_frames(description)
+    _, listed = read_frames(description, options)
     listed = [
         frame
         if PurePosixPath(frame.name).suffix.lower() in PICTURE_SUFFIXES

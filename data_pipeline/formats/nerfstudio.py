@@ -50,7 +50,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
       InputError: anything missing, malformed or contradictory; the message names file and frame.
     """
     description = _description(path)
-    common, listed = read_frames(description)
+    common, listed = read_frames(description, options)
     listed.sort(key=lambda frame: PurePosixPath(frame.name))
     listed = _of_split(common, listed, description, options.split)
     return read_listed(description, listed, _pictures(description, listed), options)

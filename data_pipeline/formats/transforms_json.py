@@ -1,7 +1,7 @@
 """What nerfstudio's and Blender's transforms files have in common: frames, intrinsics, lens.
 
-Poses are camera-to-world in OpenGL axes (x right, y up, z backward). Intrinsics and lens stand in
-the file once for all frames, or in each frame.
+Poses are camera-to-world in OpenGL axes (x right, y up, z backward), or OpenCV's where the options
+say so. Intrinsics and lens stand in the file once for all frames, or in each frame.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ListedFrame:
         return found[0] if found else None
 
 
-def read_frames(path: Path) -> tuple[dict[str, Any], list[ListedFrame]]:
+def read_frames(path: Path, options: ReadOptions) -> tuple[dict[str, Any], list[ListedFrame]]:
     """The fields and the frames of a transforms file, in its order.
 
     Raises:
@@ -92,7 +92,7 @@ def read_frames(path: Path) -> tuple[dict[str, Any], list[ListedFrame]]:
         matrix = numbers(
             required(own, "transform_matrix", where), (4, 4), f"{where}: transform_matrix"
         )
-        c2w = opencv_from_opengl(matrix)
+        c2w = opencv_from_opengl(matrix) if options.axes == "opengl" else matrix
         check_cameras(c2w, np.ones(4), f"{where}: transform_matrix")
         listed.append(ListedFrame(name, where, c2w, own, common))
     if not listed:

@@ -44,6 +44,18 @@ def test_a_capture_with_one_lens_reads_as_written(capture):
     assert [frame.name for frame in scenes[0].frames] == [f"images/{x}" for x in nerfstudio.NAMES]
 
 
+def test_a_file_in_opencv_axes_reads_as_the_same_scene_where_the_options_say_so(tmp_path):
+    truth = five_cameras(same_intrinsics=True)
+    folder = nerfstudio.write(tmp_path / "capture", truth)
+    description = json.loads((folder / "transforms.json").read_text())
+    for frame, c2w in zip(description["frames"], truth.c2w, strict=True):
+        frame["transform_matrix"] = c2w.tolist()
+    (folder / "transforms.json").write_text(json.dumps(description))
+    assert_reads_as(open_scenes(folder, ReadOptions(axes="opencv"))[0], truth)
+    with pytest.raises(InputError, match="axes='blender': expected opengl or opencv"):
+        ReadOptions(axes="blender")
+
+
 def test_intrinsics_may_stand_in_each_frame(tmp_path):
     truth = five_cameras()
     assert_reads_as(read(nerfstudio.write(tmp_path, truth, per_frame=True)), truth)
