@@ -232,12 +232,14 @@ def claim_workdir(workdir: Path, family: str, config: Any) -> None:
     """Marks a new workdir as training this model, or checks that it always did.
 
     Raises:
-      InputError: the workdir belongs to another model; names the first setting that differs.
+      InputError: the workdir belongs to another model (names the first setting that differs), or
+        cannot be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     stored = {"family": family, "config": dataclasses.asdict(config)}
     if not (workdir / MODEL_FILE).exists():
-        write_json(workdir / MODEL_FILE, stored)
+        with _reporting_writes(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / MODEL_FILE, stored)
         return
     found = read_json(workdir / MODEL_FILE)
     before = {"family": found.get("family"), **found.get("config", {})}
@@ -481,7 +483,9 @@ def _silence_failed_saves() -> None:
 
     The failure is raised by the next `save` or by `close`, and said once.
     """
-    logging.getLogger("absl").addFilter(lambda record: "async_checkpointer" not in record.pathname)
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+    )
     logging.getLogger("asyncio").addFilter(
         lambda record: "exception was never retrieved" not in record.getMessage()
     )
@@ -510,7 +514,7 @@ def _is_write_failure(error: BaseException) -> bool:
 def _cannot_write(folder: Path, error: BaseException) -> str:
     return (
         f"{folder}: cannot be written ({_reason(error)}); free space or name another folder. "
-        f"Nothing unfinished was kept{_what_is_left(folder)}"
+        f"What is unfinished does not count{_what_is_left(folder)}"
     )
 
 
