@@ -20,6 +20,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
+import json
 import logging
 import os
 import re
@@ -63,27 +65,61 @@ def small_config(steps: int):
     return config
 
 
-def run_once(workdir: Path, steps: int, largest_file: int) -> None:
+def run_once(workdir: Path, steps: int, largest_file: int, *, stand_in: bool) -> None:
     """Trains in this process, which may not write files above `largest_file` bytes (0: any)."""
     if largest_file:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    import train
     from efficient_lvsm_jax.errors import main_exit
 
-    def main() -> None:
-        train.train(small_config(steps), workdir)
+    if stand_in:
+        main_exit(lambda: train_stand_in(workdir, steps))
+    import train
 
-    main_exit(main)
+    main_exit(lambda: train.train(small_config(steps), workdir) and None)
+
+
+def train_stand_in(workdir: Path, steps: int) -> None:
+    """Saves, resumes and logs as train.py does; a "step" only adds. Compiles nothing: for tests."""
+    import jax
+
+    from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
+    from efficient_lvsm_jax.interruption import Interruption, exit_by
+    from efficient_lvsm_jax.models import abstract_params, configure
+    from efficient_lvsm_jax.run_log import METRICS_FILE, open_rows
+
+    model = configure("efficient_lvsm", small_config(steps).model.to_dict())
+    claim_workdir(workdir, "efficient_lvsm", model)
+    shapes, step, ended_by = abstract_params("efficient_lvsm", model), 0, 0
+    with Interruption() as interruption, Checkpoints(workdir, keep=KEEP) as checkpoints:
+        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        if found := checkpoints.latest():
+            print(f"going on from step {found} in {workdir}")
+            step, params = found, checkpoints.restore(found, {"params": shapes})["params"]
+        with open_rows(workdir / METRICS_FILE, step) as rows:
+            while step < steps and not ended_by:
+                step += 1
+                params = jax.tree.map(functools.partial(np.add, np.float32(1 / step)), params)
+                loss = float(jax.tree.leaves(params)[0].ravel()[0])
+                rows.write(json.dumps({"step": step, "loss": loss}) + "\n")
+                rows.flush()
+                ended_by = interruption.after_step() if step < steps else 0
+                if step % SAVE_EVERY == 0 or step == steps or ended_by:
+                    checkpoints.save(step, {"params": params})
+    if ended_by:
+        exit_by(ended_by, f"saved step {step}")
 
 
 class Life:
     """One start of a run, in a process of its own."""
 
-    def __init__(self, workdir: Path, steps: int, cache: Path, *, largest_file: int = 0):
+    def __init__(
+        self, workdir: Path, steps: int, cache: Path, *, stand_in: bool, largest_file: int = 0
+    ):
         self.workdir = workdir
         self._output = tempfile.TemporaryFile("w+")
         command = [sys.executable, __file__, "--run", str(workdir), "--steps", str(steps)]
+        command += ["--stand-in"] * stand_in
         compile_once = {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -151,10 +187,10 @@ class Torture:
       rows: counts, by what was done.
     """
 
-    def __init__(self, folder: Path, *, steps: int, seed: int):
-        """Trains `steps` steps without interruption."""
+    def __init__(self, folder: Path, *, steps: int, seed: int, stand_in: bool = False):
+        """Trains `steps` steps without interruption; `stand_in`: only as if."""
         self.rows: dict[str, Row] = {}
-        self._folder, self._steps = folder, steps
+        self._folder, self._steps, self._stand_in = folder, steps, stand_in
         self._rng = np.random.default_rng(seed)
         self._cache = folder / "cache"
         self._whole = folder / "whole"
@@ -166,7 +202,7 @@ class Torture:
             raise SystemExit(f"the uninterrupted run logged {len(self._true_rows)} rows")
 
     def _start(self, workdir: Path, **limits: int) -> Life:
-        return Life(workdir, self._steps, self._cache, **limits)
+        return Life(workdir, self._steps, self._cache, stand_in=self._stand_in, **limits)
 
     def _row(self, name: str) -> Row:
         row = self.rows.setdefault(name, Row())
@@ -458,16 +494,24 @@ def main() -> int:
     parser.add_argument("--signals", type=int, default=8, help="SIGTERM and SIGINT")
     parser.add_argument("--steps", type=int, default=150, help="of the uninterrupted run")
     parser.add_argument("--no-disk", action="store_true", help="leave out disk and damaged resume")
+    parser.add_argument("--stand-in", action="store_true", help="no model: seconds, for tests")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--largest-file", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if arguments.run:
-        run_once(arguments.run, arguments.steps, arguments.largest_file)
+        run_once(
+            arguments.run, arguments.steps, arguments.largest_file, stand_in=arguments.stand_in
+        )
     os.environ.update(COMMAND_LINE)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        torture = Torture(Path(folder), steps=arguments.steps, seed=arguments.seed)
+        torture = Torture(
+            Path(folder),
+            steps=arguments.steps,
+            seed=arguments.seed,
+            stand_in=arguments.stand_in,
+        )
         torture.end_early(kills=arguments.kills, signals=arguments.signals)
         torture.change(arguments.flips)
         if not arguments.no_disk:

@@ -10,11 +10,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts and limi
 
 
 def test_a_run_that_is_killed_interrupted_and_damaged_loses_nothing(tmp_path):
-    torture = Torture(tmp_path, steps=30, seed=0)
-    torture.end_early(kills=1, signals=1)
+    torture = Torture(tmp_path, steps=60, seed=0, stand_in=True)
+    torture.end_early(kills=2, signals=1)
     torture.change(20)
     counts = torture.rows.values()
-    assert sum(row.tried for row in counts) == 22
+    assert sum(row.tried for row in counts) == 23
     bad = [row.lost + row.undetected + row.mismatching + row.failures for row in counts]
     assert not any(bad), table(torture.rows)
 
