@@ -1,7 +1,9 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,3 +55,83 @@ def test_with_several_processes_all_get_what_was_known_a_step_before(monkeypatch
         os.kill(os.getpid(), signal.SIGTERM)
         assert caught.after_step() == 0
         assert caught.after_step() == signal.SIGTERM
+
+
+TWO_PROCESSES = """
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from efficient_lvsm_jax.checkpoints import Checkpoints
+from efficient_lvsm_jax.errors import main_exit
+from efficient_lvsm_jax.interruption import Interruption, exit_by
+from efficient_lvsm_jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+workdir, port, index = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, index, initialization_timeout=60)
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+sharding = NamedSharding(mesh, PartitionSpec("data"))
+start = jax.jit(lambda: jnp.arange(8.0), out_shardings=sharding)
+step_of = jax.jit(lambda x: x + 1)
+
+
+def main():
+    with Interruption() as interruption, Checkpoints(workdir, keep=2) as checkpoints:
+        found, array, step, ended_by = checkpoints.latest(), start(), 0, 0
+        if found is not None:
+            item = {"params": {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}}
+            array, step = checkpoints.restore(found, item)["params"]["x"], found
+        begun = step
+        while step < 10**6 and not ended_by:
+            array, step = step_of(array), step + 1
+            ended_by = interruption.after_step()
+            if step == begun + 3:
+                (workdir / f"ready-{index}-{begun}").touch()
+        checkpoints.save(step, {"params": {"x": array}})
+    first = float(array.addressable_shards[0].data[0])
+    print(f"begun {begun} ended {step} holds {first}", flush=True)
+    exit_by(ended_by, "saved")
+
+
+main_exit(main)
+"""
+
+
+def end_one_of_two(workdir, number, begun):
+    """Starts two processes at step `begun` and signals one; what each did."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", TWO_PROCESSES, str(workdir), str(port)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*command, str(index)], **pipes) for index in range(2)]
+    try:
+        deadline = time.monotonic() + 120
+        while not all((workdir / f"ready-{index}-{begun}").exists() for index in range(2)):
+            assert time.monotonic() < deadline, "the processes did not come"
+            assert all(process.poll() is None for process in running), running[0].communicate()
+        running[1].send_signal(number)
+        said = [process.communicate(timeout=120) for process in running]
+        return [process.returncode for process in running], [
+            out.splitlines()[-1].split() for out, _ in said
+        ]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def test_two_processes_end_after_the_same_step_and_go_on_from_it(tmp_path):
+    statuses, said = end_one_of_two(tmp_path, signal.SIGTERM, 0)
+    assert statuses == [143, 143]
+    steps = [int(words[3]) for words in said]
+    assert steps[0] == steps[1] >= 3
+    assert [float(words[5]) for words in said] == [steps[0], steps[0] + 4.0]
+    statuses, said = end_one_of_two(tmp_path, signal.SIGINT, steps[0])
+    assert statuses == [130, 130]
+    assert [words[1] for words in said] == [str(steps[0])] * 2
+    ended = int(said[0][3])
+    assert [float(words[5]) for words in said] == [ended, ended + 4.0]
