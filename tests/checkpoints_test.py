@@ -193,8 +193,8 @@ def test_what_an_interrupted_save_left_is_removed(tmp_path):
     for name in ("2.unfinished", "2.unfinished.orbax-checkpoint-tmp", "0.removed"):
         shutil.copytree(folder / "1", folder / name)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert step_names(folder) == ["1"]
         assert checkpoints.latest() == 1
-    assert step_names(folder) == ["1"]
 
 
 def test_a_step_without_manifest_is_never_under_its_final_name(tmp_path, monkeypatch):
