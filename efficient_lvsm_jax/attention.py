@@ -1,17 +1,25 @@
 """Attention: one entry, `attend`, for every place in the model where tokens look at tokens.
 
-Axes: B batch, H head, Q query, S page, M token of a page, K head dim, L layer.
+Axes: B scene, V view, H head, Q query, S page, M token of a page, K head dim, L layer.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
+from efficient_lvsm_jax import attention_kernels as kernels
+from efficient_lvsm_jax import sharding
 from efficient_lvsm_jax.errors import InputError
 
+# How attention is computed: loops for a CPU; whole scores; a kernel of NVIDIA's; one of Google's.
+IMPLEMENTATIONS = ("cpu", "xla", "cudnn", "splash")
 # Up to this many scores per head one batched einsum over all heads is fastest on a CPU; above it
 # the heads are walked one by one so that no more than one block of scores exists at a time.
 SMALL_SCORES = 2**16
@@ -26,36 +34,241 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     *,
+    implementation: str = "auto",
     count: jax.Array | None = None,
     layer: jax.Array | None = None,
-) -> jax.Array:
+    spread: str | None = None,
+    with_log_sum_exp: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Softmax attention over pages of keys: softmax(q kᵀ / √K) v, no mask, no dropout.
 
     Args:
-      q: queries, [B, H, Q, K].
-      k, v: keys and values in pages, [B, H, S, M, K]; with `layer`, [L, B, H, S, M, K].
+      q: queries, [B, H, Q, K] or, each view by itself, [B, V, H, Q, K].
+      k, v: keys and values in pages, [B, H, S, M, K] or [B, V, H, S, M, K]; with `layer`,
+        [L, B, H, S, M, K].
+      implementation: one of IMPLEMENTATIONS, or "auto", see `choose`.
       count: number of leading pages to read, a traced int32 of at least 1. None reads all S.
         The work follows `count`, not S, and changing it compiles nothing. With 0 the result is
-        NaN: callers own that check.
+        NaN: callers own that check. Not meant for gradients.
       layer: which layer of stacked `k` and `v` to read. Pages are fetched from the stack one by
-        one, so that a large, mostly empty cache is never copied. Not meant for gradients.
+        one, so that a large, mostly empty cache is never copied; cuDNN alone wants one layer in
+        one piece. Not meant for gradients.
+      spread: what a mesh in use spreads over its context axis: "views", the V of all arrays, or
+        "pages", the S of k and v; every device then attends to its pages and the results are
+        combined. None: nothing.
+      with_log_sum_exp: also return the log-sum-exp of the scores, which is what `combine` needs.
 
     Returns:
-      [B, H, Q, K] in the dtype of `q`. Scores, softmax and sums are float32.
+      The shape and dtype of `q`. Scores, softmax and sums are float32. With `with_log_sum_exp`
+      also [B, H, Q] or [B, V, H, Q], float32.
 
     Raises:
-      InputError: the shapes do not belong together.
+      InputError: the shapes do not belong together, the mesh does not divide them, or the chosen
+        implementation cannot run here.
     """
-    pages = k.shape[-3:]
     if k.shape != v.shape or k.ndim != q.ndim + 1 + (layer is not None):
         raise InputError(
             f"attend: q {q.shape}, k {k.shape}, v {v.shape}: expected [B,H,Q,K] "
             "queries and equal [B,H,S,M,K] keys and values (one axis more with layer)"
         )
-    if k.shape[-5:-3] != q.shape[:2] or pages[-1] != q.shape[-1]:
+    stacked = k.shape[layer is not None :]
+    if stacked[:-3] != q.shape[:-2] or stacked[-1] != q.shape[-1]:
         raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
+    name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
+    mesh = sharding.mesh_in_use()
+    if mesh is None:
+        mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, k, v, count, layer)
+    else:
+        mixed, log_sum_exp = _attend_spread(
+            mesh, name, with_log_sum_exp, spread, q, k, v, count, layer
+        )
+    if name in ("cpu", "xla"):  # kernels name what they give themselves
+        mixed = checkpoint_name(mixed, kernels.SAVED_NAME)
+    return (mixed, log_sum_exp) if with_log_sum_exp else mixed
 
+
+@functools.lru_cache
+def choose(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str:
+    """The implementation that `name` stands for; logged, once for equal arguments.
+
+    "auto" is "cpu" on CPUs, "splash" on TPUs, "cudnn" on NVIDIA GPUs if it can, otherwise "xla".
+
+    Args:
+      name: "auto" or one of IMPLEMENTATIONS.
+      dtype: of queries, keys and values.
+      head_dim: K.
+      platform: as `sharding.platform` names it.
+
+    Raises:
+      InputError: the implementation named cannot run; says why.
+    """
+    if name != "auto":
+        if problem := _problem(name, dtype, head_dim, platform):
+            raise InputError(f"model.attention={name!r}: {problem}; or choose model.attention=auto")
+        logging.info("attention: %s, as asked for", name)
+        return name
+    best = {"cpu": "cpu", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
+    if problem := _problem(best, dtype, head_dim, platform):
+        logging.warning("attention: xla, slower than %s, for this: %s", best, problem)
+        return "xla"
+    logging.info("attention: %s on %s", best, platform)
+    return best
+
+
+def _problem(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str | None:
+    """Why an implementation cannot run, and what to do about it."""
+    if name not in IMPLEMENTATIONS:
+        return f"expected auto or one of {', '.join(IMPLEMENTATIONS)}"
+    if name == "splash" and platform != "tpu":
+        return f"it runs on TPUs only and this is {platform}"
+    if name != "cudnn":
+        return None
+    if platform != "cuda":
+        return f"cuDNN runs on NVIDIA GPUs only and this is {platform}"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN attention does not compute in {dtype}; set model.compute_dtype=bfloat16"
+    if head_dim > 128 or head_dim % 8:
+        return f"cuDNN wants a head_dim that is a multiple of 8 up to 128, not {head_dim}"
+    return None
+
+
+def combine(
+    mixed: jax.Array, log_sum_exp: jax.Array, other: jax.Array, other_log_sum_exp: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attention to two sets of keys from that to each: results [..., Q, K], log-sum-exps [..., Q].
+
+    A set may be empty: its log-sum-exp is then -inf and its result not looked at.
+    """
+    peak = jax.lax.stop_gradient(jnp.maximum(log_sum_exp, other_log_sum_exp))
+    share, total = _share(mixed, log_sum_exp, peak)
+    other_share, other_total = _share(other, other_log_sum_exp, peak)
+    return _whole(share + other_share, total + other_total, peak, mixed.dtype)
+
+
+def _combine_over(axis: str, mixed: jax.Array, log_sum_exp: jax.Array) -> tuple:
+    """`combine` of the results of all devices along a mesh axis."""
+    peak = jax.lax.pmax(jax.lax.stop_gradient(log_sum_exp), axis)
+    share, total = jax.lax.psum(_share(mixed, log_sum_exp, peak), axis)
+    return _whole(share, total, peak, mixed.dtype)
+
+
+def _share(mixed: jax.Array, log_sum_exp: jax.Array, peak: jax.Array) -> tuple:
+    weight = jnp.exp(log_sum_exp - jnp.where(jnp.isfinite(peak), peak, 0))
+    spread = weight[..., None]
+    return jnp.where(spread > 0, spread * mixed.astype(jnp.float32), 0), weight
+
+
+def _whole(share: jax.Array, total: jax.Array, peak: jax.Array, dtype: jnp.dtype) -> tuple:
+    return (share / total[..., None]).astype(dtype), peak + jnp.log(total)
+
+
+def _attend_spread(
+    mesh: jax.sharding.AbstractMesh,
+    name: str,
+    with_log_sum_exp: bool,
+    spread: str | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    count: jax.Array | None,
+    layer: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`_attend_here` on every device of a mesh, each with its scenes and its views or pages."""
+    devices = mesh.shape.get(sharding.CONTEXT, 1) if spread else 1
+    by_views = by_pages = None
+    if devices > 1 and spread == "views":
+        by_views = sharding.CONTEXT
+    elif devices > 1:
+        by_pages = sharding.CONTEXT
+    rows = (sharding.AXES, *(by_views,) * (q.ndim == 5), None)  # B, V if there is one, H
+    keys = (*(None,) * (layer is not None), *rows, by_pages)
+    sharding.check_divides(mesh, "scenes", q.shape[0], sharding.AXES)
+    if devices > 1:
+        held = q.shape[1] if spread == "views" else k.shape[-3]
+        what = "input views" if spread == "views" else "pages of the cache"
+        sharding.check_divides(mesh, what, held, (sharding.CONTEXT,))
+
+    def here(q: jax.Array, k: jax.Array, v: jax.Array, *numbers: jax.Array) -> tuple:
+        numbers = dict(zip(given, numbers, strict=True))
+        count = numbers.get("count")
+        if by_pages and count is not None:  # pages are spread in order: the first devices have more
+            mine = k.shape[-3]
+            count = jnp.clip(count - jax.lax.axis_index(by_pages) * mine, 0, mine)
+        partial = _attend_here(
+            name, with_log_sum_exp or bool(by_pages), q, k, v, count, numbers.get("layer")
+        )
+        return _combine_over(by_pages, *partial) if by_pages else partial
+
+    given = {name: x for name, x in (("count", count), ("layer", layer)) if x is not None}
+    return jax.shard_map(
+        here,
+        mesh=mesh,
+        in_specs=(P(*rows), P(*keys), P(*keys), *(P(),) * len(given)),
+        out_specs=P(*rows),
+        check_vma=False,  # kernels do not say over which axes their results vary
+    )(q, k, v, *given.values())
+
+
+def _attend_here(
+    name: str,
+    with_log_sum_exp: bool,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    count: jax.Array | None,
+    layer: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attention on one device by a named implementation: the result and its log-sum-exp."""
+    shape = q.shape
+    if q.ndim == 5:  # B and V as one
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    if name == "cudnn":
+        mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, k, v, count, layer)
+    elif name == "splash" and count is None and layer is None:
+        mixed, log_sum_exp = _one_call(kernels.splash, with_log_sum_exp, q, k, v, None, None)
+    else:
+        mixed, log_sum_exp = _page_by_page(name, with_log_sum_exp, q, k, v, count, layer)
+    if log_sum_exp is not None:
+        log_sum_exp = log_sum_exp.reshape(shape[:-1])
+    return mixed.reshape(shape), log_sum_exp
+
+
+def _one_call(
+    kernel: Callable,
+    with_log_sum_exp: bool,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    count: jax.Array | None,
+    layer: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """A kernel on all pages merged, or on the leading `count` of them."""
+    if layer is not None:
+        k, v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (k, v))
+    page_tokens = k.shape[-2]
+    k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
+    if count is None:
+        if with_log_sum_exp:
+            return kernels.differentiable_log_sum_exp(kernel, q, k, v)
+        return kernel(q, k, v), None
+    # A kernel that is told to read nothing may do anything, so it reads a page that counts nothing.
+    length = jnp.maximum(count, 1) * page_tokens
+    mixed, log_sum_exp = kernels.LOG_SUM_EXP[kernel](q, k, v, length=length)
+    return mixed, jnp.where(count > 0, log_sum_exp, -jnp.inf)
+
+
+def _page_by_page(
+    name: str,
+    with_log_sum_exp: bool,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    count: jax.Array | None,
+    layer: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attention that folds pages one after another: by a TPU kernel, whole scores or blocks."""
     batch, heads, queries, head_dim = q.shape
+    pages = k.shape[-3:]
     if count is None and layer is None and pages[0] * pages[1] <= WHOLE_ROW_KEYS:
         k, v = (x.reshape(batch, heads, 1, pages[0] * pages[1], head_dim) for x in (k, v))
     num_pages, page_tokens = k.shape[-3:-1]
@@ -69,36 +282,59 @@ def attend(
         return jax.lax.dynamic_slice(x, start, size).reshape(shape)
 
     steps = num_pages if count is None else count
-    if jax.default_backend() != "cpu" or queries * page_tokens * num_pages <= SMALL_SCORES:
-        return _fold_pages(q, lambda page: (fetch(k, page), fetch(v, page)), steps)
+    if name == "splash":
+        return _fold_kernel_calls(q, lambda page: (fetch(k, page), fetch(v, page)), steps)
+    if name == "xla" or queries * page_tokens * num_pages <= SMALL_SCORES:
+        return _fold_pages(
+            q, lambda page: (fetch(k, page), fetch(v, page)), steps, with_log_sum_exp
+        )
 
-    def one_head(row: tuple) -> jax.Array:
-        def one_block(block: jax.Array) -> jax.Array:
-            return _fold_pages(
-                block, lambda page: (fetch(k, page, row), fetch(v, page, row)), steps
-            )
+    def one_head(row: tuple) -> tuple:
+        def one_block(block: jax.Array) -> tuple:
+            def fetch_row(page: jax.Array | int) -> tuple:
+                return fetch(k, page, row), fetch(v, page, row)
+
+            return _fold_pages(block, fetch_row, steps, with_log_sum_exp)
 
         return _map_blocks(jax.checkpoint(one_block, prevent_cse=False), q[row])
 
     rows = jnp.divmod(jnp.arange(batch * heads), heads)
-    return jax.lax.map(one_head, rows).reshape(q.shape)
+    mixed, log_sum_exp = jax.lax.map(one_head, rows)
+    return mixed.reshape(q.shape), log_sum_exp
 
 
-def _map_blocks(function: Callable, q: jax.Array) -> jax.Array:
+def _map_blocks(function: Callable, q: jax.Array) -> tuple:
     """`function` on blocks of at most QUERY_BLOCK rows of q [Q, K], one after another."""
     whole = q.shape[0] // QUERY_BLOCK * QUERY_BLOCK
     parts = []
     if whole:
         blocks = q[:whole].reshape(-1, QUERY_BLOCK, q.shape[1])
-        parts.append(jax.lax.map(function, blocks).reshape(whole, -1))
+        mapped = jax.lax.map(function, blocks)
+        parts.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), mapped))
     if whole < q.shape[0]:
         parts.append(function(q[whole:]))
-    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if len(parts) > 1 else parts[0]
+
+
+def _fold_kernel_calls(
+    q: jax.Array, fetch: Callable[[jax.Array], tuple], steps: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of q [B, H, Q, K] over `steps` pages, a call of the splash kernel for each."""
+
+    def fold(page: jax.Array, carry: tuple) -> tuple:
+        return combine(*carry, *kernels.splash_with_log_sum_exp(q, *fetch(page)))
+
+    start = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], -jnp.inf)
+    mixed, log_sum_exp = jax.lax.fori_loop(0, steps, fold, start)
+    return mixed.astype(q.dtype), log_sum_exp
 
 
 def _fold_pages(
-    q: jax.Array, fetch: Callable[[jax.Array | int], tuple], steps: jax.Array | int
-) -> jax.Array:
+    q: jax.Array,
+    fetch: Callable[[jax.Array | int], tuple],
+    steps: jax.Array | int,
+    with_log_sum_exp: bool,
+) -> tuple[jax.Array, jax.Array | None]:
     """Attention of q [..., Q, K] over `steps` pages, by the online softmax if there are several."""
     q = q * q.shape[-1] ** -0.5
 
@@ -110,7 +346,9 @@ def _fold_pages(
 
     if isinstance(steps, int) and steps == 1:
         k, v = fetch(0)
-        return mix(jax.nn.softmax(scores_of(k), axis=-1), v).astype(q.dtype)
+        scores = scores_of(k)
+        log_sum_exp = jax.nn.logsumexp(scores, axis=-1) if with_log_sum_exp else None
+        return mix(jax.nn.softmax(scores, axis=-1), v).astype(q.dtype), log_sum_exp
 
     def fold(page: jax.Array | int, carry: tuple) -> tuple:
         highest, total, mixed = carry
@@ -129,5 +367,6 @@ def _fold_pages(
         jnp.zeros((*row, 1), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )
-    _, total, mixed = jax.lax.fori_loop(0, steps, fold, start)
-    return (mixed / total).astype(q.dtype)
+    highest, total, mixed = jax.lax.fori_loop(0, steps, fold, start)
+    log_sum_exp = (highest + jnp.log(total))[..., 0] if with_log_sum_exp else None
+    return (mixed / total).astype(q.dtype), log_sum_exp

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from efficient_lvsm_jax.attention import attend
 
@@ -64,9 +63,19 @@ class RMSNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Attention among the tokens of each view by itself."""
+    """Attention among the tokens of each view by itself, computed as `attend` is told."""
 
-    def __init__(self, width: int, head_dim: int, init: Initializer, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        head_dim: int,
+        init: Initializer,
+        *,
+        implementation: str,
+        spread: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.implementation, self.spread = implementation, spread
         heads = width // head_dim
         self.qkv = Projection((width, 3, heads, head_dim), width, init, rngs=rngs)
         self.out = Projection((heads, head_dim, width), width, init, rngs=rngs)
@@ -75,11 +84,14 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, V, N, D] to x + attention of the same shape."""
-        batch, views = x.shape[:2]
-        qkv = jnp.einsum("BVND,DCHK->CBVHNK", layer_norm(x), self.qkv.kernel[...])
-        q, k, v = (part.reshape(batch * views, *part.shape[2:]) for part in qkv)
-        mixed = attend(self.q_norm(q), self.k_norm(k)[:, :, None], v[:, :, None])
-        mixed = checkpoint_name(mixed, "attention").reshape(batch, views, *mixed.shape[1:])
+        q, k, v = jnp.einsum("BVND,DCHK->CBVHNK", layer_norm(x), self.qkv.kernel[...])
+        mixed = attend(
+            self.q_norm(q),
+            self.k_norm(k)[:, :, :, None],  # a single page
+            v[:, :, :, None],
+            implementation=self.implementation,
+            spread=self.spread,
+        )
         return x + jnp.einsum("BVHNK,HKD->BVND", mixed, self.out.kernel[...])
 
 
@@ -105,7 +117,7 @@ class CrossAttention(nnx.Module):
         q = self.q_norm(jnp.einsum("BTND,DHK->BHTNK", layer_norm(x), self.q.kernel[...]))
         heads, head_dim = q.shape[1], q.shape[-1]
         mixed = attend_memory(q.reshape(batch, heads, views * tokens, head_dim))
-        mixed = checkpoint_name(mixed, "attention").reshape(q.shape)
+        mixed = mixed.reshape(q.shape)
         return x + jnp.einsum("BHTNK,HKD->BTND", mixed, self.out.kernel[...])
 
 

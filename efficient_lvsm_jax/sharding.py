@@ -1,7 +1,11 @@
 """Where every array of a training run lives: the mesh, and path rules for parameters and state.
 
 Nothing else in the package knows the mesh. Axes: `data` splits the scenes of a batch; `fsdp` splits
-them too and, besides, the width axis of every large parameter and of its optimizer state.
+them too and, besides, the width axis of every large parameter and of its optimizer state; `context`
+splits the input views of every scene and the pages of its cache.
+
+Code that computes over a mesh with `context`, or with a kernel of an accelerator, runs under
+`jax.set_mesh(mesh)`: attention asks here which mesh that is.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from efficient_lvsm_jax.errors import InputError
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp")  # both split the scenes of a batch
+CONTEXT = "context"
 BATCH = PartitionSpec(AXES)
 
 # Parameter path to partition, first match wins. L is the scanned layer axis; D (width) is split.
@@ -44,12 +49,20 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
       devices: to use instead of all of this run.
 
     Raises:
-      InputError: as `mesh_sizes`.
+      InputError: as `mesh_sizes`; or the views of one scene would be on several processes, each of
+        which reads scenes of its own.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(spec, len(devices))
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+    kinds = (AxisType.Auto,) * len(sizes)
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
+    for scenes in mesh.devices.reshape(-1, sizes[CONTEXT]):
+        if len({device.process_index for device in scenes}) > 1:
+            raise InputError(
+                f"mesh={spec!r}: {CONTEXT}:{sizes[CONTEXT]} spreads the views of a scene over "
+                "several processes; it can be at most the number of devices of one"
+            )
+    return mesh
 
 
 def mesh_sizes(spec: str, devices: int) -> dict[str, int]:
@@ -58,13 +71,13 @@ def mesh_sizes(spec: str, devices: int) -> dict[str, int]:
     Raises:
       InputError: unknown axis, bad size, or sizes that do not multiply to the number of devices.
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes = dict.fromkeys((*AXES, CONTEXT), 1)
     for part in spec.split(","):
         name, _, size = part.strip().partition(":")
-        if name not in AXES or not re.fullmatch(r"-1|[1-9]\d*", size):
+        if name not in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
             raise InputError(
                 f"mesh={spec!r}: cannot read {part!r}; expected axis:size with an axis of "
-                f"{', '.join(AXES)} and a positive size or -1, for instance data:-1,fsdp:1"
+                f"{', '.join(sizes)} and a positive size or -1, for instance data:-1,fsdp:1"
             )
         sizes[name] = int(size)
     open_axes = [name for name, size in sizes.items() if size == -1]
@@ -106,11 +119,52 @@ def _rule(name: str) -> PartitionSpec:
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """This process's share of a batch (arrays with a leading scene axis) as global arrays."""
-    sharding = NamedSharding(mesh, BATCH)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+    """This process's share of a batch (arrays with a leading scene axis) as global arrays.
+
+    The arrays [B, V, ...] of "inputs" are spread over the context axis besides.
+
+    Raises:
+      InputError: a number of input views that the context axis does not divide.
+    """
+    context = mesh.shape.get(CONTEXT, 1)
+
+    def put(path: tuple, x: np.ndarray) -> jax.Array:
+        spec = BATCH
+        if context > 1 and path and getattr(path[0], "key", None) == "inputs":
+            check_divides(mesh, "input views", x.shape[1], (CONTEXT,))
+            spec = PartitionSpec(AXES, CONTEXT)
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(x))
+
+    return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def mesh_in_use() -> AbstractMesh | None:
+    """The mesh set by `jax.set_mesh`, if it has more than one device; None inside `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.size > 1 and mesh.are_all_axes_auto else None
+
+
+def views_are_spread() -> bool:
+    """Whether the mesh in use spreads input views over several devices."""
+    mesh = mesh_in_use()
+    return mesh is not None and mesh.shape.get(CONTEXT, 1) > 1
+
+
+def platform() -> str:
+    """What computes in the mesh in use, or without one in this process: "cpu", "cuda", "tpu", …"""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.local_devices()[0]
+    is_nvidia = device.platform == "gpu" and not device.device_kind.startswith("AMD")
+    return "cuda" if is_nvidia else device.platform
+
+
+def check_divides(mesh: Mesh | AbstractMesh, what: str, number: int, axes: Sequence[str]) -> None:
+    """Raises InputError unless `number` of `what` divides over mesh axes."""
+    if number % math.prod(mesh.shape.get(axis, 1) for axis in axes):
+        named = ",".join(f"{axis}:{mesh.shape.get(axis, 1)}" for axis in axes)
+        raise InputError(
+            f"{number} {what} do not divide over the mesh axes {named}; change their number or the "
+            "mesh"
+        )
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -1,11 +1,14 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from efficient_lvsm_jax import attention
-from efficient_lvsm_jax.attention import attend
+from efficient_lvsm_jax.attention import attend, combine
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.sharding import make_mesh
 
 
 def arrays(queries: int, pages: int, tokens: int, *, batch: int = 2, heads: int = 2) -> list:
@@ -45,6 +48,75 @@ def test_counted_pages_of_a_stack_equal_only_those_pages(size):
         expected = reference(q, k[:, :, :count], v[:, :, :count])
         np.testing.assert_allclose(counted(jnp.int32(count)), expected, atol=2e-6)
     assert counted._cache_size() == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_log_sum_exp_is_that_of_the_scores(size):
+    q, k, v = arrays(*size)
+    mixed, log_sum_exp = attend(q, k, v, with_log_sum_exp=True)
+    np.testing.assert_allclose(mixed, reference(q, k, v), atol=2e-6)
+    flat = k.reshape(*k.shape[:2], -1, k.shape[-1])
+    scores = jnp.einsum("BHQK,BHSK->BHQS", q, flat) / np.sqrt(q.shape[-1])
+    np.testing.assert_allclose(log_sum_exp, jax.nn.logsumexp(scores, axis=-1), atol=2e-6)
+
+
+def test_keys_split_in_any_way_combine_to_the_whole():
+    rng = np.random.default_rng(0)
+    q, k, v = arrays(6, 1, 40)
+    whole, log_sum_exp = attend(q, k, v, with_log_sum_exp=True)
+    keys, values = (np.asarray(x)[:, :, 0] for x in (k, v))
+    scores = np.einsum("BHQK,BHSK->BHQS", q, keys) / np.sqrt(q.shape[-1])
+    for _ in range(20):
+        cuts = np.sort(rng.choice(np.arange(1, 40), size=rng.integers(1, 5), replace=False))
+        parts = []
+        for some in np.split(rng.permutation(40), cuts):  # attention to these keys by itself
+            weights = np.exp(scores[..., some])
+            total = weights.sum(axis=-1)
+            mixed = np.einsum("BHQS,BHSK->BHQK", weights, values[:, :, some]) / total[..., None]
+            parts.append((mixed, np.log(total)))
+        combined = functools.reduce(lambda a, b: combine(*a, *b), parts)
+        np.testing.assert_allclose(combined[0], whole, atol=1e-6)
+        np.testing.assert_allclose(combined[1], log_sum_exp, atol=2e-6)
+
+
+def test_combining_with_an_empty_set_of_keys_changes_nothing():
+    q, k, v = arrays(6, 1, 40)
+    whole = attend(q, k, v, with_log_sum_exp=True)
+    empty = jnp.full_like(whole[0], jnp.nan), jnp.full_like(whole[1], -jnp.inf)
+    for combined in (combine(*whole, *empty), combine(*empty, *whole)):
+        np.testing.assert_array_equal(combined[0], whole[0])
+        np.testing.assert_array_equal(combined[1], whole[1])
+
+
+@pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100)])
+def test_pages_spread_over_devices_equal_pages_on_one_and_so_do_gradients(size):
+    args = arrays(*size)
+
+    def gradients(*args):
+        return jax.grad(
+            lambda *a: jnp.sum(jnp.sin(3 * attend(*a, spread="pages"))), argnums=(0, 1, 2)
+        )(*args)
+
+    alone = attend(*args), *gradients(*args)
+    for mesh in ("data:2,context:2", "context:4"):
+        if mesh == "context:4":
+            args, alone = ([x[:1] for x in xs] for xs in (args, alone))
+        with jax.set_mesh(make_mesh(mesh)):
+            spread = jax.jit(attend, static_argnames="spread")(*args, spread="pages")
+            got = spread, *jax.jit(gradients)(*args)
+        for x, expected in zip(got, alone, strict=True):
+            np.testing.assert_allclose(x, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_views_by_themselves_equal_views_one_after_another():
+    q, k, v = arrays(6, 1, 6, batch=3)
+    together = attend(q[None], k[None], v[None])
+    np.testing.assert_allclose(together[0], attend(q, k, v), atol=1e-6)
+    with jax.set_mesh(make_mesh("data:2,context:2")):
+        two = [jnp.stack([x[:2], x[1:]]) for x in (q, k, v)]
+        spread = attend(*two, spread="views")
+    np.testing.assert_allclose(spread[0], together[0, :2], atol=1e-6)
+    np.testing.assert_allclose(spread[1], together[0, 1:], atol=1e-6)
 
 
 def test_pages_beyond_the_count_are_never_read():

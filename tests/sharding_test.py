@@ -1,61 +1,77 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SMALL, random_views
 from jax.sharding import PartitionSpec
+from mesh_worker import born_in_place
 
+from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
-from efficient_lvsm_jax.training import Recipe, init_state, train_step
+from efficient_lvsm_jax.training import Recipe
 
-FAMILY = "efficient_lvsm"
-
-
-def run(mesh_spec: str, steps: int, optimizer: OptimizerConfig):
-    """Losses and final parameters of a few steps on random views."""
-    mesh = make_mesh(mesh_spec)
-    recipe = Recipe(FAMILY, SMALL, optimizer)
-
-    def init(key):
-        return init_state(recipe, key)
-
-    shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    assert all(
-        x.sharding.is_equivalent_to(s, x.ndim)
-        for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
-    )
-    losses = []
-    for step in range(steps):
-        batch = {
-            side: vars(random_views(2, seed=10 * step + offset, batch=4))
-            for offset, side in enumerate(("inputs", "targets"))
-        }
-        state, metrics = train_step(recipe, state, put_batch(mesh, batch))
-        losses.append(float(metrics["loss"]))
-    return losses, jax.tree.map(np.asarray, state.params), state
+WORKER = [sys.executable, str(Path(__file__).with_name("mesh_worker.py"))]
+# Most of a worker's time goes to compiling, so it compiles quickly what runs slowly.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+ENVIRONMENT = os.environ | {"XLA_FLAGS": QUICKLY}
+TIME_OUT = 240  # seconds for a worker; on two idle cores it takes some fifteen
+# The first, on one device, is what the others must equal; each runs on as many devices as it has.
+MESHES = ("data:1", "context:2", "data:2,fsdp:2", "data:2,fsdp:2,context:2")
 
 
-@pytest.mark.parametrize(
-    ("name", "meshes"), [("adamw", ("data:4", "data:2,fsdp:2")), ("muon", ("data:-1,fsdp:2",))]
-)
-def test_every_mesh_trains_the_same_numbers(name, meshes):
-    optimizer = OptimizerConfig(name=name, learning_rate=1e-3, warmup_steps=1, ema_decay=0.9)
-    losses, params, _ = run("fsdp:4", 3, optimizer)
-    for mesh in meshes:
-        other, other_params, _ = run(mesh, 3, optimizer)
-        np.testing.assert_allclose(other, losses, rtol=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other_params, params)
+@pytest.fixture(scope="module")
+def on_eight_devices(tmp_path_factory):
+    """What MESHES trained, of the first devices of a process with eight."""
+    out = tmp_path_factory.mktemp("meshes") / "out.npz"
+    command = [*WORKER, "--devices", "8", out, *MESHES]
+    subprocess.run(command, check=True, timeout=TIME_OUT, env=ENVIRONMENT)
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_one_to_eight_devices_train_the_same_numbers(on_eight_devices, mesh):
+    got, number = on_eight_devices, MESHES.index(mesh)
+    np.testing.assert_allclose(got[f"losses_{number}"], got["losses_0"], rtol=1e-6)
+    np.testing.assert_allclose(got[f"gradients_{number}"], got["gradients_0"], rtol=1e-5)
+    np.testing.assert_allclose(got[f"params_{number}"], got["params_0"], atol=2e-5)
+
+
+def test_two_processes_train_the_same_numbers(on_eight_devices, tmp_path):
+    """Parameters are split over the processes, the views of a scene over the devices of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runs, outs = [], [tmp_path / f"{process}.npz" for process in range(2)]
+    try:
+        for process, out in enumerate(outs):
+            options = ["--process", str(process), "--processes", "2", "--port", str(port)]
+            command = [*WORKER, "--devices", "2", *options, out, "fsdp:2,context:2"]
+            runs.append(subprocess.Popen(command, env=ENVIRONMENT))
+        assert [run.wait(timeout=TIME_OUT) for run in runs] == [0, 0]
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+    for out in outs:
+        with np.load(out) as got:
+            np.testing.assert_allclose(got["losses_0"], on_eight_devices["losses_0"], rtol=1e-6)
 
 
 def test_parameters_and_moments_are_split_over_fsdp():
-    _, _, state = run("fsdp:4", 1, OptimizerConfig())
+    state = born_in_place(make_mesh("fsdp:4"), Recipe("efficient_lvsm", SMALL, OptimizerConfig()))
     kernel = state.params["encoder"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp")
     assert kernel.addressable_shards[0].data.shape[1] == SMALL.width // 4
-    moments = state.optimizer[0].mu["decoder"]["cross_attention"]["kv"]["kernel"]
+    moments = state.optimizer[0].mu["model"]["decoder"]["cross_attention"]["kv"]["kernel"]
     assert moments.addressable_shards[0].data.shape[1] == SMALL.width // 4
 
 
@@ -72,7 +88,55 @@ def test_a_mesh_that_does_not_divide_a_parameter_is_an_error():
         state_shardings(mesh, {"up": {"kernel": leaf}})
 
 
-@pytest.mark.parametrize("spec", ["data:3", "data", "rows:4", "data:0", "data:-1,fsdp:3", ""])
+@pytest.mark.parametrize(
+    "spec", ["data:3", "data", "rows:4", "data:0", "data:-1,fsdp:3", "context:2", ""]
+)
 def test_a_mesh_that_does_not_fit_the_devices_is_an_error(spec):
     with pytest.raises(InputError, match="mesh="):
         make_mesh(spec)
+
+
+def test_input_views_are_spread_over_the_context_axis_and_targets_are_not():
+    batch = {side: vars(random_views(4, batch=2)) for side in ("inputs", "targets")}
+    placed = put_batch(make_mesh("data:2,context:2"), batch)
+    shapes = {side: placed[side]["image"].addressable_shards[0].data.shape for side in placed}
+    assert shapes == {"inputs": (1, 2, 16, 24, 3), "targets": (1, 4, 16, 24, 3)}
+
+
+def test_input_views_that_the_context_axis_does_not_divide_are_an_error(small_model):
+    mesh, views = make_mesh("data:2,context:2"), random_views(3, batch=2)
+    with pytest.raises(InputError, match=r"3 input views do not divide.*context:2"):
+        put_batch(mesh, {"inputs": vars(views)})
+    with jax.set_mesh(mesh), pytest.raises(InputError, match=r"3 input views.*context:2"):
+        small_model.encode(views)
+
+
+def test_pages_or_scenes_that_the_mesh_does_not_divide_are_an_error(small_model):
+    cache = small_model.encode(random_views(3, batch=2))
+    targets = random_views(1, batch=2).cameras
+    with jax.set_mesh(make_mesh("data:2,context:2")):
+        with pytest.raises(InputError, match=r"3 pages of the cache.*context:2"):
+            small_model.decode(cache, targets)
+    with jax.set_mesh(make_mesh("data:4")), pytest.raises(InputError, match=r"2 scenes.*data:4"):
+        small_model.decode(cache, targets)
+
+
+def test_a_scene_whose_views_are_on_several_processes_is_an_error():
+    class Device:
+        def __init__(self, number):
+            self.id, self.process_index = number, number // 2
+            self.platform = self.device_kind = "cpu"
+
+    with pytest.raises(InputError, match=r"context:4 spreads.*several processes"):
+        make_mesh("context:4", [Device(number) for number in range(4)])
+
+
+@pytest.mark.parametrize("spec", ["context:4", "data:2,context:2"])
+def test_a_partly_filled_cache_spread_over_devices_renders_as_on_one(small_model, spec):
+    views, targets = random_views(3, batch=2), random_views(2, seed=1, batch=2).cameras
+    if spec == "context:4":
+        views, targets = jax.tree.map(lambda x: x[:1], (views, targets))
+    cache = pages.grow(small_model.encode(views), 8)  # 3 pages: some devices hold none in use
+    alone = small_model.decode(cache, targets)
+    with jax.set_mesh(make_mesh(spec)):
+        np.testing.assert_allclose(small_model.decode(cache, targets), alone, atol=1e-6)

@@ -12,6 +12,7 @@ L layer, S page slot.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from efficient_lvsm_jax.attention import attend
+from efficient_lvsm_jax.attention import IMPLEMENTATIONS, attend
+from efficient_lvsm_jax.attention_kernels import saved_outputs
 from efficient_lvsm_jax.cache import ViewCache
 from efficient_lvsm_jax.cameras import Cameras, Views, plucker, rays
 from efficient_lvsm_jax.errors import InputError
@@ -33,13 +35,14 @@ from efficient_lvsm_jax.layers import (
     normal,
     uniform,
 )
+from efficient_lvsm_jax.sharding import platform, views_are_spread
 
 IMAGE_CHANNELS = 3
 RAY_CHANNELS = 6
 
 REMAT_POLICIES = {
     "none": None,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "attention": saved_outputs,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 ENCODER_INITS = ("uniform", "depth")
@@ -59,6 +62,9 @@ class ModelConfig:
       patch: edge of a patch in pixels; image sides must be multiples of it.
       mlp_ratio: hidden channels of an MLP over width.
       ray_dtype: "float32", or "bf16_parity": rays rounded as the published training rounded them.
+      attention: how attention is computed: "cpu", "xla", "cudnn" (NVIDIA GPUs, not in float32),
+        "splash" (TPUs), or "auto": the best that can run where it runs. One that cannot run is an
+        error, never replaced.
       compute_dtype: "float32" or "bfloat16" for matmuls and the residual stream. Parameters,
         norms, softmax and losses stay float32.
       remat: what training keeps for the backward pass: "none" (everything), "attention" (only
@@ -76,6 +82,7 @@ class ModelConfig:
 
     ray_dtype: str = "float32"
     compute_dtype: str = "float32"
+    attention: str = "auto"
     remat: str = "none"
     encoder_init: str = "uniform"
     decoder_init: str = "depth"
@@ -92,6 +99,7 @@ class ModelConfig:
         choices = {
             "ray_dtype": ("float32", "bf16_parity"),
             "compute_dtype": ("float32", "bfloat16"),
+            "attention": ("auto", *IMPLEMENTATIONS),
             "remat": tuple(REMAT_POLICIES),
             "encoder_init": ENCODER_INITS,
             "decoder_init": DECODER_INITS,
@@ -112,7 +120,14 @@ class EncoderLayer(nnx.Module):
     """Self-attention within each input view, then an MLP."""
 
     def __init__(self, config: ModelConfig, init: Initializer, *, rngs: nnx.Rngs):
-        self.attention = SelfAttention(config.width, config.head_dim, init, rngs=rngs)
+        self.attention = SelfAttention(
+            config.width,
+            config.head_dim,
+            init,
+            implementation=config.attention,
+            spread="views",
+            rngs=rngs,
+        )
         self.mlp = MLP(config.width, config.mlp_ratio * config.width, init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -123,7 +138,9 @@ class DecoderLayer(nnx.Module):
     """Self-attention within each target view, cross-attention to the inputs, then one MLP."""
 
     def __init__(self, config: ModelConfig, init: Initializer, *, rngs: nnx.Rngs):
-        self.self_attention = SelfAttention(config.width, config.head_dim, init, rngs=rngs)
+        self.self_attention = SelfAttention(
+            config.width, config.head_dim, init, implementation=config.attention, rngs=rngs
+        )
         self.cross_attention = CrossAttention(config.width, config.head_dim, init, rngs=rngs)
         self.mlp = MLP(config.width, config.mlp_ratio * config.width, init, rngs=rngs)
 
@@ -204,14 +221,17 @@ class EfficientLVSM(nnx.Module):
         # A full cache is scanned with the layers, which gradients need; a partly filled one is
         # read page by page, so that empty slots cost nothing.
         scanned = (cache.k, cache.v) if cache.count is None else None
+        attend_pages = functools.partial(
+            attend, implementation=self.config.attention, spread="pages"
+        )
 
         def step(x: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
             layer, index, pages = xs
 
             def attend_memory(q: jax.Array) -> jax.Array:
                 if pages is not None:
-                    return attend(q, *pages)
-                return attend(q, cache.k, cache.v, count=cache.count, layer=index)
+                    return attend_pages(q, *pages)
+                return attend_pages(q, cache.k, cache.v, count=cache.count, layer=index)
 
             return _over_views(lambda x: layer(x, attend_memory), x, view_axes=1), None
 
@@ -293,7 +313,8 @@ def _over_views(function: Callable, x: jax.Array, *, view_axes: object) -> objec
     Views never see each other in `function`, so both are the same. `view_axes` says where each
     output has its view axis.
     """
-    if jax.default_backend() != "cpu" or x.shape[2] < CPU_TOKENS_AT_ONCE or x.shape[1] == 1:
+    at_once = x.shape[2] < CPU_TOKENS_AT_ONCE or x.shape[1] == 1 or views_are_spread()
+    if at_once or platform() != "cpu":
         return function(x)
     outputs = jax.lax.map(lambda view: function(view[:, None]), jnp.moveaxis(x, 1, 0))
     return jax.tree.map(

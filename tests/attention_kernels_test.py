@@ -1,0 +1,236 @@
+"""Kernels of accelerators: what they compute (interpreted), and that they are what is compiled."""
+
+import collections
+import functools
+import importlib.util
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_views
+
+from efficient_lvsm_jax import attention, attention_kernels, sharding
+from efficient_lvsm_jax.attention import attend
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.hlo import read_program
+from efficient_lvsm_jax.models import ModelConfig, abstract_params, bind
+
+FAMILY = "efficient_lvsm"
+SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM = ModelConfig(
+    width=128, layers=2, compute_dtype="bfloat16", remat="attention"
+)
+
+
+def qkv(queries, keys, *, head_dim=64, dtype=jnp.float32):
+    shapes = [(1, 2, queries, head_dim)] + [(1, 2, keys, head_dim)] * 2
+    randoms = jax.random.split(jax.random.key(queries), 3)
+    return [jax.random.normal(r, s, dtype) for r, s in zip(randoms, shapes, strict=True)]
+
+
+def reference(q, k, v):
+    scores = jnp.einsum("BHQK,BHMK->BHQM", q, k) / np.sqrt(q.shape[-1])
+    mixed = jnp.einsum("BHQM,BHMK->BHQK", jax.nn.softmax(scores, axis=-1), v)
+    return mixed, jax.nn.logsumexp(scores, axis=-1)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Splash attention that runs here, and an `attend` that believes this is a TPU."""
+    kernel = attention_kernels._splash_kernel
+    monkeypatch.setattr(
+        attention_kernels,
+        "_splash_kernel",
+        lambda *args, **options: kernel(*args, **options | {"interpret": True}),
+    )
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+
+
+# Whole tiles; sequences to be padded to them.
+@pytest.mark.parametrize("sizes", [(128, 256), (70, 200)])
+def test_splash_equals_softmax_attention_and_its_gradients(interpreted, sizes):
+    args = qkv(*sizes)
+
+    def loss(function, *args):
+        return jnp.sum(jnp.sin(3 * function(*args)))
+
+    np.testing.assert_allclose(attention_kernels.splash(*args), reference(*args)[0], atol=2e-6)
+    got = jax.grad(functools.partial(loss, attention_kernels.splash), (0, 1, 2))(*args)
+    expected = jax.grad(functools.partial(loss, lambda *a: reference(*a)[0]), (0, 1, 2))(*args)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_splash_has_gradients_of_the_log_sum_exp_too(interpreted):
+    args = qkv(70, 200)
+
+    def loss(function, *args):
+        mixed, log_sum_exp = function(*args)
+        return jnp.sum(jnp.sin(3 * mixed)) + jnp.sum(log_sum_exp**2)
+
+    kernel = functools.partial(
+        attention_kernels.differentiable_log_sum_exp, attention_kernels.splash
+    )
+    for a, b in zip(kernel(*args), reference(*args), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    got = jax.grad(functools.partial(loss, kernel), (0, 1, 2))(*args)
+    expected = jax.grad(functools.partial(loss, reference), (0, 1, 2))(*args)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_splash_reads_only_the_counted_pages_of_a_stack(interpreted):
+    q, k, v = qkv(70, 3 * 40)
+    pages = [x.reshape(1, 2, 3, 40, 64).at[:, :, 2].set(jnp.nan) for x in (k, v)]
+    stack = [jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in pages]
+    mixed = attend(q, *stack, count=jnp.int32(2), layer=jnp.int32(1))
+    expected, _ = reference(q, k[:, :, :80], v[:, :, :80])
+    np.testing.assert_allclose(mixed, expected, atol=2e-6)
+
+
+def test_splash_tiles_are_the_largest_that_divide_the_sequence():
+    sizes = {36: 128, 128: 128, 768: 768, 1024: 1024, 1100: 384, 6144: 1024, 24576: 1024}
+    for length, tile in sizes.items():
+        assert attention_kernels._block(attention_kernels._padded(length)) == tile
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """An `attend` that believes this is an NVIDIA GPU, whose programs can be lowered here."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91500)
+    monkeypatch.setattr(sharding, "platform", lambda: "cuda")
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def lowered_for_cuda(function, *args):
+    return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def cudnn_calls(text):
+    return sorted(re.findall(r"__cudnn\$[A-Za-z]*", text))
+
+
+def test_cudnn_kernels_are_lowered_for_attention_and_its_gradient(cuda):
+    q, k, v = qkv(64, 128, dtype=jnp.bfloat16)
+    pages = [x.reshape(1, 2, 2, 64, 64) for x in (k, v)]
+
+    def loss(*args):
+        return jnp.sum(attend(*args).astype(jnp.float32))
+
+    text = lowered_for_cuda(jax.grad(loss, (0, 1, 2)), q, *pages)
+    assert cudnn_calls(text) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+    assert "PADDING" not in text
+
+
+def test_cudnn_gets_the_number_of_keys_in_use_as_a_length(cuda):
+    q, k, v = qkv(64, 128, dtype=jnp.bfloat16)
+    stack = [x.reshape(1, 1, 2, 2, 64, 64) for x in (k, v)]
+
+    def decode(q, k, v, count):
+        return attend(q, k, v, count=count, layer=jnp.int32(0))
+
+    text = lowered_for_cuda(decode, q, *stack, jnp.int32(1))
+    assert cudnn_calls(text) == ["__cudnn$fmhaSoftmax"]
+    assert '"mask_type": "PADDING"' in text.replace("\\22", '"')
+
+
+def test_training_with_attention_outputs_kept_calls_no_cudnn_kernel_twice(cuda):
+    views = random_views(2, size=(32, 32))
+
+    def loss(params):
+        module = bind(FAMILY, SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, params)
+        return jnp.mean(module.decode(module.encode(views), views.cameras))
+
+    params = abstract_params(FAMILY, SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM)
+    # Within views, of inputs and of targets, and across: one call each in the scanned layers.
+    expected = ["__cudnn$fmhaSoftmax"] * 3 + ["__cudnn$fmhaSoftmaxBackward"] * 3
+    assert cudnn_calls(lowered_for_cuda(jax.grad(loss), params)) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "head_dim", "expected"),
+    [
+        ("cpu", "float32", 64, "cpu"),
+        ("cuda", "bfloat16", 64, "cudnn"),
+        ("cuda", "float32", 64, "xla"),
+        ("cuda", "bfloat16", 20, "xla"),
+        ("tpu", "float32", 64, "splash"),
+        ("rocm", "bfloat16", 64, "xla"),
+    ],
+)
+def test_auto_takes_the_best_that_can_run(platform, dtype, head_dim, expected):
+    assert attention.choose("auto", jnp.dtype(dtype), head_dim, platform) == expected
+
+
+def test_auto_says_what_it_took_and_why_not_the_best(caplog):
+    attention.choose.cache_clear()
+    with caplog.at_level("INFO"):
+        attention.choose("auto", jnp.dtype("float32"), 64, "cuda")
+        attention.choose("auto", jnp.dtype("float32"), 64, "cuda")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert re.search("xla.*cudnn.*float32.*compute_dtype=bfloat16", message)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "dtype", "message"),
+    [
+        ("cudnn", "cpu", "bfloat16", "NVIDIA GPUs only and this is cpu"),
+        ("cudnn", "cuda", "float32", "float32; set model.compute_dtype=bfloat16"),
+        ("splash", "cuda", "bfloat16", "TPUs only and this is cuda"),
+        ("flash", "cpu", "float32", "expected auto or one of cpu, xla"),
+    ],
+)
+def test_a_choice_that_cannot_run_is_refused_with_the_reason(name, platform, dtype, message):
+    with pytest.raises(InputError, match=f"model.attention='{name}'.*{message}"):
+        attention.choose(name, jnp.dtype(dtype), 64, platform)
+
+
+def test_plain_attention_equals_that_of_a_cpu():
+    q, k, v = qkv(90, 2 * 600)
+    pages = [x.reshape(1, 2, 2, 600, 64) for x in (k, v)]
+    np.testing.assert_allclose(
+        attend(q, *pages, implementation="xla"), attend(q, *pages), atol=2e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def tpus():
+    """Four TPU chips that are not there, but for which programs can be compiled."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("compiling for a TPU needs libtpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+
+
+@pytest.mark.parametrize("spec", ["data:4", "data:2,context:2"])
+def test_splash_is_compiled_into_training_on_tpus(tpus, spec):
+    config = SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM
+    mesh = sharding.make_mesh(spec, tpus)
+    views = jax.eval_shape(lambda: random_views(2, batch=4, size=(32, 32)))
+
+    def placed(tree, partition):
+        place = jax.NamedSharding(mesh, partition)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+    def loss(params, views):
+        module = bind(FAMILY, config, params)
+        return jnp.mean(module.decode(module.encode(views), views.cameras))
+
+    args = placed(abstract_params(FAMILY, config), jax.P()), placed(views, sharding.BATCH)
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss)).lower(*args).compile().as_text()
+    kernels = collections.Counter()
+    for kernel in read_program(text).kernels:
+        kernels[kernel.name.split("_")[2]] += kernel.times  # splash_mha_fwd_…
+    # Two layers of three attentions each: none is computed twice for the backward pass.
+    expected = {"fwd": 6, "dkv": 6}
+    if spec == "data:2,context:2":  # the gradient of log-sum-exps across, see attention_kernels
+        expected = {"fwd": 6 + 2 * 2, "dkv": 6 + 2}
+    assert kernels == expected
