@@ -11,6 +11,7 @@ diverged; 143 and 130 ended by SIGTERM and Ctrl-C, after saving (a second one en
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -117,8 +118,8 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         keep_every=config.checkpoint_keep_every,
         config_sha256=hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
     )
-    with checkpoints, Interruption() as interruption:
-        batches = training_batches(run.data, seed=config.seed, progress=True)
+    made = contextlib.closing(training_batches(run.data, seed=config.seed, progress=True))
+    with checkpoints, Interruption() as interruption, made as batches:
         state = first_state(run, checkpoints, batches)
         step = int(state.step)
         record_start(workdir, config.to_dict(), step=step)
@@ -170,7 +171,7 @@ def loop(
     clock = StepClock(peak=peak_flops())
     scenes_left_out = {"replaced": 0, "unreadable": 0}  # by this process since it began
     batches = iter(batches)
-    with Progress(step, config.steps) as progress:
+    with jax.set_mesh(run.mesh), Progress(step, config.steps) as progress:
         while step < config.steps and not ended_by:
             with clock.waiting("data"):
                 batch = next(batches)

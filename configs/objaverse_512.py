@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     config.data.num_targets = 8
     config.data.target_has_input = False
     config.data.max_distance = 0
+    config.data.normalise_poses = False
     return config

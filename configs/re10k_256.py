@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
             },
             "data": {
                 "path": "data/re10k_256",
+                "split": "",
                 "size": 256,
                 "batch_size": 128,
                 "num_inputs_cycle": (2,),
@@ -74,10 +75,12 @@ def get_config() -> ConfigDict:
                 "target_has_input": True,
                 "min_distance": 25,
                 "max_distance": 192,
+                "normalise_poses": True,
                 "mirror": False,
                 "permute_colours": False,
                 "skip_unreadable": True,
                 "threads": 8,
+                "workers": 0,
             },
         }
     )

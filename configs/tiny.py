@@ -65,12 +65,17 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.98,
             },
             "data": {
+                "path": "",
+                "split": "",
                 "scenes": 4000,
                 "views": 8,
                 "size": 48,
                 "batch_size": 8,
                 "num_inputs_cycle": (2, 4, 2, 1),
                 "num_targets": 4,
+                "skip_unreadable": False,
+                "threads": 1,
+                "workers": 0,
             },
             "evaluation": {
                 "scenes": 48,

@@ -48,7 +48,8 @@ def model_renders(model: Model, mesh: Mesh) -> Render:
         targets = _stack([scene.targets for scene in scenes])
         size = targets.pop("image").shape[2:4]
         cameras = Cameras(**put_batch(mesh, targets), height=size[0], width=size[1])
-        return model.decode(model.encode(Views(**inputs)), cameras)
+        with jax.set_mesh(mesh):
+            return model.decode(model.encode(Views(**inputs)), cameras)
 
     return render
 

@@ -160,6 +160,15 @@ def test_poses_are_normalised_over_inputs_and_targets_together(scenes):
         np.testing.assert_allclose(np.abs(poses[..., :3, 3]).max((1, 2)), 1 / 1.35, atol=1e-6)
 
 
+def test_poses_stay_in_the_source_s_frame_if_so_set(scenes):
+    config = dataclasses.replace(PLAIN, normalise_poses=False)
+    batch = training_dataset(InMemory(scenes), config, seed=0)[0]
+    source = np.concatenate([scenes[i]["c2w"] for i in range(12)])
+    for side in ("inputs", "targets"):
+        for c2w in batch[side]["c2w"].reshape(-1, 4, 4):
+            assert np.abs(source - c2w).max(axis=(1, 2)).min() < 1e-6
+
+
 def test_without_variations_pictures_are_the_source_s(scenes):
     known = {scenes[i]["image"][v].tobytes() for i in range(12) for v in range(6)}
     plain, varied = (
