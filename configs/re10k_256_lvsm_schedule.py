@@ -3,8 +3,8 @@
 python train.py --config configs/re10k_256_lvsm_schedule.py --workdir runs/re10k_256_lvsm
 
 512 scenes a step, 100,000 steps, half a cosine to zero after the warm-up, gradients clipped to 1
-and updates left out above 5. Published on 64 GPUs of 40 GB, 8 scenes each; what it takes here was not
-measured.
+and updates left out above 5. Published on 64 GPUs of 40 GB, 8 scenes each; what it takes here was
+not measured.
 """
 
 from ml_collections import ConfigDict

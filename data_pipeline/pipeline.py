@@ -3,8 +3,8 @@
 A batch is {"inputs", "targets"}, each {"image" uint8 [B, V, Y, X, 3], "c2w" float32 [B, V, 4, 4],
 "fxfycxcy" float32 [B, V, 4]}, and "replaced" and "unreadable", int32 [B], see `training_dataset`.
 The poses of a scene are normalised over its inputs and targets together, as the published program
-does (`cameras.SceneFrame`), unless the settings say otherwise. Pictures stay bytes until they are on
-the device: a quarter of the traffic.
+does (`cameras.SceneFrame`), unless the settings say otherwise. Pictures stay bytes until they are
+on the device: a quarter of the traffic.
 
 Batch k is a function of (settings, seed, k) alone, whatever the number of processes, threads and
 workers, so the position in the data is one integer.
@@ -75,8 +75,8 @@ class DataConfig:
       target_has_input: targets are drawn from all views drawn, inputs included.
       min_distance, max_distance: frames between the first and the last view drawn, see
         `views.draw_window`; max_distance 0 draws any views of a scene (`views.draw_views`).
-      normalise_poses: poses in the frame of all views drawn, as published for scenes; object renders
-        share a frame already and are trained without.
+      normalise_poses: poses in the frame of all views drawn, as published for scenes; object
+        renders share a frame already and are trained without.
       shuffle_inputs: inputs in random order, not the window's ends first.
       mirror, permute_colours: variations, see `views`.
       skip_unreadable: another scene takes the place of one that cannot be read, and is counted;

@@ -79,7 +79,5 @@ def test_processes_that_do_not_come_are_one_message(monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\nmany more lines")
 
     monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
-    with pytest.raises(
-        InputError, match=r"not join \(DEADLINE_EXCEEDED: Barrier timed out\)"
-    ):
+    with pytest.raises(InputError, match=r"not join \(DEADLINE_EXCEEDED: Barrier timed out\)"):
         join_processes("auto", NAMED)
