@@ -147,13 +147,43 @@ def test_files_cut_off_or_damaged_anywhere_are_refused(path, params):
             read_vgg19(path)
 
 
-def test_compressed_data_that_ends_early_or_late_is_refused(path):
-    cells = matrix(1, (1, 43), name=b"layers")
-    write_bytes(path, compressed(cells[:-8]))
-    refused(path, "damaged: ")
+def test_compressed_data_that_ends_early_or_late_is_refused(path, params):
+    """All that is needed comes before either end; but the checksum is missing, or wrong."""
+    whole = write_layers(path, layers(params), compressed=False).read_bytes()
+    cells = whole[whole.index(element(1, b"layers")) - 40 :]
+    write_bytes(path, compressed(cells))
+    read_vgg19(path)
     cut = zlib.compress(cells)[:-4]
     write_bytes(path, struct.pack("<II", 15, len(cut)), cut)
-    refused(path, "damaged: ")
+    refused(path, "damaged: its compressed data ends too early")
+    write_bytes(path, compressed(cells + bytes(8)))
+    refused(path, "damaged: more data than its header says")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (struct.pack("<II", 14, 2**31) + bytes(64), "a matrix reaches beyond what it is in"),
+        (matrix(2, (1, 1), struct.pack("<II", 5, 4)), "begins where the one around it ends|beyond"),
+        (matrix(2, (1, 1), element(5, bytes(8))), "8 bytes where at most 4 belong"),
+        (matrix(2, (1, 1), struct.pack("<HHI", 5, 9, 0)), "9 bytes in an element of 4"),
+        (matrix(2, (1, 1), element(5, b"\0\0\0\0")), "lengths of field names"),
+        (matrix(2, (1, 1), element(5, b"\x20\0\0\0") + element(1, b"type")), "field names"),
+        (element(14, element(6, bytes(8))), "a matrix of class 0"),
+        (element(14, element(6, b"\2" + bytes(7)) + element(5, b"\xff" * 8)), "matrix of shape"),
+        (element(9, bytes(64)), "an element of kind 9 where a matrix belongs"),
+    ],
+)
+def test_elements_that_contradict_each_other_are_refused(path, content, message):
+    write_bytes(path, matrix(1, (1, 43), content, name=b"layers"))
+    refused(path, f"damaged: .*(?:{message})")
+
+
+def test_an_element_that_leaves_its_matrix_is_refused(path):
+    """Though the file is long enough for it."""
+    layer = matrix(2, (1, 1), struct.pack("<III", 0x40005, 32, 0)[:8] + struct.pack("<II", 1, 512))
+    cells = matrix(1, (1, 43), layer + bytes(4096), name=b"layers")
+    refused(write_bytes(path, cells), "damaged: an element reaches beyond the one it is in")
 
 
 @pytest.mark.parametrize("code", [3, 5, 16, 17])
