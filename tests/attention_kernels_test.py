@@ -14,6 +14,7 @@ from conftest import random_views
 
 from efficient_lvsm_jax import attention, attention_kernels, sharding
 from efficient_lvsm_jax.attention import attend
+from efficient_lvsm_jax.cache import ViewCache
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.hlo import read_program
 from efficient_lvsm_jax.models import ModelConfig, abstract_params, bind
@@ -102,9 +103,6 @@ def cuda(monkeypatch):
     fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91500)
     monkeypatch.setattr(sharding, "platform", lambda: "cuda")
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
 
 
 def lowered_for_cuda(function, *args):
@@ -139,17 +137,27 @@ def test_cudnn_gets_the_number_of_keys_in_use_as_a_length(cuda):
     assert '"mask_type": "PADDING"' in text.replace("\\22", '"')
 
 
-def test_training_with_attention_outputs_kept_calls_no_cudnn_kernel_twice(cuda):
-    views = random_views(2, size=(32, 32))
+# Attention within input views, within targets and across, one call each in the scanned layers: none
+# is computed twice. Log-sum-exps across have a gradient of their own, see attention_kernels.
+@pytest.mark.parametrize(
+    ("mesh", "forward", "backward"),
+    [("data:1", 3, 3), ("data:4", 3, 3), ("data:2,context:2", 3 + 2, 3 + 1)],
+)
+def test_training_with_attention_outputs_kept_calls_no_cudnn_kernel_twice(
+    cuda, mesh, forward, backward
+):
+    config = SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM
+    views = random_views(2, batch=4, size=(32, 32))
 
     def loss(params):
-        module = bind(FAMILY, SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, params)
+        module = bind(FAMILY, config, params)
         return jnp.mean(module.decode(module.encode(views), views.cameras))
 
-    params = abstract_params(FAMILY, SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM)
-    # Within views, of inputs and of targets, and across: one call each in the scanned layers.
-    expected = ["__cudnn$fmhaSoftmax"] * 3 + ["__cudnn$fmhaSoftmaxBackward"] * 3
-    assert cudnn_calls(lowered_for_cuda(jax.grad(loss), params)) == expected
+    devices = jax.devices()[: 1 if mesh == "data:1" else 4]
+    with jax.set_mesh(sharding.make_mesh(mesh, devices)):
+        text = lowered_for_cuda(jax.grad(loss), abstract_params(FAMILY, config))
+    expected = ["__cudnn$fmhaSoftmax"] * forward + ["__cudnn$fmhaSoftmaxBackward"] * backward
+    assert cudnn_calls(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -209,28 +217,47 @@ def tpus():
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
-@pytest.mark.parametrize("spec", ["data:4", "data:2,context:2"])
-def test_splash_is_compiled_into_training_on_tpus(tpus, spec):
-    config = SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM
-    mesh = sharding.make_mesh(spec, tpus)
-    views = jax.eval_shape(lambda: random_views(2, batch=4, size=(32, 32)))
+def placed(tree, mesh, partition):
+    place = jax.NamedSharding(mesh, partition)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
-    def placed(tree, partition):
-        place = jax.NamedSharding(mesh, partition)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+def compiled_kernels(mesh, function, *args):
+    """Calls of splash kernels for "fwd" and "dkv", the fused backward pass."""
+    with jax.set_mesh(mesh):
+        text = jax.jit(function).lower(*args).compile().as_text()
+    kernels = collections.Counter()
+    for kernel in read_program(text).kernels:
+        kernels[kernel.name.split("_")[2]] += kernel.times  # splash_mha_fwd_…
+    return kernels
+
+
+@pytest.mark.parametrize(
+    ("spec", "forward", "backward"),
+    [("data:4", 3, 3), ("data:2,context:2", 3 + 2, 3 + 1)],  # as with cuDNN
+)
+def test_splash_is_compiled_into_training_on_tpus(tpus, spec, forward, backward):
+    config, mesh = SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, sharding.make_mesh(spec, tpus)
+    views = jax.eval_shape(lambda: random_views(2, batch=4, size=(32, 32)))
 
     def loss(params, views):
         module = bind(FAMILY, config, params)
         return jnp.mean(module.decode(module.encode(views), views.cameras))
 
-    args = placed(abstract_params(FAMILY, config), jax.P()), placed(views, sharding.BATCH)
-    with jax.set_mesh(mesh):
-        text = jax.jit(jax.grad(loss)).lower(*args).compile().as_text()
-    kernels = collections.Counter()
-    for kernel in read_program(text).kernels:
-        kernels[kernel.name.split("_")[2]] += kernel.times  # splash_mha_fwd_…
-    # Two layers of three attentions each: none is computed twice for the backward pass.
-    expected = {"fwd": 6, "dkv": 6}
-    if spec == "data:2,context:2":  # the gradient of log-sum-exps across, see attention_kernels
-        expected = {"fwd": 6 + 2 * 2, "dkv": 6 + 2}
-    assert kernels == expected
+    params = placed(abstract_params(FAMILY, config), mesh, jax.P())
+    views = placed(views, mesh, sharding.BATCH)
+    kernels = compiled_kernels(mesh, jax.grad(loss), params, views)
+    assert kernels == {"fwd": forward * config.layers, "dkv": backward * config.layers}
+
+
+def test_splash_is_compiled_into_the_loop_over_the_pages_of_a_partly_filled_cache(tpus):
+    config, mesh = SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, sharding.make_mesh("data:4", tpus)
+    views = jax.eval_shape(lambda: random_views(1, batch=4, size=(32, 32)))
+    pages = jax.ShapeDtypeStruct((config.layers, 4, 2, 8, 16, 64), config.dtype)
+    cache = ViewCache(pages, pages, jax.ShapeDtypeStruct((), jnp.int32))
+
+    def render(params, cache, cameras):
+        return bind(FAMILY, config, params).decode(cache, cameras)
+
+    args = abstract_params(FAMILY, config), cache, views.cameras
+    assert compiled_kernels(mesh, render, *(placed(x, mesh, jax.P()) for x in args))["fwd"] >= 2

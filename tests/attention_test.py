@@ -65,7 +65,7 @@ def test_keys_split_in_any_way_combine_to_the_whole():
     q, k, v = arrays(6, 1, 40)
     whole, log_sum_exp = attend(q, k, v, with_log_sum_exp=True)
     keys, values = (np.asarray(x)[:, :, 0] for x in (k, v))
-    scores = np.einsum("BHQK,BHSK->BHQS", q, keys) / np.sqrt(q.shape[-1])
+    scores = np.einsum("BHQK,BHSK->BHQS", q, keys) * q.shape[-1] ** -0.5
     for _ in range(20):
         cuts = np.sort(rng.choice(np.arange(1, 40), size=rng.integers(1, 5), replace=False))
         parts = []

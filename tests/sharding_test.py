@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from conftest import SMALL, random_views
 from jax.sharding import PartitionSpec
-from mesh_worker import born_in_place
 
 from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
-from efficient_lvsm_jax.training import Recipe
+from efficient_lvsm_jax.training import Recipe, init_state
 
 WORKER = [sys.executable, str(Path(__file__).with_name("mesh_worker.py"))]
 # Most of a worker's time goes to compiling, so it compiles quickly what runs slowly.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-ENVIRONMENT = os.environ | {"XLA_FLAGS": QUICKLY}
+ROOT = str(Path(__file__).parents[1])
+ENVIRONMENT = os.environ | {"XLA_FLAGS": QUICKLY, "PYTHONPATH": ROOT}
 TIME_OUT = 240  # seconds for a worker; on two idle cores it takes some fifteen
 # The first, on one device, is what the others must equal; each runs on as many devices as it has.
 MESHES = ("data:1", "context:2", "data:2,fsdp:2", "data:2,fsdp:2,context:2")
@@ -67,12 +67,14 @@ def test_two_processes_train_the_same_numbers(on_eight_devices, tmp_path):
 
 
 def test_parameters_and_moments_are_split_over_fsdp():
-    state = born_in_place(make_mesh("fsdp:4"), Recipe("efficient_lvsm", SMALL, OptimizerConfig()))
-    kernel = state.params["encoder"]["mlp"]["up"]["kernel"]
-    assert kernel.sharding.spec == PartitionSpec(None, "fsdp")
-    assert kernel.addressable_shards[0].data.shape[1] == SMALL.width // 4
-    moments = state.optimizer[0].mu["model"]["decoder"]["cross_attention"]["kv"]["kernel"]
-    assert moments.addressable_shards[0].data.shape[1] == SMALL.width // 4
+    recipe = Recipe("efficient_lvsm", SMALL, OptimizerConfig())
+    state = jax.eval_shape(lambda: init_state(recipe, jax.random.key(0)))
+    shardings = state_shardings(make_mesh("fsdp:4"), state)
+    kernel = shardings.params["encoder"]["mlp"]["up"]["kernel"]
+    assert kernel.spec == PartitionSpec(None, "fsdp")
+    assert kernel.shard_shape((2, 32, 64)) == (2, 8, 64)
+    moments = shardings.optimizer[0].mu["model"]["decoder"]["cross_attention"]["kv"]["kernel"]
+    assert moments.spec == PartitionSpec(None, "fsdp")
 
 
 def test_an_array_without_a_rule_is_an_error():
