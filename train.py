@@ -119,7 +119,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         config_sha256=hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
     )
     made = contextlib.closing(training_batches(run.data, seed=config.seed, progress=True))
-    with checkpoints, Interruption() as interruption, made as batches:
+    with Interruption() as interruption, checkpoints, made as batches:
         state = first_state(run, checkpoints, batches)
         step = int(state.step)
         record_start(workdir, config.to_dict(), step=step)
