@@ -66,10 +66,11 @@ def attend(
       InputError: the shapes do not belong together, the mesh does not divide them, or the chosen
         implementation cannot run here.
     """
-    if k.shape != v.shape or k.ndim != q.ndim + 1 + (layer is not None):
+    axes = (4,) if layer is not None else (4, 5)
+    if k.shape != v.shape or q.ndim not in axes or k.ndim != q.ndim + 1 + (layer is not None):
         raise InputError(
-            f"attend: q {q.shape}, k {k.shape}, v {v.shape}: expected [B,H,Q,K] "
-            "queries and equal [B,H,S,M,K] keys and values (one axis more with layer)"
+            f"attend: q {q.shape}, k {k.shape}, v {v.shape}: expected [B,H,Q,K] queries and equal "
+            "[B,H,S,M,K] keys and values, [L,B,H,S,M,K] with layer; without, V may follow B"
         )
     stacked = k.shape[layer is not None :]
     if stacked[:-3] != q.shape[:-2] or stacked[-1] != q.shape[-1]:
@@ -154,8 +155,8 @@ def _combine_over(axis: str, mixed: jax.Array, log_sum_exp: jax.Array) -> tuple:
 
 def _share(mixed: jax.Array, log_sum_exp: jax.Array, peak: jax.Array) -> tuple:
     weight = jnp.exp(log_sum_exp - jnp.where(jnp.isfinite(peak), peak, 0))
-    spread = weight[..., None]
-    return jnp.where(spread > 0, spread * mixed.astype(jnp.float32), 0), weight
+    per_row = weight[..., None]
+    return jnp.where(per_row > 0, per_row * mixed.astype(jnp.float32), 0), weight
 
 
 def _whole(share: jax.Array, total: jax.Array, peak: jax.Array, dtype: jnp.dtype) -> tuple:
@@ -253,8 +254,10 @@ def _one_call(
         return kernel(q, k, v), None
     # A kernel that is told to read nothing may do anything, so it reads a page that counts nothing.
     length = jnp.maximum(count, 1) * page_tokens
+    if not with_log_sum_exp:
+        return jnp.where(count > 0, kernel(q, k, v, length=length), jnp.nan), None
     mixed, log_sum_exp = kernels.LOG_SUM_EXP[kernel](q, k, v, length=length)
-    return mixed, jnp.where(count > 0, log_sum_exp, -jnp.inf)
+    return jnp.where(count > 0, mixed, jnp.nan), jnp.where(count > 0, log_sum_exp, -jnp.inf)
 
 
 def _page_by_page(
@@ -324,7 +327,10 @@ def _fold_kernel_calls(
     def fold(page: jax.Array, carry: tuple) -> tuple:
         return combine(*carry, *kernels.splash_with_log_sum_exp(q, *fetch(page)))
 
-    start = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], -jnp.inf)
+    start = (
+        jnp.full(q.shape, jnp.nan, jnp.float32),
+        jnp.full(q.shape[:-1], -jnp.inf, jnp.float32),
+    )  # nothing read yet
     mixed, log_sum_exp = jax.lax.fori_loop(0, steps, fold, start)
     return mixed.astype(q.dtype), log_sum_exp
 

@@ -109,8 +109,9 @@ def _replace(cache: ViewCache, index: jax.Array, page: ViewCache) -> ViewCache:
 @functools.partial(jax.jit, donate_argnums=0)
 def _remove(cache: ViewCache, index: jax.Array) -> ViewCache:
     last = cache.count - 1
+    # A gather, not a slice, which would bring all pages together if they are spread over devices.
     page = jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, last, 1, axis=3), ViewCache(cache.k, cache.v)
+        lambda x: jnp.take(x, last[None], axis=3, mode="clip"), ViewCache(cache.k, cache.v)
     )
     cache = _write(cache, index, page)
     # Zeroed second, so that removing the last page itself leaves nothing either.

@@ -138,6 +138,22 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree_util.tree_map_with_path(put, batch)
 
 
+def put_cache(mesh: Mesh, cache: Any) -> Any:
+    """A view cache with its scenes and pages spread over the mesh; its updates keep them so.
+
+    Raises:
+      InputError: a capacity or a number of scenes that the mesh does not divide.
+    """
+    _, scenes, _, capacity, _, _ = cache.k.shape
+    check_divides(mesh, "scenes", scenes, AXES)
+    check_divides(mesh, "pages of the cache", capacity, (CONTEXT,))
+    spread = PartitionSpec(None, AXES, None, CONTEXT)
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, spread if x.ndim else PartitionSpec())),
+        cache,
+    )
+
+
 def mesh_in_use() -> AbstractMesh | None:
     """The mesh set by `jax.set_mesh`, if it has more than one device; None inside `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -88,6 +88,19 @@ def test_combining_with_an_empty_set_of_keys_changes_nothing():
         np.testing.assert_array_equal(combined[1], whole[1])
 
 
+def test_large_scores_combine_on_one_device_and_on_several():
+    q, k, v = arrays(6, 4, 5, batch=1)
+    q *= 1000
+    expected = reference(q, k, v)
+    halves = [
+        attend(q, k[:, :, some], v[:, :, some], with_log_sum_exp=True)
+        for some in (slice(0, 2), slice(2, 4))
+    ]
+    np.testing.assert_allclose(combine(*halves[0], *halves[1])[0], expected, atol=2e-4)
+    with jax.set_mesh(make_mesh("context:4")):
+        np.testing.assert_allclose(attend(q, k, v, spread="pages"), expected, atol=2e-4)
+
+
 @pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100)])
 def test_pages_spread_over_devices_equal_pages_on_one_and_so_do_gradients(size):
     args = arrays(*size)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
+from efficient_lvsm_jax.sharding import make_mesh, put_batch, put_cache, state_shardings
 from efficient_lvsm_jax.training import Recipe, init_state
 
 WORKER = [sys.executable, str(Path(__file__).with_name("mesh_worker.py"))]
@@ -135,10 +135,34 @@ def test_a_scene_whose_views_are_on_several_processes_is_an_error():
 
 @pytest.mark.parametrize("spec", ["context:4", "data:2,context:2"])
 def test_a_partly_filled_cache_spread_over_devices_renders_as_on_one(small_model, spec):
-    views, targets = random_views(3, batch=2), random_views(2, seed=1, batch=2).cameras
-    if spec == "context:4":
-        views, targets = jax.tree.map(lambda x: x[:1], (views, targets))
+    mesh, batch = make_mesh(spec), 1 if spec == "context:4" else 2
+    views, targets = random_views(3, batch=batch), random_views(2, seed=1, batch=batch).cameras
     cache = pages.grow(small_model.encode(views), 8)  # 3 pages: some devices hold none in use
     alone = small_model.decode(cache, targets)
-    with jax.set_mesh(make_mesh(spec)):
-        np.testing.assert_allclose(small_model.decode(cache, targets), alone, atol=1e-6)
+    with jax.set_mesh(mesh):
+        spread = small_model.decode(put_cache(mesh, cache), targets)
+    np.testing.assert_allclose(spread, alone, atol=1e-6)
+
+
+def test_updates_keep_the_pages_of_a_cache_spread_and_never_bring_them_together(small_model):
+    page = small_model.encode(random_views(1))
+    cache = put_cache(make_mesh("context:4"), pages.empty(64, page))
+    for update, arguments in (
+        (pages._append, (page,)),
+        (pages._replace, (np.int32(0), page)),
+        (pages._remove, (np.int32(0),)),
+    ):
+        compiled = update.lower(cache, *arguments).compile()
+        assert compiled.output_shardings.k == cache.k.sharding
+        assert "all-gather" not in compiled.as_text()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 4 * page.k.nbytes + 4096
+
+
+def test_a_spread_cache_holds_what_one_on_a_device_would(small_model):
+    views = [small_model.encode(random_views(1, seed=seed)) for seed in range(4)]
+    caches = [pages.empty(4, views[0]), put_cache(make_mesh("context:4"), pages.empty(4, views[0]))]
+    for number, cache in enumerate(caches):
+        for view in views:
+            cache = pages.append(cache, view)
+        caches[number] = pages.remove(pages.replace(cache, 1, views[0]), 2)
+    jax.tree.map(np.testing.assert_array_equal, *caches)
