@@ -58,7 +58,7 @@ def projection_loss(projected: jax.Array, label: jax.Array, kind: str) -> jax.Ar
     if kind == "sl1":
         smooth = jnp.where(difference < 1, 0.5 * jnp.square(difference), difference - 0.5)
         return jnp.mean(smooth, axis=(-2, -1))
-    raise InputError(f"projection loss {kind!r}: expected {' or '.join(PROJECTION_KINDS)}")
+    raise InputError(f"projection loss {kind!r}: expected cos, l2 or sl1")
 
 
 def _check_shapes(name: str, x: jax.Array, other_name: str, other: jax.Array) -> None:
