@@ -43,7 +43,7 @@ HOW_TO_GET_WEIGHTS = (
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SHIFT = (-0.030, -0.088, -0.188)  # of colours in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
-# On a CPU a pair takes 1.4 kB a pixel: 0.19 GB for two at 256x256, measured 0.3 GB with everything
+# On a CPU a pair takes 1.6 kB a pixel: 0.21 GB for two at 256x256, measured 0.3 GB with everything
 # around it, for any number of pairs. Larger groups are no faster there (about 1 s a pair).
 PIXELS_AT_ONCE = 2 * 256**2
 
