@@ -3,6 +3,10 @@
 python -m data_pipeline.prepare RE10K/train data/re10k_256 --size 256
 python train.py --config configs/re10k_256.py --workdir runs/re10k_256
 
+Hardware: anything that holds 128 scenes. Compiled for TPUs that were not there (docs/training.md),
+4 scenes take 7.7 GiB of a v5e's 15.75, and a step of 1,024 scenes on v5e:16x16 takes at least
+0.25 s; the estimate for 8 GPUs, 16 scenes each, is 19 GiB. No time was measured.
+
 Published: 64 A100 for 3 days, 2 scenes each; PSNR 28.93, SSIM 0.895, LPIPS 0.102 with
 configs/re10k_evaluation.py. How many steps the released weights saw is unknown; 100,000 is ours.
 """

@@ -4,6 +4,7 @@ python train.py --config configs/re10k_512_finetune.py --workdir runs/re10k_512_
     --config.init_from=runs/re10k_256
 
 `init_from` takes a workdir, a converted folder or a PyTorch file; the optimizer starts afresh.
+Memory and time of a step are those of `re10k_512`.
 """
 
 from ml_collections import ConfigDict

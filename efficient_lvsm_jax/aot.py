@@ -173,7 +173,9 @@ def _roofline_lines(answer: dict[str, Any], bound: dict[str, float]) -> list[str
         f"  {1e3 * parts.memory_s:8.1f} ms memory: parameters, moments and gradients at "
         f"{chip.memory_rate / 1e9:.0f} GB/s, activations not counted",
         f"  {1e3 * parts.links_s:8.1f} ms links: collectives at {chip.link_rate / 1e9:.0f} GB/s "
-        "one way, all links busy",
+        "one way, all links busy"
+        if answer["compiled"]
+        else "  and links: what collectives send is known once the step is compiled",
     ]
 
 
@@ -194,6 +196,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 def main() -> int:
     """The command line."""
     config, values = command_line(sys.argv, _define_flags, usage=__doc__, workdir=False)
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, so no device is looked for
     if values.topology:
         chip, devices = read_topology(values.topology)
         memory, platform = chip.memory, "tpu"
@@ -209,7 +212,6 @@ def main() -> int:
     )
     compiled = None
     if not values.estimate:
-        jax.config.update("jax_platforms", "cpu")
         try:
             compiled = compile_step(asked, topology_devices(values.topology))
         except jax.errors.JaxRuntimeError as error:

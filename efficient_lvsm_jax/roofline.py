@@ -39,7 +39,7 @@ class Chip:
 
 CHIPS = {
     "v5e": Chip("TPU v5 lite", 15.75 * GIB, 819e9, 200e9, 128),
-    "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 600e9, 128),
+    "v5p": Chip("TPU v5", 95.74 * GIB, 2765e9, 600e9, 128),
     "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1640e9, 400e9, 256),
 }
 

@@ -33,7 +33,9 @@ def test_an_estimate_needs_no_libtpu_and_answers_by_exit_status(monkeypatch, cap
     assert run(monkeypatch, "--topology", "v5e:4x4", "--estimate", "--json", str(path)) == 0
     figures = json.loads(path.read_text())
     assert figures["fits"] and figures["devices"] == 16 and not figures["compiled"]
-    assert f"{figures['total_bytes'] / GIB:.2f} GiB of 15.75: fits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{figures['total_bytes'] / GIB:.2f} GiB of 15.75: fits" in printed
+    assert "what collectives send is known once the step is compiled" in printed
     arguments = ("--topology", "v5e:4x4", "--estimate", "--memory", "4")
     assert run(monkeypatch, *arguments) == aot.DOES_NOT_FIT
     assert "GiB of 4.00: DOES NOT FIT" in capsys.readouterr().out
