@@ -11,22 +11,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from efficient_lvsm_jax import attention_kernels as kernels
+from efficient_lvsm_jax import attention_pages as pages
 from efficient_lvsm_jax import sharding
 from efficient_lvsm_jax.errors import InputError
 
 # How attention is computed: loops for a CPU; whole scores; a kernel of NVIDIA's; one of Google's.
 IMPLEMENTATIONS = ("cpu", "xla", "cudnn", "splash")
-# Up to this many scores per head one batched einsum over all heads is fastest on a CPU; above it
-# the heads are walked one by one so that no more than one block of scores exists at a time.
-SMALL_SCORES = 2**16
-QUERY_BLOCK = 1024
-# Up to this many keys, pages are merged and a query sees its whole row; beyond, page after page is
-# folded in, as fast on a CPU and leaner.
-WHOLE_ROW_KEYS = 1024
 
 
 def attend(
@@ -83,8 +76,6 @@ def attend(
         mixed, log_sum_exp = _attend_spread(
             mesh, name, with_log_sum_exp, spread, q, k, v, count, layer
         )
-    if name in ("cpu", "xla"):  # kernels name what they give themselves
-        mixed = checkpoint_name(mixed, kernels.SAVED_NAME)
     return (mixed, log_sum_exp) if with_log_sum_exp else mixed
 
 
@@ -227,8 +218,11 @@ def _attend_here(
         mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, k, v, count, layer)
     elif name == "splash" and count is None and layer is None:
         mixed, log_sum_exp = _one_call(kernels.splash, with_log_sum_exp, q, k, v, None, None)
+    elif name == "splash":
+        mixed, log_sum_exp = _splash_page_by_page(q, k, v, count, layer)
     else:
-        mixed, log_sum_exp = _page_by_page(name, with_log_sum_exp, q, k, v, count, layer)
+        compute = {"cpu": pages.loops, "xla": pages.whole_scores}[name]
+        mixed, log_sum_exp = compute(q, k, v, count, layer, with_log_sum_exp=with_log_sum_exp)
     if log_sum_exp is not None:
         log_sum_exp = log_sum_exp.reshape(shape[:-1])
     return mixed.reshape(shape), log_sum_exp
@@ -260,119 +254,23 @@ def _one_call(
     return jnp.where(count > 0, mixed, jnp.nan), jnp.where(count > 0, log_sum_exp, -jnp.inf)
 
 
-def _page_by_page(
-    name: str,
-    with_log_sum_exp: bool,
+def _splash_page_by_page(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     count: jax.Array | None,
     layer: jax.Array | None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Attention that folds pages one after another: by a TPU kernel, whole scores or blocks."""
-    batch, heads, queries, head_dim = q.shape
-    pages = k.shape[-3:]
-    if count is None and layer is None and pages[0] * pages[1] <= WHOLE_ROW_KEYS:
-        k, v = (x.reshape(batch, heads, 1, pages[0] * pages[1], head_dim) for x in (k, v))
-    num_pages, page_tokens = k.shape[-3:-1]
-
-    def fetch(x: jax.Array, page: jax.Array | int, row: tuple = ()) -> jax.Array:
-        """Page `page` of x: [B, H, M, K], or [M, K] at one (batch, head) `row`."""
-        lead = () if layer is None else (layer,)
-        start = (*lead, *(row or (0, 0)), page, 0, 0)
-        size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (1, page_tokens, head_dim)
-        shape = (() if row else (batch, heads)) + (page_tokens, head_dim)
-        return jax.lax.dynamic_slice(x, start, size).reshape(shape)
-
-    steps = num_pages if count is None else count
-    if name == "splash":
-        return _fold_kernel_calls(q, lambda page: (fetch(k, page), fetch(v, page)), steps)
-    if name == "xla" or queries * page_tokens * num_pages <= SMALL_SCORES:
-        return _fold_pages(
-            q, lambda page: (fetch(k, page), fetch(v, page)), steps, with_log_sum_exp
-        )
-
-    def one_head(row: tuple) -> tuple:
-        def one_block(block: jax.Array) -> tuple:
-            def fetch_row(page: jax.Array | int) -> tuple:
-                return fetch(k, page, row), fetch(v, page, row)
-
-            return _fold_pages(block, fetch_row, steps, with_log_sum_exp)
-
-        return _map_blocks(jax.checkpoint(one_block, prevent_cse=False), q[row])
-
-    rows = jnp.divmod(jnp.arange(batch * heads), heads)
-    mixed, log_sum_exp = jax.lax.map(one_head, rows)
-    return mixed.reshape(q.shape), log_sum_exp
-
-
-def _map_blocks(function: Callable, q: jax.Array) -> tuple:
-    """`function` on blocks of at most QUERY_BLOCK rows of q [Q, K], one after another."""
-    whole = q.shape[0] // QUERY_BLOCK * QUERY_BLOCK
-    parts = []
-    if whole:
-        blocks = q[:whole].reshape(-1, QUERY_BLOCK, q.shape[1])
-        mapped = jax.lax.map(function, blocks)
-        parts.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), mapped))
-    if whole < q.shape[0]:
-        parts.append(function(q[whole:]))
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if len(parts) > 1 else parts[0]
-
-
-def _fold_kernel_calls(
-    q: jax.Array, fetch: Callable[[jax.Array], tuple], steps: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [B, H, Q, K] over `steps` pages, a call of the splash kernel for each."""
+    """Attention by a call of the splash kernel for each page; not differentiable."""
 
     def fold(page: jax.Array, carry: tuple) -> tuple:
-        return combine(*carry, *kernels.splash_with_log_sum_exp(q, *fetch(page)))
+        k_page, v_page = (pages.page_of(x, page, layer) for x in (k, v))
+        return combine(*carry, *kernels.splash_with_log_sum_exp(q, k_page, v_page))
 
     start = (
         jnp.full(q.shape, jnp.nan, jnp.float32),
         jnp.full(q.shape[:-1], -jnp.inf, jnp.float32),
     )  # nothing read yet
+    steps = k.shape[-3] if count is None else count
     mixed, log_sum_exp = jax.lax.fori_loop(0, steps, fold, start)
     return mixed.astype(q.dtype), log_sum_exp
-
-
-def _fold_pages(
-    q: jax.Array,
-    fetch: Callable[[jax.Array | int], tuple],
-    steps: jax.Array | int,
-    with_log_sum_exp: bool,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Attention of q [..., Q, K] over `steps` pages, by the online softmax if there are several."""
-    q = q * q.shape[-1] ** -0.5
-
-    def scores_of(k: jax.Array) -> jax.Array:
-        return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
-
-    def mix(weights: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-
-    if isinstance(steps, int) and steps == 1:
-        k, v = fetch(0)
-        scores = scores_of(k)
-        log_sum_exp = jax.nn.logsumexp(scores, axis=-1) if with_log_sum_exp else None
-        return mix(jax.nn.softmax(scores, axis=-1), v).astype(q.dtype), log_sum_exp
-
-    def fold(page: jax.Array | int, carry: tuple) -> tuple:
-        highest, total, mixed = carry
-        k, v = fetch(page)
-        scores = scores_of(k)
-        # The result does not depend on the subtracted maximum, so neither does its gradient.
-        peak = jax.lax.stop_gradient(jnp.maximum(highest, scores.max(axis=-1, keepdims=True)))
-        weights = jnp.exp(scores - peak)
-        shrink = jnp.exp(highest - peak)
-        total = total * shrink + weights.sum(axis=-1, keepdims=True)
-        return peak, total, mixed * shrink + mix(weights, v)
-
-    row = q.shape[:-1]
-    start = (
-        jnp.full((*row, 1), -jnp.inf, jnp.float32),
-        jnp.zeros((*row, 1), jnp.float32),
-        jnp.zeros(q.shape, jnp.float32),
-    )
-    highest, total, mixed = jax.lax.fori_loop(0, steps, fold, start)
-    log_sum_exp = (highest + jnp.log(total))[..., 0] if with_log_sum_exp else None
-    return (mixed / total).astype(q.dtype), log_sum_exp

@@ -6,6 +6,7 @@ Blocks take a residual stream [B, V, N, D] and return it with their contribution
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from efficient_lvsm_jax.attention import attend
+from efficient_lvsm_jax.sharding import views_are_spread
 
 NORM_EPSILON = 1e-5  # the published value; Flax's own default of 1e-6 is a different model
 
@@ -35,10 +37,50 @@ def uniform() -> Initializer:
 
 
 class Projection(nnx.Module):
-    """A bias-free linear map; the caller's einsum names the axes of `kernel`."""
+    """A bias-free linear map from axes of sizes `inputs` to axes of sizes `outputs`."""
 
-    def __init__(self, shape: tuple[int, ...], fan_in: int, init: Initializer, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(init(rngs.params(), shape, fan_in))
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        init: Initializer,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.outputs = outputs
+        self.kernel = nnx.Param(init(rngs.params(), (*inputs, *outputs), math.prod(inputs)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, V, N, *inputs] to [B, V, N, *outputs]."""
+        matrix = self.kernel[...].reshape(-1, math.prod(self.outputs))
+        rows = x.reshape(*x.shape[:3], matrix.shape[0])
+        if not views_are_spread():  # else rows of different devices would have to mix
+            rows = rows.reshape(-1, matrix.shape[0])
+        return _product(rows, matrix).reshape(*x.shape[:3], *self.outputs)
+
+
+@jax.custom_vjp
+def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """rows [..., I] times matrix [I, O].
+
+    Autodiff would compute the transpose of the matrix's gradient, and transpose that. What produces
+    its operands is then fused into strided copies: a training step on a CPU takes twice as long.
+    """
+    return rows @ matrix
+
+
+def _product_forward(rows: jax.Array, matrix: jax.Array) -> tuple:
+    return rows @ matrix, (rows, matrix)
+
+
+def _product_backward(operands: tuple, upstream: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows, matrix = operands
+    lead = tuple(range(rows.ndim - 1))
+    of_matrix = jax.lax.dot_general(rows, upstream, ((lead, lead), ((), ())))
+    return upstream @ matrix.T, of_matrix
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
@@ -77,14 +119,14 @@ class SelfAttention(nnx.Module):
     ):
         self.implementation, self.spread = implementation, spread
         heads = width // head_dim
-        self.qkv = Projection((width, 3, heads, head_dim), width, init, rngs=rngs)
-        self.out = Projection((heads, head_dim, width), width, init, rngs=rngs)
+        self.qkv = Projection((width,), (3, heads, head_dim), init, rngs=rngs)
+        self.out = Projection((heads, head_dim), (width,), init, rngs=rngs)
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, V, N, D] to x + attention of the same shape."""
-        q, k, v = jnp.einsum("BVND,DCHK->CBVHNK", layer_norm(x), self.qkv.kernel[...])
+        q, k, v = jnp.einsum("BVNCHK->CBVHNK", self.qkv(layer_norm(x)))
         mixed = attend(
             self.q_norm(q),
             self.k_norm(k)[:, :, :, None],  # a single page
@@ -92,7 +134,7 @@ class SelfAttention(nnx.Module):
             implementation=self.implementation,
             spread=self.spread,
         )
-        return x + jnp.einsum("BVHNK,HKD->BVND", mixed, self.out.kernel[...])
+        return x + self.out(jnp.einsum("BVHNK->BVNHK", mixed))
 
 
 class CrossAttention(nnx.Module):
@@ -100,25 +142,25 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, width: int, head_dim: int, init: Initializer, *, rngs: nnx.Rngs):
         heads = width // head_dim
-        self.q = Projection((width, heads, head_dim), width, init, rngs=rngs)
-        self.kv = Projection((width, 2, heads, head_dim), width, init, rngs=rngs)
-        self.out = Projection((heads, head_dim, width), width, init, rngs=rngs)
+        self.q = Projection((width,), (heads, head_dim), init, rngs=rngs)
+        self.kv = Projection((width,), (2, heads, head_dim), init, rngs=rngs)
+        self.out = Projection((heads, head_dim), (width,), init, rngs=rngs)
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Input tokens x [B, V, N, D] to keys (normed) and values, each [B, H, V, N, K]."""
-        k, v = jnp.einsum("BVND,DCHK->CBHVNK", layer_norm(x), self.kv.kernel[...])
+        k, v = jnp.einsum("BVNCHK->CBHVNK", self.kv(layer_norm(x)))
         return self.k_norm(k), v
 
     def __call__(self, x: jax.Array, attend_memory: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """x [B, T, N, D] to x + attention; `attend_memory` maps [B, H, T*N, K] onto the same."""
         batch, views, tokens, _ = x.shape
-        q = self.q_norm(jnp.einsum("BTND,DHK->BHTNK", layer_norm(x), self.q.kernel[...]))
+        q = self.q_norm(jnp.einsum("BTNHK->BHTNK", self.q(layer_norm(x))))
         heads, head_dim = q.shape[1], q.shape[-1]
         mixed = attend_memory(q.reshape(batch, heads, views * tokens, head_dim))
         mixed = mixed.reshape(q.shape)
-        return x + jnp.einsum("BHTNK,HKD->BTND", mixed, self.out.kernel[...])
+        return x + self.out(jnp.einsum("BHTNK->BTNHK", mixed))
 
 
 @jax.custom_vjp
@@ -143,10 +185,9 @@ class MLP(nnx.Module):
     """Two bias-free linear maps around the exact (erf) GELU."""
 
     def __init__(self, width: int, hidden: int, init: Initializer, *, rngs: nnx.Rngs):
-        self.up = Projection((width, hidden), width, init, rngs=rngs)
-        self.down = Projection((hidden, width), hidden, init, rngs=rngs)
+        self.up = Projection((width,), (hidden,), init, rngs=rngs)
+        self.down = Projection((hidden,), (width,), init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., D] to x + MLP of the same shape."""
-        hidden = gelu(layer_norm(x) @ self.up.kernel[...])
-        return x + hidden @ self.down.kernel[...]
+        """x [B, V, N, D] to x + MLP of the same shape."""
+        return x + self.down(gelu(self.up(layer_norm(x))))

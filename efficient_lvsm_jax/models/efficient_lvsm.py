@@ -156,21 +156,20 @@ class EfficientLVSM(nnx.Module):
         area = config.patch**2
         token = normal(0.02)
         inputs, targets = area * (IMAGE_CHANNELS + RAY_CHANNELS), area * RAY_CHANNELS
-        self.input_tokenizer = Projection((inputs, config.width), inputs, token, rngs=rngs)
-        self.target_tokenizer = Projection((targets, config.width), targets, token, rngs=rngs)
+        self.input_tokenizer = Projection((inputs,), (config.width,), token, rngs=rngs)
+        self.target_tokenizer = Projection((targets,), (config.width,), token, rngs=rngs)
         self.encoder = _stack(EncoderLayer, config, config.encoder_init, rngs)
         self.decoder = _stack(DecoderLayer, config, config.decoder_init, rngs)
-        head = (config.width, area * IMAGE_CHANNELS)
-        self.head = Projection(head, config.width, token, rngs=rngs)
+        self.head = Projection((config.width,), (area * IMAGE_CHANNELS,), token, rngs=rngs)
 
     def input_tokens(self, views: Views) -> jax.Array:
         """Posed images [B, V, Y, X, 3] to tokens [B, V, N, D] (rgb scaled to ±1, o×d, d)."""
         pixels = jnp.concatenate([views.image * 2 - 1, self._plucker(views.cameras)], axis=-1)
-        return self._patches(pixels) @ self.input_tokenizer.kernel[...]
+        return self.input_tokenizer(self._patches(pixels))
 
     def target_tokens(self, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] to tokens [B, T, N, D] (o×d, d)."""
-        return self._patches(self._plucker(cameras)) @ self.target_tokenizer.kernel[...]
+        return self.target_tokenizer(self._patches(self._plucker(cameras)))
 
     def encode(self, views: Views) -> ViewCache:
         """Input views [B, V, …] to their pages of keys and values, one page per view."""
@@ -237,7 +236,7 @@ class EfficientLVSM(nnx.Module):
 
         stacks = (self.decoder, jnp.arange(self.config.layers), scanned)
         x, taps, _ = self._scan(step, self.target_tokens(cameras), stacks, layers)
-        patches = jax.nn.sigmoid(layer_norm(x) @ self.head.kernel[...]).astype(jnp.float32)
+        patches = jax.nn.sigmoid(self.head(layer_norm(x))).astype(jnp.float32)
         return self._unpatch(patches, cameras.height, cameras.width), taps
 
     def _scan(
