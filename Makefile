@@ -33,10 +33,10 @@ fuzz: $(VENV)/installed ## 20,000 mutated inputs to all readers; a minute
 bench-data: $(VENV)/installed ## pictures per second of training input
 	$(RUN) benchmarks/data_throughput.py
 
-bench-train: $(VENV)/installed ## a training step of the full model beside PyTorch's; quarter of an hour, 16 GiB
+bench-train: $(VENV)/installed ## a training step of the full model beside PyTorch's; half an hour, 20 GiB
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(RUN) benchmarks/training_speed.py --size 128
-	$(RUN) benchmarks/training_speed.py --size 256
+	$(RUN) benchmarks/training_speed.py --size 128 --programs 'ours, keep all|ours, keep attention|PyTorch'
+	$(RUN) benchmarks/training_speed.py --size 256 --rounds 3
 
 torture: $(VENV)/installed ## kills, flipped bits, full disks: what a run loses; ten minutes
 	$(RUN) tests/torture.py

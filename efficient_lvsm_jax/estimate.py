@@ -25,7 +25,7 @@ from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
 from efficient_lvsm_jax.sharding import state_shardings
 from efficient_lvsm_jax.training import Recipe, TrainState, init_state
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 # Units in use at the peak of the backward pass, per view of the larger side: one layer's outputs,
 # hidden channels, queries, keys, values and their gradients, and the pictures.
 WORKING_UNITS = 55
@@ -63,9 +63,11 @@ class Estimate:
 
     def __str__(self) -> str:
         largest = sorted(self.bytes.items(), key=lambda item: -item[1])[:3]
-        parts = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in largest)
+        unit, name = (GIB, "GiB") if self.total >= GIB else (MIB, "MiB")
+        parts = ", ".join(f"{kind} {size / unit:.1f}" for kind, size in largest)
         return (
-            f"about {self.total / GIB:.1f} GiB a device ({parts}, …), {self.scenes} scenes at once"
+            f"about {self.total / unit:.1f} {name} a device ({parts}, …), {self.scenes} scenes at "
+            "once"
         )
 
 

@@ -40,7 +40,7 @@ class EvaluationConfig:
 
     Attributes:
       data: path of a data set; "" draws `scenes` held-out scenes of `views` views each.
-      split, vertical_fov: how to read it, see `data_pipeline.scenes.ReadOptions`.
+      split, vertical_fov, axes: how to read it, see `data_pipeline.scenes.ReadOptions`.
       index: an evaluation index file, or "re10k", the published one; "" takes the same views of
         every scene, `inputs` and `targets`.
       num_inputs, num_targets: with an index, how many of each.
@@ -62,7 +62,8 @@ class EvaluationConfig:
 
     data: str = ""
     split: str = ""
-    vertical_fov: float = 49.1
+    vertical_fov: float = ReadOptions.vertical_fov
+    axes: str = ReadOptions.axes
     scenes: int = 0
     views: int = 0
     index: str = ""
@@ -161,7 +162,9 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
             more = generated_scenes(source, inputs=settings.added_one_by_one, **how)
         return OpenedScenes(scenes, more, None, "generated scenes")
 
-    options = ReadOptions(split=settings.split, vertical_fov=settings.vertical_fov)
+    options = ReadOptions(
+        split=settings.split, vertical_fov=settings.vertical_fov, axes=settings.axes
+    )
     data = open_scenes(settings.data, options)
     prepare = Preparation(
         settings.size,
@@ -252,6 +255,7 @@ def protocol_of(
         protocol["scenes"]["views"] = settings.views
     elif index is None:
         protocol["scenes"]["vertical_fov"] = settings.vertical_fov
+        protocol["scenes"]["axes"] = settings.axes
     if settings.foreground:
         protocol["foreground"] = FOREGROUND
     return protocol

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_pipeline.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.export import CaptureWriter
-from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
+from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, open_scenes
 from data_pipeline.transforms import portrait_to_square, preprocess_frame
 from efficient_lvsm_jax import checkpoints
 from efficient_lvsm_jax.camera_paths import camera_path, orbit, spiral
@@ -162,7 +162,7 @@ def _prepare(frame: Frame, size: int, patch: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _scene(arguments: argparse.Namespace) -> Scene:
-    options = ReadOptions(strict=arguments.strict, split=arguments.split)
+    options = ReadOptions(strict=arguments.strict, split=arguments.split, axes=arguments.axes)
     scenes = open_scenes(arguments.capture, options, format=arguments.format)
     if arguments.scene is not None:
         return scenes.named(arguments.scene)
@@ -270,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scene", metavar="NAME", help="which, if CAPTURE holds several")
     parser.add_argument("--split", default="", help="train, val or test, if CAPTURE has them")
     parser.add_argument("--format", help="of CAPTURE, instead of finding out")
+    parser.add_argument("--axes", choices=AXES, default=AXES[0], help="of a transforms.json")
     parser.add_argument(
         "--strict", action="store_true", help="refuse a capture of which pictures are absent"
     )

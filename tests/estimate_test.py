@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.pipeline import DataConfig
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.estimate import GIB, activations, estimate
+from efficient_lvsm_jax.estimate import GIB, Estimate, activations, estimate
 from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training import Recipe, init_state, train_step
@@ -124,3 +124,9 @@ def test_it_fits_or_not_and_says_so_in_one_line():
 def test_a_batch_that_does_not_divide_is_an_error():
     with pytest.raises(InputError, match=r"batch_size=60 does not divide.* multiple of 16"):
         of(data=dataclasses.replace(POD_BATCH, batch_size=60))
+
+
+def test_less_than_a_gibibyte_is_given_in_mebibytes():
+    small = Estimate({"parameters": 3 * 2**20, "batch": 2**19}, scenes=2)
+    expected = "about 3.5 MiB a device (parameters 3.0, batch 0.5, …), 2 scenes at once"
+    assert str(small) == expected

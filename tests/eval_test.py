@@ -204,6 +204,7 @@ def test_comparing_one_scene_says_that_there_is_no_standard_error(tmp_path, monk
         ({"num_inputs": 2}, "num_inputs and num_targets choose from an index"),
         ({"missing": "skip"}, r"evaluation\.missing='skip'"),
         ({"batch_size": 0}, r"evaluation\.batch_size=0"),
+        ({"axes": "blender"}, r"axes='blender': expected opengl or opencv"),
         ({"scenes": 0, "views": 0}, r"evaluation\.scenes=0: name evaluation\.data"),
         ({"index": "re10k", "data": ""}, r"evaluation\.index needs evaluation\.data"),
         ({"index": "re10k", "inputs": (0,)}, r"evaluation\.index chooses the views"),

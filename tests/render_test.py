@@ -1,6 +1,7 @@
 """The render command: films of hand-made captures, what is exported, and refusals."""
 
 import dataclasses
+import json
 
 import imageio.v3 as imageio
 import numpy as np
@@ -83,6 +84,19 @@ def test_export_reads_back_as_what_a_session_renders_along_the_path(capture, wei
     np.testing.assert_allclose(written.fxfycxcy, lens, rtol=0, atol=1e-5)
     pictures = np.stack([frame.image() for frame in written.frames])
     assert np.abs(pictures - 255 * expected).max() < 0.51  # rounded to levels, nothing else
+
+
+def test_a_capture_that_keeps_the_axes_of_opencv_is_read_as_said(capture, weights):
+    options = ("--path", "inputs", "--frames", 2, "--inputs", 2, "--export")
+    render(capture, weights, *options, capture.parent / "opengl")
+    listing = json.loads((capture / "transforms.json").read_text())
+    for frame in listing["frames"]:
+        pose = np.array(frame["transform_matrix"]) * [1, -1, -1, 1]
+        frame["transform_matrix"] = pose.tolist()
+    (capture / "transforms.json").write_text(json.dumps(listing))
+    render(capture, weights, "--axes", "opencv", *options, capture.parent / "opencv")
+    written = [open_scenes(capture.parent / name)[0].c2w for name in ("opengl", "opencv")]
+    np.testing.assert_allclose(*written, rtol=0, atol=1e-6)
 
 
 def test_portrait_capture_makes_a_square_film(tmp_path, weights):

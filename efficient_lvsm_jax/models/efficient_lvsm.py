@@ -158,8 +158,8 @@ class EfficientLVSM(nnx.Module):
         inputs, targets = area * (IMAGE_CHANNELS + RAY_CHANNELS), area * RAY_CHANNELS
         self.input_tokenizer = Projection((inputs,), (config.width,), token, rngs=rngs)
         self.target_tokenizer = Projection((targets,), (config.width,), token, rngs=rngs)
-        self.encoder = _stack(EncoderLayer, config, config.encoder_init, rngs)
-        self.decoder = _stack(DecoderLayer, config, config.decoder_init, rngs)
+        self.encoder = stack(EncoderLayer, config, config.encoder_init, rngs)
+        self.decoder = stack(DecoderLayer, config, config.decoder_init, rngs)
         self.head = Projection((config.width,), (area * IMAGE_CHANNELS,), token, rngs=rngs)
 
     def input_tokens(self, views: Views) -> jax.Array:
@@ -296,7 +296,7 @@ class EfficientLVSM(nnx.Module):
         return x.reshape(*x.shape[:2], height, width, IMAGE_CHANNELS)
 
 
-def _stack(layer: type, config: ModelConfig, init: str, rngs: nnx.Rngs) -> nnx.Module:
+def stack(layer: type, config: ModelConfig, init: str, rngs: nnx.Rngs) -> nnx.Module:
     """config.layers layers as one module whose parameters have a leading axis L."""
     depth_std = 0.02 / jnp.sqrt(2 * (jnp.arange(config.layers) + 1.0))
 
