@@ -226,7 +226,7 @@ def model_flops(run: Run, *, inputs: int, targets: int) -> int:
     """Of a step of all devices together, forward and backward."""
     model, pixels = run.recipe.model, run.data.size**2
     scenes = run.data.batch_size
-    work = flops.train_step(model, scenes, inputs, targets, pixels, fused_attention=False)
+    work = flops.train_step(model, scenes, inputs, targets, pixels, fused_attention=True)
     return work.model.total
 
 

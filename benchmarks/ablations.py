@@ -1,9 +1,10 @@
 """Two claims of the paper at toy scale: co-refinement, and self- beside cross-attention.
 
-    python benchmarks/ablations.py --workdir runs/ablations [--steps 400] [--seeds 0 1 2]
+    python benchmarks/ablations.py --workdir runs/ablations [--steps 300] [--seeds 0 1 2]
 
 Trains configs/tiny.py on generated scenes with each variant and seed for the same number of steps,
-scores all on the same held-out scenes, and prints the table of docs/reproduction.md. A variant
+scores all on the same held-out scenes, and prints the table of docs/reproduction.md, ± being the
+standard error over seeds. A variant
 differs from the model in one place:
 
     published               every decoder layer reads the encoder layer of its index, and attends
@@ -33,6 +34,7 @@ from configs import tiny
 from efficient_lvsm_jax.cache import ViewCache
 from efficient_lvsm_jax.cameras import Views
 from efficient_lvsm_jax.checkpoints import load
+from efficient_lvsm_jax.layers import Initializer
 from efficient_lvsm_jax.models import FAMILIES, abstract_params, configure
 from efficient_lvsm_jax.models.efficient_lvsm import (
     DecoderLayer,
@@ -62,7 +64,7 @@ class LastLayerOnly(EfficientLVSM):
 class CrossOnlyLayer(DecoderLayer):
     """Cross-attention to the inputs, then an MLP."""
 
-    def __init__(self, config: ModelConfig, init: Callable, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, init: Initializer, *, rngs: nnx.Rngs):
         super().__init__(config, init, rngs=rngs)
         del self.self_attention
 
@@ -111,7 +113,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
 
@@ -138,9 +140,9 @@ def main() -> None:
     print("|---" * (5 + len(arguments.seeds)) + "|")
     for name, found in scores.items():
         behind = [a - b for a, b in zip(scores["published"], found, strict=True)]
-        spread = f" ± {statistics.stdev(behind):.2f}" if len(behind) > 1 else ""
+        error = f" ± {statistics.stdev(behind) / len(behind) ** 0.5:.2f}" if any(behind) else ""
         row = [name, f"{sizes[name] / 1e6:.2f} M", *(f"{score:.2f}" for score in found)]
-        row += [f"{statistics.mean(found):.2f}", f"{statistics.mean(behind):.2f}{spread}"]
+        row += [f"{statistics.mean(found):.2f}", f"{statistics.mean(behind):.2f}{error}"]
         print(f"| {' | '.join(row)} | {statistics.median(seconds[name]):.0f} |")
 
 

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             "evaluation": {
                 "data": "",
                 "split": "",
+                "axes": "opengl",
                 "inputs": (0, 8, 16, 24),
                 "targets": (4, 12, 20),
                 "missing": "report",

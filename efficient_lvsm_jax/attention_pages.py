@@ -4,8 +4,7 @@ A CPU is fastest with scores that stay in its cache. So the loops walk the heads
 of queries; their backward pass does the same, from the log-sum-exps that the forward pass keeps
 (the backward pass of FlashAttention, arXiv:2205.14135). `attention.attend` chooses.
 
-Axes: B batch, H head, R batch and head as one, Q query, S page, M token of a page, K head dim,
-L layer.
+Axes: B batch, H head, Q query, S page, M token of a page, K head dim, L layer.
 """
 
 from __future__ import annotations
@@ -64,7 +63,11 @@ def loops(
     *,
     with_log_sum_exp: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`whole_scores`, head by head unless the scores of a head are few."""
+    """`whole_scores`, head by head unless the scores of a head are few.
+
+    Head by head the log-sum-exps come unasked: the backward pass needs them, and a compiler drops
+    what is not used.
+    """
     keys = k.shape[-3] * k.shape[-2]
     if q.shape[2] * keys <= SMALL_SCORES:
         return whole_scores(q, k, v, count, layer, with_log_sum_exp=with_log_sum_exp)
@@ -203,18 +206,24 @@ def _fold_pages(
     def mix(weights: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
+    def peak_of(scores: jax.Array, highest: jax.Array | float = -jnp.inf) -> jax.Array:
+        # No result depends on the subtracted maximum, so neither does a gradient.
+        return jax.lax.stop_gradient(jnp.maximum(highest, scores.max(axis=-1, keepdims=True)))
+
     if isinstance(steps, int) and steps == 1:
         k, v = fetch(0)
         scores = scores_of(k)
-        log_sum_exp = jax.nn.logsumexp(scores, axis=-1) if with_log_sum_exp else None
-        return mix(jax.nn.softmax(scores, axis=-1), v).astype(q.dtype), log_sum_exp
+        peak = peak_of(scores)
+        weights = jnp.exp(scores - peak)
+        total = weights.sum(axis=-1, keepdims=True)
+        log_sum_exp = (peak + jnp.log(total))[..., 0] if with_log_sum_exp else None
+        return mix(weights / total, v).astype(q.dtype), log_sum_exp
 
     def fold(page: jax.Array | int, carry: tuple) -> tuple:
         highest, total, mixed = carry
         k, v = fetch(page)
         scores = scores_of(k)
-        # The result does not depend on the subtracted maximum, so neither does its gradient.
-        peak = jax.lax.stop_gradient(jnp.maximum(highest, scores.max(axis=-1, keepdims=True)))
+        peak = peak_of(scores, highest)
         weights = jnp.exp(scores - peak)
         shrink = jnp.exp(highest - peak)
         total = total * shrink + weights.sum(axis=-1, keepdims=True)

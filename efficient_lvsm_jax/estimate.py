@@ -57,13 +57,17 @@ class Estimate:
         return self.total <= memory
 
     def lines(self) -> list[str]:
-        """A line for each kind, and the total, in GiB."""
+        """A line for each kind, and the total."""
+        unit, name = self._unit()
         rows = [*self.bytes.items(), ("total", self.total)]
-        return [f"{kind:<27}{size / GIB:8.2f} GiB" for kind, size in rows if size]
+        return [f"{kind:<27}{size / unit:8.2f} {name}" for kind, size in rows if size]
+
+    def _unit(self) -> tuple[int, str]:
+        return (GIB, "GiB") if self.total >= GIB else (MIB, "MiB")
 
     def __str__(self) -> str:
         largest = sorted(self.bytes.items(), key=lambda item: -item[1])[:3]
-        unit, name = (GIB, "GiB") if self.total >= GIB else (MIB, "MiB")
+        unit, name = self._unit()
         parts = ", ".join(f"{kind} {size / unit:.1f}" for kind, size in largest)
         return (
             f"about {self.total / unit:.1f} {name} a device ({parts}, …), {self.scenes} scenes at "
@@ -147,7 +151,8 @@ def activations(
     else:
         # Read off the trace: 6 of D channels and 9 of heads stay in float32, whatever the dtype.
         wide = (6 + 9 * heads) * 4 / config.dtype.itemsize
-        per_input = per_target = wide + 9 + 2 * config.mlp_ratio
+        per_input = wide + 10 + 2 * config.mlp_ratio
+        per_target = per_input + 1  # what one attention more mixes
     kept = config.layers * (inputs * (per_input + pages) + targets * per_target)
     working = WORKING_UNITS * max(inputs, targets)
     return int(kept * unit), int(working * unit)

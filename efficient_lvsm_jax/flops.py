@@ -139,7 +139,7 @@ def train_step(
       scenes: B.
       inputs, targets, pixels: as in `forward`.
       fused_attention: attention keeps no weights for the backward pass, as the kernels of
-        accelerators; q kᵀ is then computed again.
+        accelerators and the loops of a CPU; q kᵀ is then computed again.
     """
     once = sum(forward(config, inputs, targets, pixels).values(), Flops())
     # Every product has two gradients, but the tokenizers' pictures and rays need none.

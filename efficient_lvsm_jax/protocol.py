@@ -31,6 +31,8 @@ FOREGROUND = (
     "pixels at least half opaque in the source; where it has no alpha, pixels of the true picture "
     "that are not pure white"
 )
+# What a format leaves to the settings.
+LEFT_OPEN = {"nerfstudio": "axes", "blender": "axes", "objects": "vertical_fov"}
 MEANS = "over the targets of a scene, then over scenes, in float64; pictures compared in float32"
 
 
@@ -135,12 +137,14 @@ class OpenedScenes:
       more: the same scenes with the inputs that join one by one, if any.
       index: None where none chose the views.
       source: "generated scenes", or format and path of the data set.
+      read_as: what the settings said that the format leaves open.
     """
 
     scenes: EvaluationScenes
     more: EvaluationScenes | None
     index: EvaluationIndex | None
     source: str
+    read_as: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
@@ -175,6 +179,8 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
         foreground=settings.foreground,
     )
     origin = f"{data.format}, {settings.data}"
+    left_open = LEFT_OPEN.get(data.format)
+    read_as = {left_open: getattr(settings, left_open)} if left_open else {}
     if not settings.index:
         how = {
             "targets": settings.targets,
@@ -184,13 +190,13 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
         scenes = same_views(data, inputs=settings.inputs, **how)
         if settings.added_one_by_one:
             more = same_views(data, inputs=settings.added_one_by_one, **how)
-        return OpenedScenes(scenes, more, None, origin)
+        return OpenedScenes(scenes, more, None, origin, read_as)
 
     index = read_index(settings.index)
     counts = {"num_inputs": settings.num_inputs, "num_targets": settings.num_targets}
     scenes = indexed_scenes(data, index, **counts, prepare=prepare)
     _check_coverage(scenes.coverage, settings, index)
-    return OpenedScenes(scenes, None, index, origin)
+    return OpenedScenes(scenes, None, index, origin, read_as)
 
 
 def _check_coverage(coverage: Coverage, settings: EvaluationConfig, index: EvaluationIndex) -> None:
@@ -253,9 +259,7 @@ def protocol_of(
     }
     if not settings.data:
         protocol["scenes"]["views"] = settings.views
-    elif index is None:
-        protocol["scenes"]["vertical_fov"] = settings.vertical_fov
-        protocol["scenes"]["axes"] = settings.axes
+    protocol["scenes"] |= opened.read_as
     if settings.foreground:
         protocol["foreground"] = FOREGROUND
     return protocol

@@ -40,6 +40,34 @@ def test_equals_softmax_attention_and_its_gradients(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_result_and_log_sum_exp_are_those_of_whole_scores(size, dtype):
+    args = [x.astype(dtype) for x in arrays(*size)]
+    weights = [jax.random.normal(jax.random.key(i), args[0].shape[: 4 - i]) for i in (0, 1)]
+
+    def loss(implementation, *args):
+        found = attend(*args, implementation=implementation, with_log_sum_exp=True)
+        return sum(jnp.sum(x * w) for x, w in zip(found, weights, strict=True))
+
+    gradients = jax.grad(loss, (1, 2, 3))("cpu", *args)
+    exact = jax.grad(loss, (1, 2, 3))("xla", *(x.astype(jnp.float32) for x in args))
+    bound = {"float32": 2e-6, "bfloat16": 2e-2}[dtype]
+    for got, expected in zip(gradients, exact, strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(
+            got.astype(jnp.float32), expected, atol=bound * np.abs(expected).max()
+        )
+
+
+def test_gradients_hold_two_blocks_of_scores_at_most():
+    q, k, v = arrays(4096, 8, 1024, batch=1, heads=4)
+    compiled = jax.jit(jax.grad(lambda *a: attend(*a).sum(), (0, 1, 2))).lower(q, k, v).compile()
+    block = attention_pages.QUERY_BLOCK * 1024 * 4
+    held = 2 * (q.nbytes + k.nbytes + v.nbytes)  # results, and what leads to them
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * block + held
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_counted_pages_of_a_stack_equal_only_those_pages(size):
     q, k, v = arrays(*size)
     stack = [jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k, v)]

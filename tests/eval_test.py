@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-from capture_writers import objects
+from capture_writers import nerfstudio, objects
 from conftest import GOLDENS, SMALL
 from five_cameras import five_cameras
 from ml_collections import ConfigDict
 from results_test import row, write
 
 import eval as program
+from configs import capture_evaluation
 from efficient_lvsm_jax import evaluation
 from efficient_lvsm_jax.checkpoints import save_weights
 from efficient_lvsm_jax.errors import InputError
@@ -204,7 +205,7 @@ def test_comparing_one_scene_says_that_there_is_no_standard_error(tmp_path, monk
         ({"num_inputs": 2}, "num_inputs and num_targets choose from an index"),
         ({"missing": "skip"}, r"evaluation\.missing='skip'"),
         ({"batch_size": 0}, r"evaluation\.batch_size=0"),
-        ({"axes": "blender"}, r"axes='blender': expected opengl or opencv"),
+        ({**INDEXED, "axes": "blender"}, r"axes='blender': expected opengl or opencv"),
         ({"scenes": 0, "views": 0}, r"evaluation\.scenes=0: name evaluation\.data"),
         ({"index": "re10k", "data": ""}, r"evaluation\.index needs evaluation\.data"),
         ({"index": "re10k", "inputs": (0,)}, r"evaluation\.index chooses the views"),
@@ -235,6 +236,19 @@ def test_objects_on_white_are_scored_with_their_foreground_and_their_own_poses(
     assert 0 < row["foreground_psnr"][0] != row["psnr"][0]
     assert metrics["protocol"]["poses"] == "as the data set gives them"
     assert "not pure white" in metrics["protocol"]["foreground"]
+
+
+def test_axes_are_read_as_said_and_are_part_of_the_protocol(small_model, tmp_path):
+    assert capture_evaluation.get_config().evaluation.axes == "opengl"  # so it can be overridden
+    capture = nerfstudio.write(tmp_path / "capture", five_cameras(same_intrinsics=True))
+    changed = {"data": str(capture), "inputs": (0, 1), "targets": (2,), "split": "", "index": ""}
+    changed |= {"num_inputs": 0, "num_targets": 0}
+    opengl, opencv = (
+        evaluate(small_model, tmp_path / axes, axes=axes, **changed)
+        for axes in ("opengl", "opencv")
+    )
+    assert opengl["summary"]["psnr"] != opencv["summary"]["psnr"]
+    assert opengl["protocol"]["scenes"] == opencv["protocol"]["scenes"] | {"axes": "opengl"}
 
 
 def test_an_evaluation_of_nothing_is_an_error(small_model, tmp_path):

@@ -80,10 +80,25 @@ def test_a_training_step_computes_exactly_these_products(remat):
     expected = flops.train_step(config, 3, 2, 3, 16 * 24, fused_attention=False)
     assert dots(jax.make_jaxpr(loss)(params).jaxpr) == expected.forward.total
     gradients = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
-    # The gradients for pictures and rays are written down, but nothing uses them.
+    # The gradients for pictures and rays are written down, and dropped by a compiler.
     used, _ = partial_eval.dce_jaxpr(gradients, [True] * len(gradients.outvars))
     assert dots(used) == expected.executed.total
     assert (expected.recompute.total == 0) == (remat == "none")
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+def test_attention_in_loops_computes_scores_again_and_nothing_more(remat):
+    config = dataclasses.replace(SMALL, remat=remat)
+    inputs, targets = (random_views(2, size=(136, 136)) for _ in "it")  # 17 x 17 tokens
+
+    def loss(params):
+        model = bind("efficient_lvsm", config, params)
+        return model.decode(model.encode(inputs), targets.cameras).mean()
+
+    gradients = jax.make_jaxpr(jax.grad(loss))(abstract_params("efficient_lvsm", config)).jaxpr
+    used, _ = partial_eval.dce_jaxpr(gradients, [True] * len(gradients.outvars))
+    expected = flops.train_step(config, 1, 2, 2, 136**2, fused_attention=True)
+    assert dots(used) == expected.executed.total
 
 
 def test_fused_attention_recomputes_scores_even_when_everything_else_is_kept():
