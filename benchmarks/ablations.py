@@ -1,6 +1,6 @@
 """Two claims of the paper at toy scale: co-refinement, and self- beside cross-attention.
 
-    python benchmarks/ablations.py --workdir runs/ablations [--steps 300] [--seeds 0 1 2]
+    python benchmarks/ablations.py --workdir runs/ablations [--steps 250] [--seeds 0 1 2]
 
 Trains configs/tiny.py on generated scenes with each variant and seed for the same number of steps,
 scores all on the same held-out scenes, and prints the table of docs/reproduction.md, ± being the
@@ -96,7 +96,7 @@ def configured(family: str, seed: int, steps: int) -> ConfigDict:
     config.checkpoint_every = steps
     config.log.update(pictures_every=0, tensorboard=False, every=50)
     config.optimizer.update(warmup_steps=steps // 25, decay_start=steps * 3 // 10, decay_end=steps)
-    config.data.update(num_inputs_cycle=(2,))
+    config.data.update(num_inputs_cycle=(2,), scenes=8 * steps)  # every one once
     config.evaluation.update(added_one_by_one=(), film_frames=0)
     return config
 
@@ -113,7 +113,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
 
