@@ -56,14 +56,14 @@ def refused(path, **options):
 
 def test_embedded_tokens_equal_the_published_program(family, parity):
     expected = golden(family)[f"tokens_in_{SIZES[family]}"]
-    parity("teacher tokens", tokens_in(small(family), normalised(family)), expected, 1e-5)
+    parity("teacher tokens, embedded", tokens_in(small(family), normalised(family)), expected, 1e-5)
 
 
 def test_tokens_after_every_layer_equal_the_published_program(family, parity):
     teacher = small(family)
     expected = golden(family)[f"tokens_after_blocks_{SIZES[family]}"]
     got = features(teacher, normalised(family))
-    parity("teacher tokens", got, expected[:, :, teacher.module().prefix_tokens :], 1e-4)
+    parity("teacher tokens, after blocks", got, expected[:, :, teacher.module().prefix_tokens :], 1e-4)
 
 
 def test_rotary_angles_equal_the_published_ones(parity):
