@@ -63,7 +63,9 @@ def test_tokens_after_every_layer_equal_the_published_program(family, parity):
     teacher = small(family)
     expected = golden(family)[f"tokens_after_blocks_{SIZES[family]}"]
     got = features(teacher, normalised(family))
-    parity("teacher tokens, after blocks", got, expected[:, :, teacher.module().prefix_tokens :], 1e-4)
+    parity(
+        "teacher tokens, after blocks", got, expected[:, :, teacher.module().prefix_tokens :], 1e-4
+    )
 
 
 def test_rotary_angles_equal_the_published_ones(parity):
