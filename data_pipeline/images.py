@@ -7,8 +7,10 @@ applies it where the stated size shows that they do not). Alpha is blended over 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -160,26 +162,21 @@ def _turn(
     return UPRIGHT[orientation] if orientation >= 5 else None
 
 
-class _decoding:  # noqa: N801 - reads as a statement
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
     """Makes what the decoders raise an InputError."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name}: {error}; more than {MAX_PIXELS:,} pixels are refused, scale the picture down"
+        ) from error
+    except Exception as error:
         # Damaged files make PIL raise nearly anything: SyntaxError, IndexError, AssertionError, …
-        if not isinstance(error, Exception) or isinstance(error, InputError | MemoryError):
-            return
-        if isinstance(error, Image.DecompressionBombError):
-            raise InputError(
-                f"{self._name}: {error}; more than {MAX_PIXELS:,} pixels are refused, scale the "
-                "picture down"
-            ) from error
-        reason = str(error) or kind.__name__
-        raise InputError(f"{self._name}: cannot be read as JPEG or PNG: {reason}") from error
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{name}: cannot be read as JPEG or PNG: {reason}") from error
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:

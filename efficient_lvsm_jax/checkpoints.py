@@ -14,6 +14,7 @@ average, `optimizer` and `data` (the position in the data). Rendering reads only
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -24,6 +25,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -491,18 +493,15 @@ def _silence_failed_saves() -> None:
     )
 
 
-class _reporting_writes:  # noqa: N801 - reads as a statement
+@contextlib.contextmanager
+def _reporting_writes(folder: Path) -> Iterator[None]:
     """Turns a failed write into an InputError that names the folder."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if error is not None and _is_write_failure(error):
-            raise InputError(_cannot_write(self._folder, error)) from error
+    try:
+        yield
+    except Exception as error:
+        if not _is_write_failure(error):
+            raise
+        raise InputError(_cannot_write(folder, error)) from error
 
 
 def _is_write_failure(error: BaseException) -> bool:

@@ -158,7 +158,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
       InputError: libtpu is not installed, or knows no such slice.
     """
     try:
-        import libtpu  # noqa: F401
+        import libtpu  # noqa: F401 - whether it is there
     except ImportError as error:
         raise InputError(
             "compiling for a TPU needs libtpu: pip install 'efficient-lvsm-jax[tpu-aot]'; "

@@ -13,6 +13,7 @@ which no two runs share. JSON has no NaN and no infinity: they are the strings "
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import io
@@ -21,7 +22,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -302,22 +303,17 @@ def _append(file: TextIO, row: Mapping[str, Any]) -> None:
     file.flush()  # for whoever looks on
 
 
-class _reporting_writes:  # noqa: N801 - reads as a statement
-    """Turns a failed write into an InputError that names the folder."""
-
-    def __init__(self, workdir: Path):
-        self._workdir = workdir
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, OSError):
-            raise InputError(
-                f"{error.filename or self._workdir}: cannot be written "
-                f"({error.strerror or error}); free space or mend permissions, and start again: "
-                "training goes on from its newest checkpoint"
-            ) from error
+@contextlib.contextmanager
+def _reporting_writes(workdir: Path) -> Iterator[None]:
+    """Turns a failed write into an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or workdir}: cannot be written ({error.strerror or error}); free "
+            "space or mend permissions, and start again: training goes on from its newest "
+            "checkpoint"
+        ) from error
 
 
 class _Events:

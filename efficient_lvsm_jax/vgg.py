@@ -102,7 +102,9 @@ def _by_view(pictures: jax.Array) -> jax.Array:
 def _mean_over_views(
     distance: Distance, dtype: Any, params: dict, predicted: jax.Array, true: jax.Array
 ) -> jax.Array:
-    of_view = lambda pair: distance(params, *pair, dtype)  # noqa: E731
+    def of_view(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return distance(params, *pair, dtype)
+
     return jax.lax.map(of_view, (predicted, true)).mean()
 
 

@@ -47,7 +47,7 @@ self_cross_blocks.*.cross_attn.q_norm.weight        decoder/cross_attention/q_no
 self_cross_blocks.*.cross_attn.k_norm.weight        decoder/cross_attention/k_norm/scale   K      K
 self_cross_blocks.*.mlp.mlp.0.weight                decoder/mlp/up/kernel                  F,D    DF
 self_cross_blocks.*.mlp.mlp.2.weight                decoder/mlp/down/kernel                D,F    FD
-"""  # noqa: E501
+"""  # noqa: E501 - a table is read by its columns
 
 # Everything else in a file is an error; these are left out, and why.
 LEFT_OUT = {

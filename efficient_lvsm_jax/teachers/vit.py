@@ -134,11 +134,11 @@ class VisionTransformer(nnx.Module):
 
     def embed(self, images: jax.Array, grid: tuple[int, int]) -> tuple[jax.Array, Rotation | None]:
         """Tokens [I, T, D] of images [I, Y, X, 3], and how queries and keys are turned."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def patch_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Patches (rows, columns) this teacher should see for a student with `grid` tokens."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def features(
         self, images: jax.Array, layers: tuple[int, ...], grid: tuple[int, int]
