@@ -18,6 +18,7 @@ Variants are model families of this program alone; nothing else knows them.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -39,9 +40,9 @@ from efficient_lvsm_jax.models import FAMILIES, abstract_params, configure
 from efficient_lvsm_jax.models.efficient_lvsm import (
     DecoderLayer,
     EfficientLVSM,
-    ModelConfig,
-    stack,
+    EfficientLVSMConfig,
 )
+from efficient_lvsm_jax.models.transformer import scan_layers, stack
 from eval import Options, evaluate
 from train import train
 
@@ -53,8 +54,13 @@ class LastLayerOnly(EfficientLVSM):
         self, views: Views, layers: tuple[int, ...]
     ) -> tuple[ViewCache, jax.Array | None]:
         """As of the base class; the projections to keys and values stay one per decoder layer."""
-        x, taps, _ = self._scan(
-            lambda x, layer: (layer(x), None), self.input_tokens(views), self.encoder, layers
+        x, taps, _ = scan_layers(
+            self.config,
+            lambda x, layer: (layer(x), None),
+            self.input_tokens(views),
+            self.encoder,
+            layers=self.config.layers,
+            taps=layers,
         )
         cross_layers = self.decoder.cross_attention
         _, (k, v) = jax.lax.scan(lambda _, layer: (None, layer.keys_values(x)), None, cross_layers)
@@ -64,8 +70,8 @@ class LastLayerOnly(EfficientLVSM):
 class CrossOnlyLayer(DecoderLayer):
     """Cross-attention to the inputs, then an MLP."""
 
-    def __init__(self, config: ModelConfig, init: Initializer, *, rngs: nnx.Rngs):
-        super().__init__(config, init, rngs=rngs)
+    def __init__(self, config: EfficientLVSMConfig, *, init: Initializer, rngs: nnx.Rngs):
+        super().__init__(config, init=init, rngs=rngs)
         del self.self_attention
 
     def __call__(self, x: jax.Array, attend_memory: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -75,9 +81,10 @@ class CrossOnlyLayer(DecoderLayer):
 class CrossOnly(EfficientLVSM):
     """Target tokens of a view never see each other."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: EfficientLVSMConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.decoder = stack(CrossOnlyLayer, config, config.decoder_init, rngs)
+        layer = functools.partial(CrossOnlyLayer, config)
+        self.decoder = stack(layer, config.layers, config.decoder_init, rngs)
 
 
 VARIANTS = {
@@ -85,8 +92,8 @@ VARIANTS = {
     "last layer only": "last_layer_only",
     "cross-attention only": "cross_only",
 }
-FAMILIES["last_layer_only"] = (ModelConfig, LastLayerOnly)
-FAMILIES["cross_only"] = (ModelConfig, CrossOnly)
+FAMILIES["last_layer_only"] = (EfficientLVSMConfig, LastLayerOnly)
+FAMILIES["cross_only"] = (EfficientLVSMConfig, CrossOnly)
 
 
 def configured(family: str, seed: int, steps: int) -> ConfigDict:

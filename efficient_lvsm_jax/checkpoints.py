@@ -176,8 +176,8 @@ def load(path: str | Path) -> Model:
     if path.is_file():
         from efficient_lvsm_jax.convert import read_published
 
-        params, config = read_published(path)
-        return Model("efficient_lvsm", config, jax.device_put(params))
+        model = read_published(path)
+        return dataclasses.replace(model, params=jax.device_put(model.params))
     if (path / WEIGHTS_FILE).is_file():
         params, info = load_weights(path)
         return Model(info["family"], configure(info["family"], info["config"]), params)

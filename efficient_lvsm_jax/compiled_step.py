@@ -22,8 +22,7 @@ from efficient_lvsm_jax.estimate import bytes_per_device, state_bytes
 from efficient_lvsm_jax.flops import TrainFlops, frozen_loss
 from efficient_lvsm_jax.flops import train_step as train_flops
 from efficient_lvsm_jax.hlo import Program, read_program
-from efficient_lvsm_jax.models import configure
-from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
+from efficient_lvsm_jax.models import ModelConfig, configure
 from efficient_lvsm_jax.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.sharding import AXES, make_mesh, state_shardings

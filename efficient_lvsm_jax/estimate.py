@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from data_pipeline.pipeline import DataConfig
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
+from efficient_lvsm_jax.models import EfficientLVSMConfig, EncoderDecoderConfig, ModelConfig
 from efficient_lvsm_jax.sharding import state_shardings
 from efficient_lvsm_jax.training import Recipe, TrainState, init_state
 
@@ -142,20 +142,30 @@ def activations(
     # Arrays of heads [..., K] are padded to whole lanes.
     heads = math.ceil(config.head_dim / TPU_LANES) * TPU_LANES / config.head_dim
     heads = heads if platform == "tpu" else 1
-    # Keys and values of the input views, and their gradients, wait for the decoder.
-    pages = 4
     if config.remat == "full":
-        per_input = per_target = 1.0
+        with_self_attention = with_both = 1.0
     elif config.remat == "attention":
-        per_input, per_target = 1 + heads, 1 + 2 * heads
+        with_self_attention, with_both = 1 + heads, 1 + 2 * heads
     else:
         # Read off the trace: 6 of D channels and 9 of heads stay in float32, whatever the dtype.
         wide = (6 + 9 * heads) * 4 / config.dtype.itemsize
-        per_input = wide + 10 + 2 * config.mlp_ratio
-        per_target = per_input + 1  # what one attention more mixes
-    kept = config.layers * (inputs * (per_input + pages) + targets * per_target)
-    working = WORKING_UNITS * max(inputs, targets)
-    return int(kept * unit), int(working * unit)
+        with_self_attention = wide + 10 + 2 * config.mlp_ratio
+        with_both = with_self_attention + 1  # what one attention more mixes
+    if isinstance(config, EfficientLVSMConfig):
+        # Keys and values of the input views, and their gradients, wait for the decoder.
+        pages = 4
+        kept = config.layers * (inputs * (with_self_attention + pages) + targets * with_both)
+        return int(kept * unit), int(WORKING_UNITS * max(inputs, targets) * unit)
+    # Sequences of an LVSM, in views of N tokens: memory and one target, and what the encoder reads.
+    if isinstance(config, EncoderDecoderConfig):
+        decoded = targets * (config.latents / tokens + 1)
+        encoded = config.latents / tokens + inputs
+        layers = config.decoder_layers * decoded + config.encoder_layers * encoded
+    else:
+        encoded, decoded = 0, targets * (inputs + 1)
+        layers = config.layers * decoded
+    working = WORKING_UNITS * max(encoded, decoded)
+    return int(layers * with_self_attention * unit), int(working * unit)
 
 
 def _state(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> dict[str, int]:

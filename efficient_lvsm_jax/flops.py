@@ -3,7 +3,7 @@
 Two FLOPs a multiply-add. Norms, softmax, rays, the optimizer and, but for `frozen_loss`, losses are
 left out. Compilers cannot be asked: they count the body of a loop once and a kernel as nothing.
 
-Axes: V input view, T target view, N patch token of a view, D width, L layer.
+Axes: V input view, T target view, N patch token of a view, Z latent, D width, L layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from efficient_lvsm_jax.models.efficient_lvsm import IMAGE_CHANNELS, RAY_CHANNELS, ModelConfig
+from efficient_lvsm_jax.models import EfficientLVSMConfig, EncoderDecoderConfig, ModelConfig
+from efficient_lvsm_jax.models.transformer import IMAGE_CHANNELS, RAY_CHANNELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TrainFlops:
 
 
 def encode(config: ModelConfig, inputs: int, pixels: int) -> dict[str, Flops]:
-    """Input views of one scene to cache pages.
+    """Input views of one scene to a memory.
 
     Args:
       config: of the model.
@@ -76,31 +77,39 @@ def encode(config: ModelConfig, inputs: int, pixels: int) -> dict[str, Flops]:
       FLOPs by part (see `forward`); keys and values of the cache count as cross-attention.
     """
     tokens = pixels // config.patch**2
-    layers = inputs * config.layers
-    return {
-        "encoder attention": _self_attention(config, tokens) * layers,
-        "decoder cross-attention": _projections(config, tokens, 2) * layers,
-        "MLP": _projections(config, tokens, 2 * config.mlp_ratio) * layers,
-        "tokenizers and head": _pixels_to_width(config, pixels, IMAGE_CHANNELS + RAY_CHANNELS)
-        * inputs,
-    }
+    tokenizer = _pixels_to_width(config, pixels, IMAGE_CHANNELS + RAY_CHANNELS) * inputs
+    if isinstance(config, EfficientLVSMConfig):
+        layers = inputs * config.layers
+        return {
+            **_layers(config, "encoder attention", tokens, layers),
+            "decoder cross-attention": _projections(config, tokens, 2) * layers,
+            "tokenizers and head": tokenizer,
+        }
+    parts = {"tokenizers and head": tokenizer}
+    if isinstance(config, EncoderDecoderConfig):
+        sequence = config.latents + inputs * tokens
+        parts |= _layers(config, "encoder attention", sequence, config.encoder_layers)
+    return parts
 
 
 def decode(config: ModelConfig, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
-    """Target cameras of one scene to pictures, through a cache of `inputs` pages.
+    """Target cameras of one scene to pictures, through a memory of `inputs` views.
 
     Args, Returns: as in `forward`.
     """
     tokens = pixels // config.patch**2
-    layers = targets * config.layers
-    cross = _projections(config, tokens, 2) + _scores(config, tokens, inputs * tokens)
-    return {
-        "decoder self-attention": _self_attention(config, tokens) * layers,
-        "decoder cross-attention": cross * layers,
-        "MLP": _projections(config, tokens, 2 * config.mlp_ratio) * layers,
-        "tokenizers and head": _pixels_to_width(config, pixels, RAY_CHANNELS + IMAGE_CHANNELS)
-        * targets,
-    }
+    ends = _pixels_to_width(config, pixels, RAY_CHANNELS + IMAGE_CHANNELS) * targets
+    if isinstance(config, EfficientLVSMConfig):
+        layers = targets * config.layers
+        cross = _projections(config, tokens, 2) + _scores(config, tokens, inputs * tokens)
+        return {
+            **_layers(config, "decoder self-attention", tokens, layers),
+            "decoder cross-attention": cross * layers,
+            "tokenizers and head": ends,
+        }
+    memory, layers = _sequences(config, inputs, tokens)
+    sequences = _layers(config, "decoder self-attention", memory + tokens, layers * targets)
+    return {**sequences, "tokenizers and head": ends}
 
 
 def forward(config: ModelConfig, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
@@ -112,8 +121,8 @@ def forward(config: ModelConfig, inputs: int, targets: int, pixels: int) -> dict
       pixels: of one view, height * width.
 
     Returns:
-      FLOPs by part: encoder attention, decoder self-attention, decoder cross-attention (each with
-      its projections), MLP, tokenizers and head.
+      FLOPs by part, those that the family has: encoder attention, decoder self-attention, decoder
+      cross-attention (each with its projections), MLP, tokenizers and head.
     """
     encoding, decoding = encode(config, inputs, pixels), decode(config, inputs, targets, pixels)
     nothing = Flops()
@@ -152,13 +161,22 @@ def train_step(
         again += once.attention // 2  # one of the two products
     recompute = Flops(0, again)
     if config.remat != "none":
-        # All projections, but in the decoder the MLP's second: what it adds up to is the next
-        # layer's input, which is kept. In the encoder keys and values are made of it before.
-        tokens, layers = pixels // config.patch**2, config.layers
-        encoder, decoder = 4 + 2 + 2 * config.mlp_ratio, 4 + 2 + config.mlp_ratio
-        recompute += _projections(config, tokens, encoder) * (inputs * layers)
-        recompute += _projections(config, tokens, decoder) * (targets * layers)
+        recompute += _recomputed_projections(config, inputs, targets, pixels // config.patch**2)
     return TrainFlops(once * scenes, backward * scenes, recompute * scenes)
+
+
+def _recomputed_projections(config: ModelConfig, inputs: int, targets: int, tokens: int) -> Flops:
+    """All projections of layers but an MLP's second if the next layer's input, which is kept, is
+    what it adds up to. In Efficient-LVSM's encoder keys and values are made of it before."""
+    if isinstance(config, EfficientLVSMConfig):
+        encoder, decoder = 4 + 2 + 2 * config.mlp_ratio, 4 + 2 + config.mlp_ratio
+        widths = encoder * inputs + decoder * targets
+        return _projections(config, tokens, widths) * config.layers
+    memory, layers = _sequences(config, inputs, tokens)
+    rows = targets * layers * (memory + tokens)
+    if isinstance(config, EncoderDecoderConfig):
+        rows += config.encoder_layers * (config.latents + inputs * tokens)
+    return _projections(config, rows, 4 + config.mlp_ratio)
 
 
 def frozen_loss(params: Mapping[str, Any], pictures: int, pixels: int) -> int:
@@ -177,6 +195,19 @@ def frozen_loss(params: Mapping[str, Any], pictures: int, pixels: int) -> int:
     return 3 * pictures * once
 
 
+def _sequences(config: ModelConfig, inputs: int, tokens: int) -> tuple[int, int]:
+    """Of an LVSM: tokens of memory that a target attends with, and layers that decode."""
+    if isinstance(config, EncoderDecoderConfig):
+        return config.latents, config.decoder_layers
+    return inputs * tokens, config.layers
+
+
+def _layers(config: ModelConfig, attention: str, tokens: int, times: int) -> dict[str, Flops]:
+    """Layers of self-attention, under that name, and MLP on sequences of so many tokens."""
+    mlp = _projections(config, tokens, 2 * config.mlp_ratio)
+    return {attention: _self_attention(config, tokens) * times, "MLP": mlp * times}
+
+
 def _projections(config: ModelConfig, tokens: int, widths: int) -> Flops:
     """Maps of tokens from D to `widths` times D channels."""
     return Flops(linear=2 * tokens * config.width * widths * config.width)
@@ -188,7 +219,7 @@ def _scores(config: ModelConfig, queries: int, keys: int) -> Flops:
 
 
 def _self_attention(config: ModelConfig, tokens: int) -> Flops:
-    """q, k, v, attention within one view, out."""
+    """q, k, v, attention within one view or sequence, out."""
     return _projections(config, tokens, 4) + _scores(config, tokens, tokens)
 
 

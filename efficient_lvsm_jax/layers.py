@@ -84,12 +84,19 @@ def _product_backward(operands: tuple, upstream: jax.Array) -> tuple[jax.Array, 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def layer_norm(x: jax.Array) -> jax.Array:
-    """Non-affine LayerNorm over the last axis, in float32, returned in the dtype of x."""
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + NORM_EPSILON)).astype(x.dtype)
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis without bias, with or without a learned scale [D]."""
+
+    def __init__(self, width: int, *, scaled: bool):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32)) if scaled else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Computed in float32, returned in the dtype of x."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + NORM_EPSILON)
+        return (normed if self.scale is None else normed * self.scale[...]).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -115,11 +122,13 @@ class SelfAttention(nnx.Module):
         init: Initializer,
         *,
         implementation: str,
+        norm_scale: bool = False,
         spread: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.implementation, self.spread = implementation, spread
         heads = width // head_dim
+        self.norm = LayerNorm(width, scaled=norm_scale)
         self.qkv = Projection((width,), (3, heads, head_dim), init, rngs=rngs)
         self.out = Projection((heads, head_dim), (width,), init, rngs=rngs)
         self.q_norm = RMSNorm(head_dim)
@@ -127,7 +136,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, V, N, D] to x + attention of the same shape."""
-        q, k, v = jnp.einsum("BVNCHK->CBVHNK", self.qkv(layer_norm(x)))
+        q, k, v = jnp.einsum("BVNCHK->CBVHNK", self.qkv(self.norm(x)))
         mixed = attend(
             self.q_norm(q),
             self.k_norm(k)[:, :, :, None],  # a single page
@@ -143,6 +152,8 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, width: int, head_dim: int, init: Initializer, *, rngs: nnx.Rngs):
         heads = width // head_dim
+        self.norm = LayerNorm(width, scaled=False)
+        self.memory_norm = LayerNorm(width, scaled=False)
         self.q = Projection((width,), (heads, head_dim), init, rngs=rngs)
         self.kv = Projection((width,), (2, heads, head_dim), init, rngs=rngs)
         self.out = Projection((heads, head_dim), (width,), init, rngs=rngs)
@@ -151,13 +162,13 @@ class CrossAttention(nnx.Module):
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Input tokens x [B, V, N, D] to keys (normed) and values, each [B, H, V, N, K]."""
-        k, v = jnp.einsum("BVNCHK->CBHVNK", self.kv(layer_norm(x)))
+        k, v = jnp.einsum("BVNCHK->CBHVNK", self.kv(self.memory_norm(x)))
         return self.k_norm(k), v
 
     def __call__(self, x: jax.Array, attend_memory: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """x [B, T, N, D] to x + attention; `attend_memory` maps [B, H, T*N, K] onto the same."""
         batch, views, tokens, _ = x.shape
-        q = self.q_norm(jnp.einsum("BTNHK->BHTNK", self.q(layer_norm(x))))
+        q = self.q_norm(jnp.einsum("BTNHK->BHTNK", self.q(self.norm(x))))
         heads, head_dim = q.shape[1], q.shape[-1]
         mixed = attend_memory(q.reshape(batch, heads, views * tokens, head_dim))
         mixed = mixed.reshape(q.shape)
@@ -185,10 +196,19 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 class MLP(nnx.Module):
     """Two bias-free linear maps around the exact (erf) GELU."""
 
-    def __init__(self, width: int, hidden: int, init: Initializer, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        init: Initializer,
+        *,
+        norm_scale: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = LayerNorm(width, scaled=norm_scale)
         self.up = Projection((width,), (hidden,), init, rngs=rngs)
         self.down = Projection((hidden,), (width,), init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, V, N, D] to x + MLP of the same shape."""
-        return x + self.down(gelu(self.up(layer_norm(x))))
+        return x + self.down(gelu(self.up(self.norm(x))))

@@ -22,6 +22,7 @@ from efficient_lvsm_jax.convert.teachers import HOW_TO_GET_WEIGHTS, load_teacher
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.losses import PROJECTION_KINDS, mean_squared_error, psnr_of_batch
 from efficient_lvsm_jax.lpips import WEIGHTS_FOLDER, load_lpips, lpips_loss
+from efficient_lvsm_jax.models import EfficientLVSMConfig
 from efficient_lvsm_jax.perceptual import load_vgg19, perceptual_loss
 from efficient_lvsm_jax.repa import (
     LayerMap,
@@ -109,8 +110,8 @@ def load_frozen(config: LossConfig, model: Any) -> tuple[FrozenNetworks, Alignme
       model: configuration of the model, for its number of layers.
 
     Raises:
-      InputError: a file is absent or not what it should be (says where people get it), or
-        `repa_layers` names layers that do not exist.
+      InputError: a file is absent or not what it should be (says where people get it),
+        `repa_layers` names layers that do not exist, or REPA is asked of an LVSM.
     """
     vgg19 = load_vgg19(config.vgg19) if config.perceptual else None
     lpips = load_lpips(config.lpips_weights or WEIGHTS_FOLDER).params if config.lpips else None
@@ -120,6 +121,11 @@ def load_frozen(config: LossConfig, model: Any) -> tuple[FrozenNetworks, Alignme
         raise InputError(
             f"losses.repa={config.repa} needs losses.teacher, the file of a published DINOv3 "
             f"ViT-B/16 or DINOv2 ViT-B/14. {HOW_TO_GET_WEIGHTS}"
+        )
+    if not isinstance(model, EfficientLVSMConfig):
+        raise InputError(
+            f"losses.repa={config.repa}: REPA compares layers of Efficient-LVSM, and this trains "
+            "LVSM; set losses.repa=0"
         )
     teacher = load_teacher(config.teacher)
     layer_map = parse_layer_map(
@@ -150,11 +156,12 @@ def objective(
     Returns:
       The sum, and each loss before its weight: mean_squared always, others if they are used.
     """
-    taps: dict[str, tuple[int, ...]] = {"input": (), "target": ()}
     if config.repa:
-        taps = {stream: alignment.layer_map.students(stream) for stream in taps}
-    memory, seen = module.encode_with_taps(inputs, taps["input"])
-    images, asked = module.decode_with_taps(memory, targets.cameras, taps["target"])
+        taps = {stream: alignment.layer_map.students(stream) for stream in ("input", "target")}
+        memory, seen = module.encode_with_taps(inputs, taps["input"])
+        images, asked = module.decode_with_taps(memory, targets.cameras, taps["target"])
+    else:
+        images = module.decode(module.encode(inputs), targets.cameras)
 
     dtype = jnp.dtype(config.dtype)
     parts = {"mean_squared": mean_squared_error(images, targets.image)}

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.layers import uniform
 from efficient_lvsm_jax.losses import projection_loss
-from efficient_lvsm_jax.models.efficient_lvsm import CPU_TOKENS_AT_ONCE
+from efficient_lvsm_jax.models.transformer import CPU_TOKENS_AT_ONCE
 from efficient_lvsm_jax.resize import bicubic
 from efficient_lvsm_jax.teachers import Teacher
 

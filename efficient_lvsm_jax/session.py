@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from efficient_lvsm_jax.models import Model
 TARGET_GROUPS = (8, 4, 2, 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _View:
     """One checked input: image [Y, X, 3] float32, c2w [4, 4] in world units, fxfycxcy [4]."""
 
@@ -30,6 +31,9 @@ class _View:
 
 class Session:
     """Input views of one scene, encoded once each, and pictures of it from any camera.
+
+    An LVSM model cannot take a view more or less into its memory; it encodes all views again at the
+    first `render` after they changed, and compiles for every number of views.
 
     The model sees poses in a scene frame: centred, turned and scaled by the input cameras (the
     published normalisation, over inputs only). Cached keys embed that frame, so it is fixed once,
@@ -53,6 +57,7 @@ class Session:
         self._cache: pages.ViewCache | None = None
         self._encoded: list[int] = []  # the view id of every page in use, in slot order
         self._waiting: dict[int, _View] = {}  # added before the frame is fixed, not encoded yet
+        self._memory: tuple[list[_View], Any] = [], None  # of an LVSM: views, and what they became
         self._ids = itertools.count()
         self._size: tuple[int, int] | None = None
 
@@ -75,7 +80,7 @@ class Session:
         """
         view = self._checked(image, c2w, fxfycxcy)
         view_id = next(self._ids)
-        if self.frame is None:
+        if self.frame is None or not self._model.remembers_by_view:
             self._waiting[view_id] = view
         else:
             self._append(view_id, view)
@@ -128,7 +133,7 @@ class Session:
             return np.zeros((0, *size, 3), np.float32)
         if not self.views:
             raise InputError("nothing to render: the session has no view yet; add() one first")
-        self._settle()
+        memory = self._settled_memory()
 
         poses, intrinsics = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
         pictures, start = [], 0
@@ -136,7 +141,7 @@ class Session:
             group = next(size for size in TARGET_GROUPS if size <= len(poses) - start)
             part = slice(start, start + group)
             cameras = Cameras(poses[None, part], intrinsics[None, part], *size)
-            pictures.append(np.asarray(self._model.decode(self._cache, cameras))[0])
+            pictures.append(np.asarray(self._model.decode(memory, cameras))[0])
             start += group
         pictures = np.concatenate(pictures)
         return pictures if many else pictures[0]
@@ -145,24 +150,35 @@ class Session:
         """Waits until everything added so far is in the cache; for timing."""
         jax.block_until_ready(self._cache)
 
-    def _settle(self) -> None:
-        """Fixes the scene frame, if it is not, and encodes what was waiting for it."""
+    def _settled_memory(self) -> Any:
+        """The memory of all views, after encoding what was not yet."""
         if self.frame is None:
-            c2w = np.stack([view.c2w for view in self._waiting.values()])
-            if len(c2w) == 1:
-                warnings.warn(
-                    "the scene frame is fixed from a single camera, which says nothing about the "
-                    "size of the scene: world units are taken as they are; add more views before "
-                    "the first render, or pass Session(model, frame=SceneFrame.from_cameras(...))",
-                    stacklevel=3,
-                )
-                self.frame = SceneFrame(np.linalg.inv(c2w[0]), 1.0)
-            else:
-                self.frame = SceneFrame.from_cameras(c2w)
-        while self._waiting:
-            view_id = next(iter(self._waiting))
-            self._append(view_id, self._waiting[view_id])
-            del self._waiting[view_id]
+            self.frame = self._fitted_frame()
+        if self._model.remembers_by_view:
+            while self._waiting:
+                view_id = next(iter(self._waiting))
+                self._append(view_id, self._waiting[view_id])
+                del self._waiting[view_id]
+            return self._cache
+        views, memory = self._memory
+        if views != list(self._waiting.values()):
+            views = list(self._waiting.values())
+            memory = self._encode(*views)
+            self._memory = views, memory
+        return memory
+
+    def _fitted_frame(self) -> SceneFrame:
+        """The scene frame that the waiting views give."""
+        c2w = np.stack([view.c2w for view in self._waiting.values()])
+        if len(c2w) > 1:
+            return SceneFrame.from_cameras(c2w)
+        warnings.warn(
+            "the scene frame is fixed from a single camera, which says nothing about the size of "
+            "the scene: world units are taken as they are; add more views before the first render, "
+            "or pass Session(model, frame=SceneFrame.from_cameras(...))",
+            stacklevel=4,
+        )
+        return SceneFrame(np.linalg.inv(c2w[0]), 1.0)
 
     def _append(self, view_id: int, view: _View) -> None:
         page = self._encode(view)
@@ -173,10 +189,13 @@ class Session:
         self._cache = pages.append(self._cache, page)
         self._encoded.append(view_id)
 
-    def _encode(self, view: _View) -> pages.ViewCache:
-        c2w = self.frame.apply(view.c2w)[None, None]
-        fxfycxcy = view.fxfycxcy.astype(np.float32)[None, None]
-        return self._model.encode(Views(view.image[None, None], c2w, fxfycxcy))
+    def _encode(self, *views: _View) -> Any:
+        image, c2w, fxfycxcy = (
+            np.stack([getattr(view, name) for view in views])
+            for name in ("image", "c2w", "fxfycxcy")
+        )
+        c2w, fxfycxcy = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
+        return self._model.encode(Views(image[None], c2w[None], fxfycxcy[None]))
 
     def _known(self, view: int) -> None:
         if view not in self._encoded and view not in self._waiting:

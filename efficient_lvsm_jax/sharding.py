@@ -34,7 +34,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"down/kernel$", PartitionSpec(None, None, "fsdp")),  # [L, F, D]
     (r"tokenizer/kernel$", PartitionSpec(None, "fsdp")),  # [P, D]
     (r"head/kernel$", PartitionSpec("fsdp")),  # [D, P]
-    (r"norm/scale$", PartitionSpec()),  # [L, K]
+    (r"norm/scale$", PartitionSpec()),  # [L, K], [L, D] or [D]
+    (r"latents$", PartitionSpec(None, "fsdp")),  # [Z, D], of LVSM
     (r"projectors/.*kernel$", PartitionSpec("fsdp")),  # [D, F], of REPA
     (r"projectors/.*bias$", PartitionSpec()),  # [F]
     (r"ns_coeffs$", PartitionSpec()),  # Muon's Newton-Schulz coefficients

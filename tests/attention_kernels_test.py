@@ -18,10 +18,10 @@ from efficient_lvsm_jax.cache import ViewCache
 from efficient_lvsm_jax.compiled_step import topology_devices
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.hlo import read_program
-from efficient_lvsm_jax.models import ModelConfig, abstract_params, bind
+from efficient_lvsm_jax.models import EfficientLVSMConfig, abstract_params, bind
 
 FAMILY = "efficient_lvsm"
-SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM = ModelConfig(
+SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM = EfficientLVSMConfig(
     width=128, layers=2, compute_dtype="bfloat16", remat="attention"
 )
 

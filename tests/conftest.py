@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from efficient_lvsm_jax.cameras import Cameras, Views
-from efficient_lvsm_jax.models import Model, ModelConfig, init_params
+from efficient_lvsm_jax.models import EfficientLVSMConfig, Model, init_params
 
 jax.config.update("jax_num_cpu_devices", 4)
 
 GOLDENS = Path(__file__).parent / "goldens"
-SMALL = ModelConfig(width=32, head_dim=16, layers=2, patch=8, mlp_ratio=2, decoder_init="uniform")
+SMALL = EfficientLVSMConfig(
+    width=32, head_dim=16, layers=2, patch=8, mlp_ratio=2, decoder_init="uniform"
+)
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

@@ -21,17 +21,18 @@ from efficient_lvsm_jax.checkpoints import (
     claim_workdir,
     load_weights,
 )
-from efficient_lvsm_jax.convert import convert, read_published, table
+from efficient_lvsm_jax.convert import convert, read_published
 from efficient_lvsm_jax.convert.__main__ import main
+from efficient_lvsm_jax.convert.published import bring_in, count_tensors
 from efficient_lvsm_jax.convert.reference import QUANTITIES, compare, read_reference
 from efficient_lvsm_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from efficient_lvsm_jax.convert.source import sha256
 from efficient_lvsm_jax.convert.stored import StoredTensor
 from efficient_lvsm_jax.convert.torch_file import open_torch
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import ModelConfig, abstract_params
+from efficient_lvsm_jax.models import EfficientLVSMConfig, abstract_params
 
-SQUARE = ModelConfig(width=64, head_dim=32, layers=3, patch=8, mlp_ratio=4)
+SQUARE = EfficientLVSMConfig(width=64, head_dim=32, layers=3, patch=8, mlp_ratio=4)
 FIRST = "input_self_attn_blocks.0"
 
 
@@ -70,12 +71,16 @@ def report(path):
     ("name", "config"),
     [
         ("square", SQUARE),
-        ("wide_compiled", ModelConfig(width=64, head_dim=16, layers=2, patch=8, mlp_ratio=4)),
-        ("train_init", ModelConfig(width=64, head_dim=32, layers=2, patch=8, mlp_ratio=4)),
+        (
+            "wide_compiled",
+            EfficientLVSMConfig(width=64, head_dim=16, layers=2, patch=8, mlp_ratio=4),
+        ),
+        ("train_init", EfficientLVSMConfig(width=64, head_dim=32, layers=2, patch=8, mlp_ratio=4)),
     ],
 )
 def test_configuration_is_inferred_and_every_parameter_filled(name, config):
-    params, found = read_published(GOLDENS / f"{name}.pt")
+    model = read_published(GOLDENS / f"{name}.pt")
+    params, found = model.params, model.config
     assert found == config
     expected = abstract_params("efficient_lvsm", config)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
@@ -84,7 +89,7 @@ def test_configuration_is_inferred_and_every_parameter_filled(name, config):
 
 
 def test_rows_of_a_fused_projection_are_parts_then_heads_then_channels(published):
-    params, _ = read_published(GOLDENS / "square.pt")
+    params = read_published(GOLDENS / "square.pt").params
     kernel = params["encoder"]["attention"]["qkv"]["kernel"]  # [L, D, 3, H, K]
     weight = published["input_self_attn_blocks.1.attn.to_qkv.weight"]  # [3·H·K, D]
     for part, head, channel in ((0, 0, 0), (1, 1, 5), (2, 0, 31)):
@@ -96,8 +101,8 @@ def test_rows_of_a_fused_projection_are_parts_then_heads_then_channels(published
 
 
 def test_the_published_model_has_207_tensors():
-    assert table.count_tensors(ModelConfig()) == 207
-    shapes = abstract_params("efficient_lvsm", ModelConfig())
+    assert count_tensors("efficient_lvsm", EfficientLVSMConfig()) == 207
+    shapes = abstract_params("efficient_lvsm", EfficientLVSMConfig())
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 199_070_208
 
 
@@ -114,7 +119,7 @@ def test_a_weights_folder_says_where_it_comes_from(tmp_path):
         "tensors": 54,
     }
     assert done.parameters == sum(x.size for x in jax.tree.leaves(params))
-    assert_same(params, read_published(source)[0])
+    assert_same(params, read_published(source).params)
 
 
 def test_there_and_back_is_bit_exact(tmp_path, published):
@@ -140,19 +145,20 @@ def test_a_training_workdir_can_be_published(tmp_path, small_model):
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.module."])
 def test_prefixes_and_bare_state_dicts(tmp_path, published, prefix):
     renamed = {prefix * (i % 2) + name: array for i, (name, array) in enumerate(published.items())}
-    expected, _ = read_published(GOLDENS / "square.pt")
-    assert_same(read_published(write_arrays(tmp_path / "x.pt", renamed))[0], expected)
+    expected = read_published(GOLDENS / "square.pt").params
+    assert_same(read_published(write_arrays(tmp_path / "x.pt", renamed)).params, expected)
     write_safetensors(tmp_path / "x.safetensors", renamed)
-    assert_same(read_published(tmp_path / "x.safetensors")[0], expected)
+    assert_same(read_published(tmp_path / "x.safetensors").params, expected)
     with open_torch(tmp_path / "x.pt") as content:
         assert set(content) == {"model"}
     bare = write_arrays(tmp_path / "bare.pth", renamed, bare=True)
-    assert_same(read_published(bare)[0], expected)
+    assert_same(read_published(bare).params, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_widened(write, published, dtype):
-    params, _ = read_published(write({name: x.astype(dtype) for name, x in published.items()}))
+    cast = {name: x.astype(dtype) for name, x in published.items()}
+    params = read_published(write(cast)).params
     scale = params["encoder"]["attention"]["q_norm"]["scale"]
     assert scale.dtype == np.float32
     expected = published[f"{FIRST}.attn.q_norm.weight"].astype(dtype).astype(np.float32)
@@ -193,7 +199,7 @@ def test_one_report_has_every_problem(write):
         }
     )
     first, *problems = report(path)
-    assert first.endswith("not the weights of an Efficient-LVSM model; 10 problems:")
+    assert first.endswith("not the weights of a model (read as Efficient-LVSM); 10 problems:")
     assert sorted(problems) == sorted(
         [
             "twice: rgbp_tokenizer.1.weight",
@@ -231,8 +237,12 @@ def test_patch_sizes_must_agree(write, name, shape):
 
 
 def test_other_files_are_refused_for_what_they_are(tmp_path):
-    path = write_torch(tmp_path / "x.pt", {"model": {"rgbp_tokenizer.1.weight": [1, 2]}})
-    assert "not a tensor: rgbp_tokenizer.1.weight is a list" in report(path)
+    listed = {"self_cross_blocks.0.self_attn.fc.weight": [1]}
+    path = write_torch(tmp_path / "x.pt", {"model": listed})
+    assert "not a tensor: self_cross_blocks.0.self_attn.fc.weight is a list" in report(path)
+    stranger = report(write_arrays(path, {"blocks.0.weight": np.zeros(2, np.float32)}))[0]
+    assert "by the names of its tensors: blocks.0.weight. Known are Efficient-LVSM" in stranger
+    assert "decoder-only LVSM (transformer_blocks.*)" in stranger
     assert "expected tensors by name" in report(write_torch(path, {"epoch": 3}))[0]
     assert "holds a list" in report(write_torch(path, [1]))[0]
     (tmp_path / "x.bin").write_bytes(b"")
@@ -258,7 +268,7 @@ def test_tensors_that_share_values_are_refused(published):
             for name, x in content["model"].items()
         }
         with pytest.raises(InputError, match="share their values"):
-            table.bring_in(path, shared)
+            bring_in(path, shared)
 
 
 @pytest.mark.parametrize("destination", ["weights", "out.safetensors"])
@@ -352,7 +362,10 @@ def run(*arguments, **environment):
 def test_command_line_reports_what_it_wrote_and_what_is_wrong(tmp_path):
     status, output, _ = run(GOLDENS / "square.pt", tmp_path / "weights")
     assert status == 0
-    assert "efficient_lvsm, 3 layers, width 64, 418368 parameters in 54 published" in output
+    assert (
+        "efficient_lvsm (width 64, head_dim 32, patch 8, mlp_ratio 4, layers 3), 418368 parameters"
+        in output
+    )
     assert f"sha256 {sha256(GOLDENS / 'square.pt')}" in output
     status, output, errors = run(GOLDENS / "square.pt", tmp_path / "weights")
     assert status == 2 and not output
@@ -524,7 +537,7 @@ def test_hub_files_are_fetched_and_named(tmp_path):
         server.shutdown()
     params, info = load_weights(tmp_path / "weights")
     assert info["source"] == source and info["sha256"] == sha256(GOLDENS / "square.pt")
-    assert_same(params, read_published(GOLDENS / "square.pt")[0])
+    assert_same(params, read_published(GOLDENS / "square.pt").params)
     status, _, errors = absent
     assert status == 2
     assert errors.startswith("error: hf://owner/repo/absent.pt: cannot be downloaded (")

@@ -12,15 +12,15 @@ from efficient_lvsm_jax.attention import attend
 from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models import (
+    EfficientLVSMConfig,
     Model,
-    ModelConfig,
     abstract_params,
     bind,
     configure,
     init_params,
 )
 
-PUBLISHED = ModelConfig()
+PUBLISHED = EfficientLVSMConfig()
 FAMILY = "efficient_lvsm"
 
 
@@ -80,7 +80,7 @@ def test_published_model_has_the_published_number_of_parameters():
 
 
 def test_initialisation_follows_the_published_rules():
-    config = ModelConfig(width=256, layers=4)
+    config = EfficientLVSMConfig(width=256, layers=4)
     params = init_params(FAMILY, config, jax.random.key(0))
     depth = 0.02 / np.sqrt(2 * np.arange(1, 5))
     for path in (("self_attention", "qkv"), ("cross_attention", "kv"), ("mlp", "down")):
@@ -125,7 +125,7 @@ def test_views_one_at_a_time_equal_views_together(small_model, monkeypatch):
         return module.decode(module.encode(views), targets)
 
     together = jax.jit(render)(small_model.params)
-    monkeypatch.setattr("efficient_lvsm_jax.models.efficient_lvsm.CPU_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("efficient_lvsm_jax.models.transformer.CPU_TOKENS_AT_ONCE", 1)
     apart = jax.jit(lambda params: render(params))(small_model.params)
     np.testing.assert_allclose(apart, together, atol=1e-6)
 
@@ -157,7 +157,7 @@ def test_rematerialisation_changes_no_gradient(small_model, remat):
 
 
 def test_full_rematerialisation_needs_less_memory():
-    config = ModelConfig(width=128, layers=6)
+    config = EfficientLVSMConfig(width=128, layers=6)
     shapes = jax.eval_shape(lambda: (random_views(4, size=(128, 128)),) * 2)
 
     def temporaries(remat):
@@ -224,7 +224,7 @@ def test_gradients_flow_through_taps_to_the_layers_before_them_only(small_model)
 
 def test_taps_keep_no_other_layers():
     """Training memory with a tap in each stack grows by the taps, not by a tap per layer."""
-    config = ModelConfig(width=128, layers=12, remat="full")
+    config = EfficientLVSMConfig(width=128, layers=12, remat="full")
     shapes = jax.eval_shape(lambda: (random_views(2, size=(128, 128)),) * 2)
     tap = 2 * 256 * 128 * 4  # [V, N, D] float32
 

@@ -8,14 +8,14 @@ import pytest
 from data_pipeline.pipeline import DataConfig
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.estimate import GIB, Estimate, activations, estimate
-from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training import Recipe, init_state, train_step
 
 FAMILY = "efficient_lvsm"
 ONE = {"data": 1, "fsdp": 1}
 PUBLISHED = Recipe(
-    FAMILY, ModelConfig(compute_dtype="bfloat16", remat="attention"), OptimizerConfig()
+    FAMILY, EfficientLVSMConfig(compute_dtype="bfloat16", remat="attention"), OptimizerConfig()
 )
 POD_BATCH = DataConfig(path="re10k", size=256, batch_size=64, num_inputs_cycle=(2,), num_targets=6)
 
@@ -69,7 +69,7 @@ def test_the_published_model_on_a_tpu_is_within_a_quarter_of_what_was_compiled(c
 
 
 def test_a_small_model_on_this_cpu_is_within_a_quarter_of_what_is_compiled():
-    model = ModelConfig(width=128, layers=2, mlp_ratio=3, remat="attention")
+    model = EfficientLVSMConfig(width=128, layers=2, mlp_ratio=3, remat="attention")
     recipe = Recipe(FAMILY, model, OptimizerConfig())
     state = jax.eval_shape(functools.partial(init_state, recipe), jax.random.key(0))
 

@@ -8,10 +8,16 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from efficient_lvsm_jax import flops, lpips
-from efficient_lvsm_jax.models import abstract_params, bind
-from efficient_lvsm_jax.models.efficient_lvsm import ModelConfig
+from efficient_lvsm_jax.models import (
+    DecoderOnlyConfig,
+    EfficientLVSMConfig,
+    EncoderDecoderConfig,
+    abstract_params,
+    bind,
+    configure,
+)
 
-PUBLISHED = ModelConfig()
+PUBLISHED = EfficientLVSMConfig()
 PARTS = (
     "encoder attention",
     "decoder self-attention",
@@ -40,6 +46,38 @@ def test_forward_equals_the_published_models_table(size, targets, inputs):
     for part, tera in zip(PARTS, expected, strict=True):
         assert parts[part].total / 1e12 == pytest.approx(tera, rel=1e-3, abs=6e-4)
     assert sum(part.total for part in parts.values()) / 1e12 == pytest.approx(total, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "size", "tera"),
+    [(2, 1, 256, 1.74), (16, 4, 256, 113.0), (8, 8, 512, 901.8)],
+)
+def test_the_decoder_only_lvsm_costs_what_is_published(inputs, targets, size, tera):
+    parts = flops.forward(DecoderOnlyConfig(), inputs, targets, size * size)
+    assert sum(part.total for part in parts.values()) / 1e12 == pytest.approx(tera, rel=4e-3)
+
+
+@pytest.mark.parametrize(("inputs", "tera"), [(2, 12.4), (8, 17.1), (32, 64.0)])
+def test_the_encoder_decoder_lvsm_costs_what_is_published(inputs, tera):
+    parts = flops.forward(EncoderDecoderConfig(), inputs, 8, 256**2)
+    assert sum(part.total for part in parts.values()) / 1e12 == pytest.approx(tera, rel=6e-3)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("family", ["lvsm_decoder_only", "lvsm_encoder_decoder"])
+def test_a_training_step_of_an_lvsm_costs_what_its_program_does(family, remat):
+    layers = {"layers": 3} if family == "lvsm_decoder_only" else {"latents": 10}
+    config = configure(family, {"width": 32, "head_dim": 16, "remat": remat, **layers})
+    inputs, targets = random_views(2, batch=2), random_views(3, batch=2, seed=1)
+
+    def loss(params):
+        model = bind(family, config, params)
+        return model.decode(model.encode(inputs), targets.cameras).mean()
+
+    gradients = jax.make_jaxpr(jax.grad(loss))(abstract_params(family, config)).jaxpr
+    used, _ = partial_eval.dce_jaxpr(gradients, [True] * len(gradients.outvars))
+    expected = flops.train_step(config, 2, 2, 3, 16 * 24, fused_attention=False)
+    assert dots(used) == expected.executed.total
 
 
 def test_adding_a_view_to_a_session_costs_its_encoding_and_one_more_page_to_read():

@@ -14,7 +14,7 @@ import efficient_lvsm_jax
 from efficient_lvsm_jax.checkpoints import claim_workdir, write_json
 from efficient_lvsm_jax.curves import COLOURS, Panel, draw_curves
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import ModelConfig
+from efficient_lvsm_jax.models import EfficientLVSMConfig
 from efficient_lvsm_jax.provenance import record_start
 from efficient_lvsm_jax.run_log import RunLog, Status
 from efficient_lvsm_jax.runs import draw_runs, find_runs, listing, read_run, state_of
@@ -26,7 +26,7 @@ RUNNING = Status("running", 40, 100, NOW - 600, NOW - 10, 60.0)
 
 def make_run(workdir, *, steps=8, until=8, error=None):
     """A run as train.py would leave it."""
-    claim_workdir(workdir, "efficient_lvsm", ModelConfig(width=64, head_dim=16, layers=3))
+    claim_workdir(workdir, "efficient_lvsm", EfficientLVSMConfig(width=64, head_dim=16, layers=3))
     record_start(workdir, {"steps": steps}, step=0, arguments=["train.py"])
     with (
         contextlib.suppress(type(error)) if error else contextlib.nullcontext(),

@@ -1,11 +1,11 @@
-"""PyTorch checkpoints of Efficient-LVSM to weights folders, and back, without PyTorch.
+"""PyTorch checkpoints of all families to weights folders, and back, without PyTorch.
 
     python -m efficient_lvsm_jax.convert SOURCE DESTINATION [--reference REF.npz]
     python -m efficient_lvsm_jax.convert --lpips vgg16-397923af.pth vgg.pth DESTINATION
 
-`source` finds the file, `torch_file` and `safetensors_file` the tensors in it, `table` says which
-is which parameter, `reference` compares a converted model with recorded outputs. `lpips` does the
-same for the weights of that metric.
+`source` finds the file, `torch_file` and `safetensors_file` the tensors in it, `layouts` says which
+is which parameter, `published` brings them in and out, `reference` compares a converted model with
+recorded outputs. `lpips` does the same for the weights of that metric.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from pathlib import Path
 import jax
 
 from efficient_lvsm_jax import checkpoints
+from efficient_lvsm_jax.convert.published import Published, bring_in, bring_out, count_tensors
 from efficient_lvsm_jax.convert.safetensors_file import write_safetensors
 from efficient_lvsm_jax.convert.source import HUB, fetch, open_state_dict, sha256
-from efficient_lvsm_jax.convert.table import Published, bring_in, bring_out, count_tensors
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import ModelConfig
+from efficient_lvsm_jax.models import Model, ModelConfig
 
 __all__ = ["Conversion", "convert", "read_published"]
-
-FAMILY = "efficient_lvsm"
-ARCHITECTURE = ("width", "head_dim", "layers", "patch", "mlp_ratio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +70,13 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
         published, digest = _read(path), sha256(path)
 
     if to_file:
-        write_safetensors(destination, bring_out(published.params, published.config))
+        tensors = bring_out(published.params, published.family, published.config)
+        write_safetensors(destination, tensors)
         digest = digest or sha256(destination)
     else:
         info = {
-            "family": FAMILY,
-            "config": {key: getattr(published.config, key) for key in ARCHITECTURE},
+            "family": published.family,
+            "config": published.config.architecture,
             "source": source_name if source_name.startswith(HUB) else Path(source).name,
             "sha256": digest,
             "tensors": published.tensors,
@@ -86,18 +84,23 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
         checkpoints.save_weights(destination, published.params, info)
     parameters = sum(x.size for x in jax.tree.leaves(published.params))
     return Conversion(
-        FAMILY, published.config, parameters, published.tensors, digest, published.left_out
+        published.family,
+        published.config,
+        parameters,
+        published.tensors,
+        digest,
+        published.left_out,
     )
 
 
-def read_published(source: str | Path) -> tuple[dict, ModelConfig]:
-    """Parameters (nested dict of float32 NumPy arrays) and configuration of a published file.
+def read_published(source: str | Path) -> Model:
+    """The model of a published file, its parameters float32 NumPy arrays.
 
     Raises:
       InputError: as `convert`.
     """
     published = _read(fetch(source))
-    return published.params, published.config
+    return Model(published.family, published.config, published.params)
 
 
 def _read(path: Path) -> Published:
@@ -107,6 +110,5 @@ def _read(path: Path) -> Published:
 
 def _published_from_folder(folder: Path) -> Published:
     model = checkpoints.load(folder)
-    if model.family != FAMILY:
-        raise InputError(f"{folder}: {model.family} has no published layout; only {FAMILY} has")
-    return Published(model.params, model.config, count_tensors(model.config), {})
+    tensors = count_tensors(model.family, model.config)
+    return Published(model.family, model.params, model.config, tensors, {})

@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     reference = read_reference(arguments.reference) if arguments.reference else None
     done = convert(arguments.sources[0], arguments.destination)
+    numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())
     print(
-        f"{arguments.destination}: {done.family}, {done.config.layers} layers, width "
-        f"{done.config.width}, {done.parameters} parameters in {done.tensors} published tensors, "
-        f"sha256 {done.sha256}"
+        f"{arguments.destination}: {done.family} ({numbers}), {done.parameters} parameters in "
+        f"{done.tensors} published tensors, sha256 {done.sha256}"
     )
     for reason, count in done.left_out.items():
         print(f"left out {count} tensors: {reason}")

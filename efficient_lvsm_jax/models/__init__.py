@@ -9,14 +9,24 @@ from typing import Any
 import jax
 from flax import nnx
 
-from efficient_lvsm_jax.cache import ViewCache
 from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSM, ModelConfig
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from efficient_lvsm_jax.models.lvsm import (
+    DecoderOnlyConfig,
+    DecoderOnlyLVSM,
+    EncoderDecoderConfig,
+    EncoderDecoderLVSM,
+)
+from efficient_lvsm_jax.models.transformer import ModelConfig
 
 # Every family keeps one contract: encode(views) -> memory, decode(memory, cameras) -> images.
-FAMILIES: dict[str, tuple[type, type]] = {"efficient_lvsm": (ModelConfig, EfficientLVSM)}
+FAMILIES: dict[str, tuple[type, type]] = {
+    "efficient_lvsm": (EfficientLVSMConfig, EfficientLVSM),
+    "lvsm_decoder_only": (DecoderOnlyConfig, DecoderOnlyLVSM),
+    "lvsm_encoder_decoder": (EncoderDecoderConfig, EncoderDecoderLVSM),
+}
 
 
 def configure(family: str, values: dict[str, Any]) -> ModelConfig:
@@ -73,13 +83,18 @@ class Model:
     config: ModelConfig
     params: dict
 
-    def encode(self, views: Views) -> ViewCache:
-        """Views [B, V, Y, X, 3] to a cache with one page per view."""
+    @property
+    def remembers_by_view(self) -> bool:
+        """Whether memory is a `cache.ViewCache`, to which views are added one by one."""
+        return isinstance(self.config, EfficientLVSMConfig)
+
+    def encode(self, views: Views) -> Any:
+        """Views [B, V, Y, X, 3] to a memory: of Efficient-LVSM a cache with one page per view."""
         return _call(self.family, self.config, "encode", self.params, views)
 
-    def decode(self, cache: ViewCache, cameras: Cameras) -> jax.Array:
-        """Cameras [B, T] seen through the cache: images [B, T, Y, X, 3] in [0, 1]."""
-        return _call(self.family, self.config, "decode", self.params, cache, cameras)
+    def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
+        """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""
+        return _call(self.family, self.config, "decode", self.params, memory, cameras)
 
     def input_tokens(self, views: Views) -> jax.Array:
         """Tokens [B, V, N, D] before the first encoder layer."""

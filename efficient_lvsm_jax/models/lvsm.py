@@ -1,0 +1,148 @@
+"""The LVSM baselines (LVSM, arXiv:2410.17242): decoder-only and encoder-decoder.
+
+Both attend among the tokens of all input views at once, so nothing of one view can be kept when
+another comes or goes. The decoder-only model's memory is the input tokens themselves, which every
+target attends with again in every layer; that of the encoder-decoder is a fixed number of latents.
+Every target is a sequence of its own. LayerNorms have a scale here, and no bias.
+
+Axes: B scene, V input view, T target view, N patch token, Z latent, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_lvsm_jax.cameras import Cameras, Views
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.layers import LayerNorm
+from efficient_lvsm_jax.models.transformer import (
+    ModelConfig,
+    SelfAttentionLayer,
+    ViewModel,
+    over_views,
+    scan_layers,
+    stack,
+)
+from efficient_lvsm_jax.sharding import views_are_spread
+
+LATENT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlyConfig(ModelConfig):
+    """Settings of the decoder-only LVSM besides those of every model.
+
+    Attributes:
+      layers: L.
+      init: of the layers: "depth", as published, N(0, s²) with s = 0.02/√(2(i+1)) in layer i; or
+        "uniform", PyTorch's default U(±1/√fan_in), which starts small models faster.
+    """
+
+    layers: int = 24
+    init: str = "depth"
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig(ModelConfig):
+    """Settings of the encoder-decoder LVSM besides those of every model.
+
+    Attributes:
+      encoder_layers, decoder_layers: L of each.
+      latents: Z, tokens that the encoder writes and the decoder reads.
+      init: as in DecoderOnlyConfig; layers of the decoder count from 0 again.
+    """
+
+    encoder_layers: int = 12
+    decoder_layers: int = 12
+    latents: int = 3072
+    init: str = "depth"
+
+
+class LVSM(ViewModel):
+    """What both have in common: layers of self-attention over whole sequences."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, norm_scale=True, rngs=rngs)
+        # Before the layers that decode: over inputs, or latents, and targets.
+        self.input_norm = LayerNorm(config.width, scaled=True)
+
+    def _stack(self, layers: int, rngs: nnx.Rngs) -> nnx.Module:
+        layer = functools.partial(SelfAttentionLayer, self.config, norm_scale=True)
+        return stack(layer, layers, self.config.init, rngs)
+
+    def _run(self, layers: int, stacked: nnx.Module, x: jax.Array) -> jax.Array:
+        """Sequences x [B, T, tokens, D] through a stack of layers."""
+
+        def step(x: jax.Array, layer: SelfAttentionLayer) -> tuple[jax.Array, None]:
+            return over_views(layer, x, view_axes=1), None
+
+        return scan_layers(self.config, step, x, stacked, layers=layers)[0]
+
+    def _all_input_tokens(self, views: Views) -> jax.Array:
+        """Input views [B, V, …] to one sequence of tokens [B, V·N, D]."""
+        if views_are_spread():
+            raise InputError(
+                "mesh: the context axis spreads input views over devices, and LVSM attends across "
+                "them; use context:1"
+            )
+        tokens = self.input_tokens(views)
+        return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+
+
+class DecoderOnlyLVSM(LVSM):
+    """Input tokens and the tokens of one target attend to each other in every layer."""
+
+    def __init__(self, config: DecoderOnlyConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.decoder = self._stack(config.layers, rngs)
+
+    def encode(self, views: Views) -> jax.Array:
+        """Input views [B, V, …] to their tokens [B, V·N, D]."""
+        return self._all_input_tokens(views)
+
+    def decode(self, memory: jax.Array, cameras: Cameras) -> jax.Array:
+        """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
+        targets = self.target_tokens(cameras)
+        inputs = _for_each_target(memory, targets)
+        x = self.input_norm(jnp.concatenate([inputs, targets], axis=2))
+        x = self._run(self.config.layers, self.decoder, x)
+        return self.pictures(x[:, :, -targets.shape[2] :], cameras)
+
+
+class EncoderDecoderLVSM(LVSM):
+    """An encoder gathers the input views in latents, which a decoder reads for each target."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        shape = (config.latents, config.width)
+        self.latents = nnx.Param(LATENT_STD * jax.random.normal(rngs.params(), shape, jnp.float32))
+        self.encoder = self._stack(config.encoder_layers, rngs)
+        self.decoder = self._stack(config.decoder_layers, rngs)
+
+    def encode(self, views: Views) -> jax.Array:
+        """Input views [B, V, …] to latents [B, Z, D]."""
+        tokens = self._all_input_tokens(views)
+        latents = self.latents[...].astype(tokens.dtype)
+        latents = jnp.broadcast_to(latents, (tokens.shape[0], *latents.shape))
+        x = jnp.concatenate([latents, tokens], axis=1)[:, None]  # a scene is one sequence
+        x = self._run(self.config.encoder_layers, self.encoder, x)
+        return x[:, 0, : self.config.latents]
+
+    def decode(self, memory: jax.Array, cameras: Cameras) -> jax.Array:
+        """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
+        targets = self.target_tokens(cameras)
+        latents = _for_each_target(memory, targets)
+        x = self.input_norm(jnp.concatenate([targets, latents], axis=2))
+        x = self._run(self.config.decoder_layers, self.decoder, x)
+        return self.pictures(x[:, :, : targets.shape[2]], cameras)
+
+
+def _for_each_target(memory: jax.Array, targets: jax.Array) -> jax.Array:
+    """Memory [B, M, D] once for each of targets [B, T, N, D]: [B, T, M, D]."""
+    batch, count = targets.shape[:2]
+    return jnp.broadcast_to(memory[:, None], (batch, count, *memory.shape[1:]))
