@@ -1,6 +1,7 @@
 """Scores a model, or pictures of any other method: numbers, a report to look at, and a film.
 
-    python eval.py --config configs/tiny.py --workdir runs/tiny [--weights FOLDER_OR_FILE]
+    python eval.py --config configs/tiny.py --workdir runs/tiny [--weights FOLDER_OR_FILE] \\
+        [--profile DIR]
     python eval.py --config configs/re10k_evaluation.py --workdir OUT --weights FOLDER_OR_FILE \\
         --config.evaluation.data=PATH
     python eval.py --config ... --workdir OUT --predictions FOLDER     # FOLDER/SCENE/FRAME.png
@@ -48,6 +49,7 @@ from efficient_lvsm_jax.evaluation import (
 from efficient_lvsm_jax.lpips import WEIGHTS_FOLDER, find_lpips
 from efficient_lvsm_jax.models import Model
 from efficient_lvsm_jax.predictions import NAMED, Predictions, save_pictures, to_bytes
+from efficient_lvsm_jax.profiling import StepTrace
 from efficient_lvsm_jax.protocol import EvaluationConfig, OpenedScenes, open_evaluation, protocol_of
 from efficient_lvsm_jax.report import ShownScene, choose_shown, write_report
 from efficient_lvsm_jax.results import (
@@ -72,11 +74,13 @@ class Options:
       save_predictions: keep all rendered and true pictures as PNG, and score what is kept.
       restart: discard what an earlier run left in the folder.
       weights: where the model came from, for the record.
+      profile: folder for a trace of some batches.
     """
 
     save_predictions: bool = False
     restart: bool = False
     weights: str = ""
+    profile: str | None = None
 
 
 def evaluate(
@@ -206,11 +210,16 @@ def score_missing(
     order = [i for i, name in enumerate(scenes.names) if name not in done]
     size = padded_size(scorer.batch_size, scorer.mesh)
     skip = settings.missing == "report"
-    with tqdm(total=len(scenes), initial=len(done), unit="scene", desc="scoring") as bar:
+    trace = StepTrace(
+        options.profile, "batches of scenes", warm_up=1, total=math.ceil(len(order) / size)
+    )
+    progress = tqdm(total=len(scenes), initial=len(done), unit="scene", desc="scoring")
+    with progress as bar, trace:
         for batch in batches(scenes, order, size, skip_unreadable=skip):
             if isinstance(batch[0], SceneScores):
                 results.append(batch)
             else:
+                trace.begin(len(results.rows))
                 rows, pictures = scorer.score(batch)
                 if options.save_predictions:
                     for scene, rendered in zip(batch, pictures, strict=True):
@@ -278,6 +287,7 @@ def main() -> None:
         )
         flags.DEFINE_bool("save_predictions", False, "keep all pictures, score what is kept", **own)
         flags.DEFINE_bool("restart", False, "discard the results of an earlier run", **own)
+        flags.DEFINE_string("profile", None, "folder for a trace of some batches", **own)
 
     config, values = command_line(sys.argv, define, usage=__doc__)
     folder = Path(values.workdir) / "evaluation"
@@ -288,7 +298,10 @@ def main() -> None:
     else:
         source = load(values.weights or values.workdir)
     options = Options(
-        values.save_predictions, values.restart, weights=str(values.weights or values.workdir)
+        values.save_predictions,
+        values.restart,
+        weights=str(values.weights or values.workdir),
+        profile=values.profile,
     )
     metrics = evaluate(config, source, folder, options)
     print_results(metrics, folder)

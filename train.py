@@ -1,6 +1,7 @@
 """Trains a model: data, model, shardings, restore, loop.
 
     python train.py --config configs/tiny.py --workdir runs/tiny [--config.steps=100]
+        [--profile DIR]
 
 Started again with the same arguments it goes on from its newest checkpoint, with the same numbers
 as if it had never stopped. What it writes to the workdir: `run_log`, `checkpoints`, `provenance`.
@@ -21,6 +22,7 @@ from typing import Any
 
 import grain
 import jax
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -36,6 +38,7 @@ from efficient_lvsm_jax.models import Model, configure
 from efficient_lvsm_jax.objective import FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.processes import join_processes
+from efficient_lvsm_jax.profiling import STEPS, StepTrace
 from efficient_lvsm_jax.progress import Progress, StepClock, peak_flops
 from efficient_lvsm_jax.protocol import EvaluationConfig
 from efficient_lvsm_jax.provenance import record_start
@@ -101,8 +104,8 @@ class Run:
         return cls(config, workdir, recipe, data, log, mesh, replicate(mesh, frozen))
 
 
-def train(config: ConfigDict, workdir: Path) -> TrainState:
-    """Trains until `config.steps` and returns the final state.
+def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> TrainState:
+    """Trains until `config.steps` and returns the final state; `profile`: folder for a trace.
 
     Raises:
       InputError: settings that cannot be, a workdir of another model, or a failed write.
@@ -132,7 +135,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             config=config.to_dict(),
         )
         with log:
-            state, ended_by = loop(run, state, batches, checkpoints, interruption, log)
+            state, ended_by = loop(run, state, batches, checkpoints, interruption, log, profile)
             checkpoints.wait()  # before the log says that the run finished
     if ended_by:
         exit_by(ended_by, f"saved step {int(state.step)} of {config.steps} in {workdir}")
@@ -164,6 +167,7 @@ def loop(
     checkpoints: Checkpoints,
     interruption: Interruption,
     log: RunLog,
+    profile: str | None,
 ) -> tuple[TrainState, int]:
     """Steps until the last one; the state, and the signal that ended it early or 0."""
     config, step, ended_by = run.config, int(state.step), 0
@@ -171,8 +175,13 @@ def loop(
     clock = StepClock(peak=peak_flops())
     scenes_left_out = {"replaced": 0, "unreadable": 0}  # by this process since it began
     batches = iter(batches)
-    with jax.set_mesh(run.mesh), Progress(step, config.steps) as progress:
+    cycle = len(run.data.num_inputs_cycle)  # each number of inputs is a program of its own
+    trace = StepTrace(
+        profile, "train", warm_up=cycle + 1, total=config.steps - step, steps=max(STEPS, cycle)
+    )
+    with jax.set_mesh(run.mesh), Progress(step, config.steps) as progress, trace:
         while step < config.steps and not ended_by:
+            trace.begin(step + 1, after=state)
             with clock.waiting("data"):
                 batch = next(batches)
             for name in scenes_left_out:
@@ -316,11 +325,15 @@ def say(line: str) -> None:
 
 def main() -> int | None:
     """The command line."""
-    config, flags = command_line(sys.argv, usage=__doc__)
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("profile", None, "folder for a trace of some steps", flag_values=values)
+
+    config, values = command_line(sys.argv, define, usage=__doc__)
     join_processes(config.processes)
-    workdir = Path(flags.workdir)
+    workdir = Path(values.workdir)
     try:
-        state = train(config, workdir)
+        state = train(config, workdir, profile=values.profile)
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
