@@ -278,16 +278,17 @@ def _lower(
     program: Program, model: Model, weights: dict, platforms: Sequence[str], cudnn: bool
 ) -> tuple[jax.export.Exported, dict[str, Any]]:
     """A program as StableHLO for some platforms, and its line in the manifest."""
-    call, arguments, attention, checks = program.call, program.arguments, None, []
+    call, arguments, without_promise = program.call, program.arguments, []
     attention, device = PLATFORMS[platforms[0]]
     if program.size is None:
         attention = None
-    elif cudnn and platforms == ["cuda"]:
-        attention, checks = "cudnn", [jax.export.DisabledSafetyCheck.custom_call(CUDNN_CALL)]
-    if attention:
+    else:
+        if cudnn and platforms == ["cuda"]:
+            attention, without_promise = "cudnn", [CUDNN_CALL]
         config = dataclasses.replace(model.config, attention=attention)
         call = functools.partial(call, config)
         arguments = {**arguments, "weights": jax.eval_shape(lambda: weights)}
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in without_promise]
     # What is traced asks for the platform by the mesh in use: `sharding.platform`.
     mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
     lower = jax.export.export(jax.jit(call), platforms=platforms, disabled_checks=checks)
@@ -311,7 +312,7 @@ def _lower(
         "result": jax.tree.map(described, result),
         "takes_weights": program.size is not None,
         "attention": attention,
-        "without_promise": [CUDNN_CALL] if checks else [],
+        "without_promise": without_promise,
     }
 
 
