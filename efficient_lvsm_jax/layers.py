@@ -52,7 +52,10 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, V, N, *inputs] to [B, V, N, *outputs]."""
-        matrix = self.kernel[...].reshape(-1, math.prod(self.outputs))
+        kernel = self.kernel[...]
+        if kernel.dtype == jnp.uint16:  # bits of bfloat16, see Model
+            kernel = jax.lax.bitcast_convert_type(kernel, jnp.bfloat16)
+        matrix = kernel.reshape(-1, math.prod(self.outputs))
         rows = x.reshape(*x.shape[:3], matrix.shape[0])
         if not views_are_spread():  # else rows of different devices would have to mix
             rows = rows.reshape(-1, matrix.shape[0])
@@ -67,18 +70,24 @@ def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     produces its operands is then fused into strided copies: the gradient of an MLP of width 768
     took 397 ms for 1,536 tokens, and takes 253. Elsewhere both compile to the same.
     """
-    return rows @ matrix
+    return _dot(rows, matrix, ((rows.ndim - 1,), (0,)))
 
 
 def _product_forward(rows: jax.Array, matrix: jax.Array) -> tuple:
-    return rows @ matrix, (rows, matrix)
+    return _product(rows, matrix), (rows, matrix)
 
 
 def _product_backward(operands: tuple, upstream: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows, matrix = operands
     lead = tuple(range(rows.ndim - 1))
-    of_matrix = jax.lax.dot_general(rows, upstream, ((lead, lead), ((), ())))
-    return upstream @ matrix.T, of_matrix
+    of_rows = _dot(upstream, matrix, ((rows.ndim - 1,), (1,)))
+    return of_rows, _dot(rows, upstream, (lead, lead))
+
+
+def _dot(a: jax.Array, b: jax.Array, contracted: tuple) -> jax.Array:
+    """The product summed in float32, in the dtype of a; a CPU is twice as fast if it is told so."""
+    product = jax.lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32)
+    return product.astype(a.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -177,8 +186,12 @@ class CrossAttention(nnx.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU, x·Φ(x); its gradient keeps only x, where autodiff would keep more."""
-    return x * _normal_cdf(x)
+    """The exact (erf) GELU, x·Φ(x), in float32, returned in the dtype of x.
+
+    Its gradient keeps only x, where autodiff would keep more.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
@@ -186,8 +199,9 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def _gelu_backward(x: jax.Array, upstream: jax.Array) -> tuple[jax.Array]:
-    density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
-    return ((upstream * (_normal_cdf(x) + x * density)).astype(x.dtype),)
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    return ((upstream * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)

@@ -8,6 +8,7 @@ from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, one_vi
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax import cache as pages
+from efficient_lvsm_jax import models
 from efficient_lvsm_jax.attention import attend
 from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.errors import InputError
@@ -28,6 +29,18 @@ FAMILY = "efficient_lvsm"
 def published(request):
     """A converted golden checkpoint and the recorded outputs of the published program."""
     return elvsm.load(GOLDENS / f"{request.param}.pt"), golden(request.param)
+
+
+def test_a_cpu_renders_in_bfloat16_without_making_its_weights_float32():
+    """Compilers like to, whole stacks at a time, for the sake of slicing them."""
+    config = dataclasses.replace(SMALL, compute_dtype="bfloat16", layers=3)
+    params = init_params(FAMILY, config, jax.random.key(0))
+    model = Model(FAMILY, config, params)
+    lowered = models._call.lower(FAMILY, config, "encode", model._ready, random_views(2))
+    program = lowered.compile().as_text()
+    stack = ",".join(map(str, params["encoder"]["mlp"]["up"]["kernel"].shape))
+    assert f"u16[{stack}]" in program
+    assert f"f32[{stack}]" not in program
 
 
 def test_tokens_equal_the_published_program(published, parity):

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from efficient_lvsm_jax.cameras import Cameras, Views
@@ -20,6 +21,7 @@ from efficient_lvsm_jax.models.lvsm import (
     EncoderDecoderLVSM,
 )
 from efficient_lvsm_jax.models.transformer import ModelConfig
+from efficient_lvsm_jax.sharding import platform
 
 # Every family keeps one contract: encode(views) -> memory, decode(memory, cameras) -> images.
 FAMILIES: dict[str, tuple[type, type]] = {
@@ -62,11 +64,15 @@ def bind(family: str, config: ModelConfig, params: dict) -> nnx.Module:
 
     Kernels are cast to the compute dtype here, once; norm scales stay float32.
     """
+    return nnx.merge(_graph(family, config), _cast_kernels(params, config.dtype))
 
+
+def _cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
     def cast(path: tuple, x: jax.Array) -> jax.Array:
-        return x.astype(config.dtype) if path[-1].key == "kernel" else x
+        is_kernel = path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if is_kernel else x
 
-    return nnx.merge(_graph(family, config), jax.tree_util.tree_map_with_path(cast, params))
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,6 +89,20 @@ class Model:
     config: ModelConfig
     params: dict
 
+    @functools.cached_property
+    def _ready(self) -> dict:
+        """`params` with kernels in the compute dtype, as casting them takes as long as small jobs.
+
+        A CPU slices stacks of bfloat16 by making them float32 as a whole, so it gets their bits.
+        """
+
+        def as_bits(x: jax.Array) -> jax.Array:
+            is_half = x.dtype == jnp.bfloat16
+            return jax.lax.bitcast_convert_type(x, jnp.uint16) if is_half else x
+
+        ready = _cast_kernels(self.params, self.config.dtype)
+        return jax.tree.map(as_bits, ready) if platform() == "cpu" else ready
+
     @property
     def remembers_by_view(self) -> bool:
         """Whether memory is a `cache.ViewCache`, to which views are added one by one."""
@@ -90,19 +110,19 @@ class Model:
 
     def encode(self, views: Views) -> Any:
         """Views [B, V, Y, X, 3] to a memory: of Efficient-LVSM a cache with one page per view."""
-        return _call(self.family, self.config, "encode", self.params, views)
+        return _call(self.family, self.config, "encode", self._ready, views)
 
     def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""
-        return _call(self.family, self.config, "decode", self.params, memory, cameras)
+        return _call(self.family, self.config, "decode", self._ready, memory, cameras)
 
     def input_tokens(self, views: Views) -> jax.Array:
         """Tokens [B, V, N, D] before the first encoder layer."""
-        return _call(self.family, self.config, "input_tokens", self.params, views)
+        return _call(self.family, self.config, "input_tokens", self._ready, views)
 
     def target_tokens(self, cameras: Cameras) -> jax.Array:
         """Tokens [B, T, N, D] before the first decoder layer."""
-        return _call(self.family, self.config, "target_tokens", self.params, cameras)
+        return _call(self.family, self.config, "target_tokens", self._ready, cameras)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
