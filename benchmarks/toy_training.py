@@ -1,0 +1,50 @@
+"""Small trainings on generated scenes that are compared with each other."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from efficient_lvsm_jax.checkpoints import load
+from efficient_lvsm_jax.models import abstract_params, configure
+from eval import Options, evaluate
+from train import train
+
+
+def squeezed(config: ConfigDict, *, seed: int, steps: int) -> ConfigDict:
+    """A configuration of configs/, two inputs a scene, its schedule in so many steps."""
+    config.seed, config.steps = seed, steps
+    config.checkpoint_every = steps
+    config.log.update(pictures_every=0, tensorboard=False, every=50)
+    config.optimizer.update(warmup_steps=steps // 25, decay_start=steps * 3 // 10, decay_end=steps)
+    config.data.update(num_inputs_cycle=(2,), scenes=8 * steps)  # every one once
+    config.evaluation.update(added_one_by_one=(), film_frames=0)
+    return config
+
+
+def trained_score(config: ConfigDict, workdir: Path, *, evaluation_seed: int) -> float:
+    """Trains, and returns the PSNR on the held-out scenes of a seed, dB."""
+    train(config, workdir)
+    scored = config.copy_and_resolve_references()
+    scored.seed = evaluation_seed
+    metrics = evaluate(scored, load(workdir), workdir / "evaluation", Options())
+    return metrics["summary"]["psnr"]
+
+
+def parameters(config: ConfigDict) -> int:
+    """Their number."""
+    shapes = abstract_params(config.family, configure(config.family, config.model.to_dict()))
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def behind(scores: Sequence[float], best: Sequence[float]) -> str:
+    """How far scores are behind others of the same seeds, with the standard error of the mean."""
+    differences = [a - b for a, b in zip(best, scores, strict=True)]
+    mean = statistics.mean(differences)
+    if not any(differences) or len(differences) < 2:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {statistics.stdev(differences) / len(differences) ** 0.5:.2f}"
