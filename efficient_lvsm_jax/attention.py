@@ -5,6 +5,7 @@ Axes: B scene, V view, H head, Q query, S page, M token of a page, K head dim, L
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from efficient_lvsm_jax import attention_kernels as kernels
-from efficient_lvsm_jax import attention_pages as pages
 from efficient_lvsm_jax import sharding
+from efficient_lvsm_jax.attention_pages import Pages, loops, whole_scores
 from efficient_lvsm_jax.errors import InputError
 
 # How attention is computed: loops for a CPU; whole scores; a kernel of NVIDIA's; one of Google's.
@@ -28,6 +29,7 @@ def attend(
     v: jax.Array,
     *,
     implementation: str = "auto",
+    scales: tuple[jax.Array | None, jax.Array | None] = (None, None),
     count: jax.Array | None = None,
     layer: jax.Array | None = None,
     spread: str | None = None,
@@ -40,6 +42,8 @@ def attend(
       k, v: keys and values in pages, [B, H, S, M, K] or [B, V, H, S, M, K]; with `layer`,
         [L, B, H, S, M, K].
       implementation: one of IMPLEMENTATIONS, or "auto", see `choose`.
+      scales: what stored keys and values are multiplied by, [B, H, S] each, or [L, B, H, S]; None
+        is 1. They may then be of any dtype, such as int8.
       count: number of leading pages to read, a traced int32 of at least 1. None reads all S.
         The work follows `count`, not S, and changing it compiles nothing. With 0 the result is
         NaN: callers own that check. Not meant for gradients.
@@ -70,12 +74,11 @@ def attend(
         raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
     name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
     mesh = sharding.mesh_in_use()
+    pages = Pages(k, v, *scales, count, layer)
     if mesh is None:
-        mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, k, v, count, layer)
+        mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, pages)
     else:
-        mixed, log_sum_exp = _attend_spread(
-            mesh, name, with_log_sum_exp, spread, q, k, v, count, layer
-        )
+        mixed, log_sum_exp = _attend_spread(mesh, name, with_log_sum_exp, spread, q, pages)
     return (mixed, log_sum_exp) if with_log_sum_exp else mixed
 
 
@@ -160,10 +163,7 @@ def _attend_spread(
     with_log_sum_exp: bool,
     spread: str | None,
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    count: jax.Array | None,
-    layer: jax.Array | None,
+    pages: Pages,
 ) -> tuple[jax.Array, jax.Array | None]:
     """`_attend_here` on every device of a mesh, each with its scenes and its views or pages."""
     devices = mesh.shape.get(sharding.CONTEXT, 1) if spread else 1
@@ -173,104 +173,80 @@ def _attend_spread(
     elif devices > 1:
         by_pages = sharding.CONTEXT
     rows = (sharding.AXES, *(by_views,) * (q.ndim == 5), None)  # B, V if there is one, H
-    keys = (*(None,) * (layer is not None), *rows, by_pages)
+    stored = P(*(None,) * (pages.layer is not None), *rows, by_pages)
     sharding.check_divides(mesh, "scenes", q.shape[0], sharding.AXES)
     if devices > 1:
-        held = q.shape[1] if spread == "views" else k.shape[-3]
+        held = q.shape[1] if spread == "views" else pages.slots
         what = "input views" if spread == "views" else "pages of the cache"
         sharding.check_divides(mesh, what, held, (sharding.CONTEXT,))
 
-    def here(q: jax.Array, k: jax.Array, v: jax.Array, *numbers: jax.Array) -> tuple:
-        numbers = dict(zip(given, numbers, strict=True))
-        count = numbers.get("count")
-        if by_pages and count is not None:  # pages are spread in order: the first devices have more
-            mine = k.shape[-3]
-            count = jnp.clip(count - jax.lax.axis_index(by_pages) * mine, 0, mine)
-        partial = _attend_here(
-            name, with_log_sum_exp or bool(by_pages), q, k, v, count, numbers.get("layer")
-        )
+    def here(q: jax.Array, pages: Pages) -> tuple:
+        if by_pages and pages.count is not None:  # spread in order: the first devices have more
+            mine = pages.slots
+            count = jnp.clip(pages.count - jax.lax.axis_index(by_pages) * mine, 0, mine)
+            pages = dataclasses.replace(pages, count=count)
+        partial = _attend_here(name, with_log_sum_exp or bool(by_pages), q, pages)
         return _combine_over(by_pages, *partial) if by_pages else partial
 
-    given = {name: x for name, x in (("count", count), ("layer", layer)) if x is not None}
     return jax.shard_map(
         here,
         mesh=mesh,
-        in_specs=(P(*rows), P(*keys), P(*keys), *(P(),) * len(given)),
+        in_specs=(P(*rows), jax.tree.map(lambda x: stored if x.ndim else P(), pages)),
         out_specs=P(*rows),
         check_vma=False,  # kernels do not say over which axes their results vary
-    )(q, k, v, *given.values())
+    )(q, pages)
 
 
 def _attend_here(
-    name: str,
-    with_log_sum_exp: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    count: jax.Array | None,
-    layer: jax.Array | None,
+    name: str, with_log_sum_exp: bool, q: jax.Array, pages: Pages
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention on one device by a named implementation: the result and its log-sum-exp."""
     shape = q.shape
     if q.ndim == 5:  # B and V as one
-        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+        q, pages = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (q, pages))
     if name == "cudnn":
-        mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, k, v, count, layer)
-    elif name == "splash" and count is None and layer is None:
-        mixed, log_sum_exp = _one_call(kernels.splash, with_log_sum_exp, q, k, v, None, None)
+        mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, pages)
+    elif name == "splash" and pages.is_plain:
+        mixed, log_sum_exp = _one_call(kernels.splash, with_log_sum_exp, q, pages)
     elif name == "splash":
-        mixed, log_sum_exp = _splash_page_by_page(q, k, v, count, layer)
+        mixed, log_sum_exp = _splash_page_by_page(q, pages)
     else:
-        compute = {"cpu": pages.loops, "xla": pages.whole_scores}[name]
-        mixed, log_sum_exp = compute(q, k, v, count, layer, with_log_sum_exp=with_log_sum_exp)
+        compute = {"cpu": loops, "xla": whole_scores}[name]
+        mixed, log_sum_exp = compute(q, pages, with_log_sum_exp=with_log_sum_exp)
     if log_sum_exp is not None:
         log_sum_exp = log_sum_exp.reshape(shape[:-1])
     return mixed.reshape(shape), log_sum_exp
 
 
 def _one_call(
-    kernel: Callable,
-    with_log_sum_exp: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    count: jax.Array | None,
-    layer: jax.Array | None,
+    kernel: Callable, with_log_sum_exp: bool, q: jax.Array, pages: Pages
 ) -> tuple[jax.Array, jax.Array | None]:
     """A kernel on all pages merged, or on the leading `count` of them."""
-    if layer is not None:
-        k, v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (k, v))
-    page_tokens = k.shape[-2]
+    k, v = pages.whole_layer(q.dtype)
     k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
+    count = pages.count
     if count is None:
         if with_log_sum_exp:
             return kernels.differentiable_log_sum_exp(kernel, q, k, v)
         return kernel(q, k, v), None
     # A kernel that is told to read nothing may do anything, so it reads a page that counts nothing.
-    length = jnp.maximum(count, 1) * page_tokens
+    length = jnp.maximum(count, 1) * pages.k.shape[-2]
     if not with_log_sum_exp:
         return jnp.where(count > 0, kernel(q, k, v, length=length), jnp.nan), None
     mixed, log_sum_exp = kernels.LOG_SUM_EXP[kernel](q, k, v, length=length)
     return jnp.where(count > 0, mixed, jnp.nan), jnp.where(count > 0, log_sum_exp, -jnp.inf)
 
 
-def _splash_page_by_page(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    count: jax.Array | None,
-    layer: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+def _splash_page_by_page(q: jax.Array, pages: Pages) -> tuple[jax.Array, jax.Array]:
     """Attention by a call of the splash kernel for each page; not differentiable."""
 
     def fold(page: jax.Array, carry: tuple) -> tuple:
-        k_page, v_page = (pages.page_of(x, page, layer) for x in (k, v))
-        return combine(*carry, *kernels.splash_with_log_sum_exp(q, k_page, v_page))
+        k, v = pages.page(page, q.dtype)
+        return combine(*carry, *kernels.splash_with_log_sum_exp(q, k, v))
 
     start = (
         jnp.full(q.shape, jnp.nan, jnp.float32),
         jnp.full(q.shape[:-1], -jnp.inf, jnp.float32),
     )  # nothing read yet
-    steps = k.shape[-3] if count is None else count
-    mixed, log_sum_exp = jax.lax.fori_loop(0, steps, fold, start)
+    mixed, log_sum_exp = jax.lax.fori_loop(0, pages.steps, fold, start)
     return mixed.astype(q.dtype), log_sum_exp

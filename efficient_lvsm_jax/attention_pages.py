@@ -9,6 +9,8 @@ Axes: B batch, H head, Q query, S page, M token of a page, K head dim, L layer.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -21,92 +23,143 @@ from efficient_lvsm_jax.attention_kernels import SAVED_NAME
 SMALL_SCORES = 2**16
 # Queries at most whose scores exist at a time, and in the backward pass, which holds them twice.
 QUERY_BLOCK, BACKWARD_BLOCK = 1024, 512
-# Up to this many keys, pages are merged and a query sees its whole row; beyond, page after page is
-# folded in, as fast on a CPU and leaner.
+# Up to this many keys, pages are merged and a query sees its whole row; beyond, so many at a time
+# are folded in, as fast on a CPU and leaner.
 WHOLE_ROW_KEYS = 1024
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("k", "v", "k_scale", "v_scale", "count", "layer"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Keys and values as they are stored, and which of them are read.
+
+    Attributes:
+      k, v: [B, H, S, M, K] of any dtype, uint16 being the bits of bfloat16; with `layer`
+        [L, B, H, S, M, K].
+      k_scale, v_scale: what the stored numbers are multiplied by, [B, H, S] or [L, B, H, S]; None
+        is 1.
+      count: number of leading pages to read; None reads all.
+      layer: which layer to read.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
+    count: jax.Array | None = None
+    layer: jax.Array | None = None
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.k.shape[-3]
+
+    @property
+    def steps(self) -> jax.Array | int:
+        """How many pages are read."""
+        return self.slots if self.count is None else self.count
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all pages of the arrays are read, so that gradients can flow through."""
+        return self.count is None and self.layer is None
+
+    def page(
+        self, index: jax.Array | int, dtype: jnp.dtype, row: tuple = ()
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of a page, [B, H, M, K], or [M, K] at one (batch, head) `row`."""
+        lead = () if self.layer is None else (self.layer,)
+        batch, heads, _, page_tokens, head_dim = self.k.shape[-5:]
+        start = (*lead, *(row or (0, 0)), index)
+        size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (1,)
+        shape = () if row else (batch, heads)
+
+        def read(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
+            page = jax.lax.dynamic_slice(stored, (*start, 0, 0), (*size, page_tokens, head_dim))
+            if scale is not None:
+                scale = jax.lax.dynamic_slice(scale, start, size).reshape(*shape, 1, 1)
+            return _decoded(page.reshape(*shape, page_tokens, head_dim), scale, dtype)
+
+        return read(self.k, self.k_scale), read(self.v, self.v_scale)
+
+    def whole_layer(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of all slots of the layer, [B, H, S, M, K]."""
+
+        def read(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
+            if self.layer is not None:
+                stored, scale = jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False),
+                    (stored, scale),
+                )
+            return _decoded(stored, None if scale is None else scale[..., None, None], dtype)
+
+        return read(self.k, self.k_scale), read(self.v, self.v_scale)
+
+
+def _decoded(stored: jax.Array, scale: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+    if stored.dtype == jnp.uint16:
+        stored = jax.lax.bitcast_convert_type(stored, jnp.bfloat16)
+    if scale is None:
+        return stored.astype(dtype)
+    return (stored.astype(jnp.float32) * scale).astype(dtype)
+
+
 def whole_scores(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    count: jax.Array | None,
-    layer: jax.Array | None,
-    *,
-    with_log_sum_exp: bool,
+    q: jax.Array, pages: Pages, *, with_log_sum_exp: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention of all heads at once, page after page.
 
     Args:
       q: [B, H, Q, K].
-      k, v: [B, H, S, M, K], or [L, B, H, S, M, K] with `layer`.
-      count: number of leading pages to read; None reads all.
-      layer: which layer to read.
+      pages: of the same B, H and K.
       with_log_sum_exp: whether the log-sum-exps of the scores, [B, H, Q] float32, are wanted.
     """
-    k, v = (_merged(x) if count is None and layer is None else x for x in (k, v))
+    if pages.is_plain:
+        pages = Pages(*(_merged(x) for x in pages.whole_layer(q.dtype)))
     mixed, log_sum_exp = _fold_pages(
-        q,
-        lambda page: (page_of(k, page, layer), page_of(v, page, layer)),
-        k.shape[-3] if count is None else count,
-        with_log_sum_exp,
+        q, lambda page: pages.page(page, q.dtype), pages.steps, with_log_sum_exp
     )
     return checkpoint_name(mixed, SAVED_NAME), log_sum_exp
 
 
 def loops(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    count: jax.Array | None,
-    layer: jax.Array | None,
-    *,
-    with_log_sum_exp: bool,
+    q: jax.Array, pages: Pages, *, with_log_sum_exp: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """`whole_scores`, head by head unless the scores of a head are few.
 
     Head by head the log-sum-exps come unasked: the backward pass needs them, and a compiler drops
     what is not used.
     """
-    keys = k.shape[-3] * k.shape[-2]
-    if q.shape[2] * keys <= SMALL_SCORES:
-        return whole_scores(q, k, v, count, layer, with_log_sum_exp=with_log_sum_exp)
-    if count is None and layer is None:
-        return _by_heads(q, _merged(k), _merged(v))
-    return _walk_heads(q, k, v, count, layer)
-
-
-def page_of(
-    x: jax.Array, page: jax.Array | int, layer: jax.Array | None, row: tuple = ()
-) -> jax.Array:
-    """Page `page` of x: [B, H, M, K], or [M, K] at one (batch, head) `row`."""
-    lead = () if layer is None else (layer,)
-    batch, heads, _, page_tokens, head_dim = x.shape[-5:]
-    start = (*lead, *(row or (0, 0)), page, 0, 0)
-    size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (1, page_tokens, head_dim)
-    shape = (() if row else (batch, heads)) + (page_tokens, head_dim)
-    return jax.lax.dynamic_slice(x, start, size).reshape(shape)
+    if q.shape[2] * pages.slots * pages.k.shape[-2] <= SMALL_SCORES:
+        return whole_scores(q, pages, with_log_sum_exp=with_log_sum_exp)
+    if pages.is_plain:
+        return _by_heads(q, *(_merged(x) for x in pages.whole_layer(q.dtype)))
+    return _walk_heads(q, pages)
 
 
 def _merged(x: jax.Array) -> jax.Array:
-    """[B, H, S, M, K] as one page if it is not too long for that."""
+    """[B, H, S, M, K] as one page if it is not too long for that, a long one as several."""
     keys = x.shape[-3] * x.shape[-2]
-    return x.reshape(*x.shape[:2], 1, keys, x.shape[-1]) if keys <= WHOLE_ROW_KEYS else x
+    if keys > WHOLE_ROW_KEYS and keys % WHOLE_ROW_KEYS:
+        return x
+    length = min(keys, WHOLE_ROW_KEYS)
+    return x.reshape(*x.shape[:2], -1, length, x.shape[-1])
 
 
-def _walk_heads(
-    q: jax.Array, k: jax.Array, v: jax.Array, count: jax.Array | None, layer: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+def _walk_heads(q: jax.Array, pages: Pages) -> tuple[jax.Array, jax.Array]:
     """Attention and log-sum-exps, a head and a block of queries after the other."""
     batch, heads, queries, _ = q.shape
-    steps = k.shape[-3] if count is None else count
 
     def one_head(row: tuple) -> tuple:
         def one_block(block: jax.Array) -> tuple:
             def fetch(page: jax.Array | int) -> tuple:
-                return page_of(k, page, layer, row), page_of(v, page, layer, row)
+                return pages.page(page, q.dtype, row)
 
-            return _fold_pages(block, fetch, steps, with_log_sum_exp=True)
+            return _fold_pages(block, fetch, pages.steps, with_log_sum_exp=True)
 
         outputs = jax.lax.map(one_block, _in_blocks(q[row], QUERY_BLOCK))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:queries], outputs)
@@ -128,11 +181,11 @@ def _in_blocks(x: jax.Array, largest: int) -> jax.Array:
 @jax.custom_vjp
 def _by_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`_walk_heads` over all pages, with a backward pass of its own."""
-    return _walk_heads(q, k, v, None, None)
+    return _walk_heads(q, Pages(k, v))
 
 
 def _by_heads_forward(*qkv: jax.Array) -> tuple:
-    outputs = _walk_heads(*qkv, None, None)
+    outputs = _by_heads(*qkv)
     # Outside of this function a name would not be seen by what keeps the backward pass's inputs.
     outputs = jax.tree.map(lambda x: checkpoint_name(x, SAVED_NAME), outputs)
     return outputs, (*qkv, *outputs)

@@ -16,43 +16,120 @@ import jax
 import jax.numpy as jnp
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.sharding import platform
+
+# How keys and values are stored. On a CPU "bf16" is the bits of bfloat16, as uint16: to slice
+# bfloat16 it would make all of it float32.
+PRECISIONS = {
+    "fp32": jnp.float32,
+    "bf16": jnp.bfloat16,
+    "int8": jnp.int8,
+    "fp8": jnp.float8_e4m3fn,
+}
+# The largest number that can be stored, to which a scale brings values.
+LARGEST = {jnp.dtype(jnp.int8): 127.0, jnp.dtype(jnp.float8_e4m3fn): 448.0}
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("k", "v", "count"), meta_fields=()
+    jax.tree_util.register_dataclass,
+    data_fields=("k", "v", "k_scale", "v_scale", "count"),
+    meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
 class ViewCache:
     """Keys (after their norm) and values of the input views.
 
     Attributes:
-      k, v: [L, B, H, S, N, K].
+      k, v: [L, B, H, S, N, K], stored in one of PRECISIONS.
       count: int32 scalar, the number of pages in use; None means all S of them, as `encode`
         returns it (then gradients can flow through).
+      k_scale, v_scale: what stored numbers are multiplied by, [L, B, H, S] float32: one scale for
+        each page of a head; None if they are stored as they are.
     """
 
     k: jax.Array
     v: jax.Array
     count: jax.Array | None = None
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
 
     @property
     def capacity(self) -> int:
         """Number of page slots."""
         return self.k.shape[3]
 
+    @property
+    def precision(self) -> str:
+        """In which of PRECISIONS keys and values are stored."""
+        if self.k.dtype == jnp.uint16:
+            return "bf16"
+        return next(name for name, dtype in PRECISIONS.items() if self.k.dtype == dtype)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+        arrays = (self.k, self.v, self.k_scale, self.v_scale)
+        return sum(x.size * x.dtype.itemsize for x in arrays if x is not None) // self.capacity
+
+
+def store(cache: ViewCache, precision: str) -> ViewCache:
+    """The same views, stored in another of PRECISIONS.
+
+    int8 and fp8 (e4m3) numbers have a scale for each page of a head, which brings the largest
+    value to the largest number there is.
+    """
+    dtype = _stored_dtype(jnp.dtype(PRECISIONS[precision]))
+    return cache if cache.k.dtype == dtype else _stored_as(cache, dtype)
+
+
+def _stored_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """As which dtype one of PRECISIONS is kept here."""
+    return jnp.dtype(jnp.uint16) if dtype == jnp.bfloat16 and platform() == "cpu" else dtype
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _stored_as(cache: ViewCache, dtype: jnp.dtype) -> ViewCache:
+    if cache.k.dtype == dtype:
+        return cache
+    k, k_scale = _encoded(_numbers(cache.k, cache.k_scale), dtype)
+    v, v_scale = _encoded(_numbers(cache.v, cache.v_scale), dtype)
+    return ViewCache(k, v, cache.count, k_scale, v_scale)
+
+
+def _encoded(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
+    """Values [L, B, H, S, N, K] as `dtype`, and their scales [L, B, H, S] if it has them."""
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), dtype), None
+    if dtype not in LARGEST:
+        return x.astype(dtype), None
+    largest = jnp.abs(x).max(axis=(-2, -1))
+    scale = jnp.where(largest > 0, largest / LARGEST[dtype], 1.0)
+    x = x / scale[..., None, None]
+    return (jnp.round(x) if dtype == jnp.int8 else x).astype(dtype), scale
+
+
+def _numbers(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Float32 values of what is stored."""
+    if stored.dtype == jnp.uint16:
+        stored = jax.lax.bitcast_convert_type(stored, jnp.bfloat16)
+    stored = stored.astype(jnp.float32)
+    return stored if scale is None else stored * scale[..., None, None]
+
 
 def empty(capacity: int, page: ViewCache) -> ViewCache:
-    """A cache without views and room for `capacity` pages like those of `page`.
+    """A cache without views, with room for `capacity` pages like those of `page`.
 
-    `page` gives every other size and the dtype; it may be abstract (`jax.eval_shape`).
+    `page` gives every other size and how it is stored; it may be abstract (`jax.eval_shape`).
     """
     if capacity < 1:
         raise InputError(f"cache capacity {capacity}: expected at least 1 page")
-    shape = (*page.k.shape[:3], capacity, *page.k.shape[4:])
-    # Two separate buffers: the same zeros for k and v could not be donated.
-    return ViewCache(
-        jnp.zeros(shape, page.k.dtype), jnp.zeros(shape, page.v.dtype), jnp.zeros((), jnp.int32)
-    )
+
+    # Separate buffers: the same zeros for k and v could not be donated.
+    def room(x: jax.Array) -> jax.Array:
+        return jnp.zeros((*x.shape[:3], capacity, *x.shape[4:]), _stored_dtype(x.dtype))
+
+    pages = jax.tree.map(room, dataclasses.replace(page, count=None))
+    return dataclasses.replace(pages, count=jnp.zeros((), jnp.int32))
 
 
 def append(cache: ViewCache, page: ViewCache) -> ViewCache:
@@ -92,18 +169,24 @@ def grow(cache: ViewCache, capacity: int) -> ViewCache:
     """The same views in a cache with `capacity` slots. The new shape compiles its readers anew."""
     if capacity < cache.capacity:
         raise InputError(f"cannot grow a cache of {cache.capacity} pages to {capacity}")
-    room = [(0, 0)] * 3 + [(0, capacity - cache.capacity)] + [(0, 0)] * 2
-    return ViewCache(jnp.pad(cache.k, room), jnp.pad(cache.v, room), _counted(cache).count)
+
+    def grown(x: jax.Array) -> jax.Array:
+        room = [(0, capacity - cache.capacity) if axis == 3 else (0, 0) for axis in range(x.ndim)]
+        return jnp.pad(x, room)
+
+    pages = jax.tree.map(grown, dataclasses.replace(cache, count=None))
+    return dataclasses.replace(pages, count=_counted(cache).count)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _append(cache: ViewCache, page: ViewCache) -> ViewCache:
+    page = _stored_as(page, cache.k.dtype)
     return dataclasses.replace(_write(cache, cache.count, page), count=cache.count + 1)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _replace(cache: ViewCache, index: jax.Array, page: ViewCache) -> ViewCache:
-    return _write(cache, index, page)
+    return _write(cache, index, _stored_as(page, cache.k.dtype))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -111,7 +194,8 @@ def _remove(cache: ViewCache, index: jax.Array) -> ViewCache:
     last = cache.count - 1
     # A gather, not a slice, which would bring all pages together if they are spread over devices.
     page = jax.tree.map(
-        lambda x: jnp.take(x, last[None], axis=3, mode="clip"), ViewCache(cache.k, cache.v)
+        lambda x: jnp.take(x, last[None], axis=3, mode="clip"),
+        dataclasses.replace(cache, count=None),
     )
     cache = _write(cache, index, page)
     # Zeroed second, so that removing the last page itself leaves nothing either.
@@ -119,11 +203,13 @@ def _remove(cache: ViewCache, index: jax.Array) -> ViewCache:
 
 
 def _write(cache: ViewCache, index: jax.Array, page: ViewCache) -> ViewCache:
-    k, v = (
-        jax.lax.dynamic_update_slice_in_dim(pool, new.astype(pool.dtype), index, axis=3)
-        for pool, new in ((cache.k, page.k), (cache.v, page.v))
+    """The cache with one page, stored alike, in slot `index`."""
+    pages = jax.tree.map(
+        lambda pool, new: jax.lax.dynamic_update_slice_in_dim(pool, new, index, axis=3),
+        dataclasses.replace(cache, count=None),
+        dataclasses.replace(page, count=None),
     )
-    return dataclasses.replace(cache, k=k, v=v)
+    return dataclasses.replace(pages, count=cache.count)
 
 
 def _check_page(cache: ViewCache, page: ViewCache) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views, check_cameras
@@ -18,6 +21,7 @@ from efficient_lvsm_jax.models import Model
 # Targets are rendered in groups of these sizes, so any number of them compiles at most four
 # programs and none is padded.
 TARGET_GROUPS = (8, 4, 2, 1)
+WHEN_FULL = ("refuse", "oldest", "farthest")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,13 +51,51 @@ class Session:
       frame: the SceneFrame in use, None until it is fixed.
     """
 
-    def __init__(self, model: Model, *, frame: SceneFrame | None = None, capacity: int = 4):
-        """Starts an empty session with room for `capacity` views; room doubles when it runs out."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        frame: SceneFrame | None = None,
+        capacity: int = 4,
+        precision: str | None = None,
+        max_bytes: int | None = None,
+        when_full: str = "refuse",
+    ):
+        """Starts an empty session.
+
+        Args:
+          model: what encodes and renders.
+          frame: the scene frame; None fixes it at the first `render`.
+          capacity: views that there is room for; room doubles when it runs out, which compiles
+            everything that reads the cache anew.
+          precision: how keys and values are stored, one of `cache.PRECISIONS`; None is as
+            `model.config.cache` says.
+          max_bytes: most bytes that the cache may take; None is no limit. While room doubles, the
+            old cache is there beside it.
+          when_full: what `add` does when max_bytes holds no further view: "refuse" it, or take out
+            the "oldest" view or the one whose camera is "farthest" from the new one, with a
+            warning.
+
+        Raises:
+          InputError: an impossible value, or a precision or limit for a model without a cache.
+        """
         if capacity < 1:
             raise InputError(f"capacity={capacity}: expected at least 1 view")
+        if when_full not in WHEN_FULL:
+            raise InputError(f"when_full={when_full!r}: expected {', '.join(WHEN_FULL)}")
+        if (precision or max_bytes is not None) and not model.remembers_by_view:
+            raise InputError(
+                f"precision and max_bytes are about the cache, and {model.family} has none"
+            )
+        if precision:
+            config = dataclasses.replace(model.config, cache=precision)
+            model = dataclasses.replace(model, config=config)
         self.frame = frame
         self._model = model
         self._capacity = capacity
+        self._max_bytes, self._when_full = max_bytes, when_full
+        self._most: dict[tuple[int, int], int] = {}  # views that max_bytes holds, by their size
+        self._centres: dict[int, np.ndarray] = {}  # of the cameras of all views, in world units
         self._cache: pages.ViewCache | None = None
         self._encoded: list[int] = []  # the view id of every page in use, in slot order
         self._waiting: dict[int, _View] = {}  # added before the frame is fixed, not encoded yet
@@ -76,10 +118,12 @@ class Session:
 
         Raises:
           InputError: image of another size, not divisible by the patch, out of range or not
-            finite; camera not finite, not rigid, or with focal length ≤ 0.
+            finite; camera not finite, not rigid, or with focal length ≤ 0; no room.
         """
         view = self._checked(image, c2w, fxfycxcy)
+        self._make_room(view)
         view_id = next(self._ids)
+        self._centres[view_id] = view.c2w[:3, 3]
         if self.frame is None or not self._model.remembers_by_view:
             self._waiting[view_id] = view
         else:
@@ -90,6 +134,7 @@ class Session:
     def remove(self, view: int) -> None:
         """Takes a view out, as if it had never been added. Raises InputError for an unknown id."""
         self._known(view)
+        del self._centres[view]
         if self._waiting.pop(view, None) is not None:
             return
         slot = self._encoded.index(view)
@@ -101,6 +146,7 @@ class Session:
         """Puts another picture in place of a view; the id stays. Arguments and errors as `add`."""
         self._known(view)
         new = self._checked(image, c2w, fxfycxcy)
+        self._centres[view] = new.c2w[:3, 3]
         if view in self._waiting:
             self._waiting[view] = new
         else:
@@ -146,6 +192,50 @@ class Session:
         pictures = np.concatenate(pictures)
         return pictures if many else pictures[0]
 
+    def warm_up(
+        self,
+        size: tuple[int, int],
+        *,
+        render_sizes: Sequence[tuple[int, int]] | None = None,
+        targets: Sequence[int] = TARGET_GROUPS,
+        progress: bool = False,
+    ) -> None:
+        """Compiles beforehand all that a session of such pictures runs until its room doubles.
+
+        Args:
+          size: (height, width) of the input pictures.
+          render_sizes: of the pictures to render; None is `size` alone. A picture of another size
+            compiles when it is first rendered: padding it to one of these would change it, as the
+            patches of a picture attend to each other.
+          targets: how many pictures are rendered at a time, out of TARGET_GROUPS.
+          progress: show a bar.
+
+        Raises:
+          InputError: there are views already, a size the patch does not divide, an unknown group,
+            or a model without a cache, which compiles for every number of views.
+        """
+        render_sizes = [size] if render_sizes is None else render_sizes
+        for each in (size, *render_sizes):
+            self._check_size(each, "warm_up size")
+        if not self._model.remembers_by_view:
+            raise InputError(f"warm_up: {self._model.family} compiles for every number of views")
+        if self.views:
+            raise InputError("warm_up: the session has views already; call it before the first add")
+        if not set(targets) <= set(TARGET_GROUPS):
+            raise InputError(f"targets={targets}: expected some of {TARGET_GROUPS}")
+        frame, self.frame = self.frame, SceneFrame.identity()
+        camera = np.eye(4), np.array([size[1], size[0], size[1] / 2, size[0] / 2])
+        steps = [(each, count) for each in render_sizes for count in targets]
+        with tqdm(total=1 + len(steps), desc="compiling", disable=not progress) as bar:
+            view = self.add(np.zeros((*size, 3), np.float32), *camera)
+            self.replace(view, np.zeros((*size, 3), np.float32), *camera)
+            bar.update()
+            for each, count in steps:
+                self.render(*(np.stack([x] * count) for x in camera), each)
+                bar.update()
+        self.remove(view)
+        self.frame, self._ids = frame, itertools.count()
+
     def block_until_ready(self) -> None:
         """Waits until everything added so far is in the cache; for timing."""
         jax.block_until_ready(self._cache)
@@ -180,12 +270,53 @@ class Session:
         )
         return SceneFrame(np.linalg.inv(c2w[0]), 1.0)
 
+    def _make_room(self, new: _View) -> None:
+        """Sees to it that one view more is within max_bytes."""
+        most = self._most_views(new.image.shape[:2])
+        if len(self._centres) < most:
+            return
+        if self._when_full == "refuse":
+            raise InputError(
+                f"max_bytes={self._max_bytes} holds {most} views of this size and has them; "
+                "remove() one first, or choose when_full='oldest' or 'farthest'"
+            )
+        leaving = min(self._centres)
+        if self._when_full == "farthest":
+            distances = {
+                view: np.linalg.norm(centre - new.c2w[:3, 3])
+                for view, centre in self._centres.items()
+            }
+            leaving = max(distances, key=distances.get)
+        self.remove(leaving)
+        warnings.warn(
+            f"view {leaving} was taken out to make room, as when_full={self._when_full!r} says: "
+            f"max_bytes={self._max_bytes} holds {most} views of this size",
+            stacklevel=3,
+        )
+
+    def _most_views(self, size: tuple[int, int]) -> float:
+        """How many views of a size max_bytes holds."""
+        if self._max_bytes is None:
+            return math.inf
+        if size not in self._most:
+            shapes = ((*size, 3), (4, 4), (4,))
+            view = Views(*(jax.ShapeDtypeStruct((1, 1, *shape), np.float32) for shape in shapes))
+            page = jax.eval_shape(self._model.encode, view)
+            self._most[size] = self._max_bytes // page.page_bytes
+            if self._most[size] < 1:
+                raise InputError(
+                    f"max_bytes={self._max_bytes} holds no view of {size[0]}x{size[1]} (height x "
+                    f"width): one takes {page.page_bytes} bytes as {page.precision}"
+                )
+        return self._most[size]
+
     def _append(self, view_id: int, view: _View) -> None:
         page = self._encode(view)
+        most = self._most_views(view.image.shape[:2])
         if self._cache is None:
-            self._cache = pages.empty(self._capacity, page)
+            self._cache = pages.empty(min(self._capacity, most), page)
         if len(self._encoded) == self._cache.capacity:
-            self._cache = pages.grow(self._cache, 2 * self._cache.capacity)
+            self._cache = pages.grow(self._cache, min(2 * self._cache.capacity, most))
         self._cache = pages.append(self._cache, page)
         self._encoded.append(view_id)
 

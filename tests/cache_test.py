@@ -168,3 +168,38 @@ def test_a_cache_from_encode_can_be_updated_too(small_model):
     removed = pages.remove(copy(encoded), 5)
     five = filled(small_model, range(5))
     np.testing.assert_allclose(render(small_model, removed), render(small_model, five), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
+def test_stored_keys_and_values_are_near_the_exact_ones(small_model, precision):
+    exact = small_model.encode(VIEWS)
+    stored = pages.store(exact, precision)
+    assert stored.precision == precision
+    for got, expected in zip(
+        jax.tree.leaves(pages.store(stored, "fp32")), jax.tree.leaves(exact), strict=True
+    ):
+        largest = np.abs(expected).max(axis=(-2, -1), keepdims=True)
+        steps = {"bf16": 2**-8 * np.abs(expected), "int8": largest / 254, "fp8": largest / 28}
+        assert (np.abs(got - expected) <= steps[precision] * 1.001).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
+def test_a_cache_stores_what_is_added_as_it_stores_the_rest(small_model, precision):
+    """One by one, replaced and removed, partly filled: the same picture as all at once."""
+    together = render(small_model, pages.store(small_model.encode(VIEWS), precision))
+    first = pages.store(small_model.encode(one_view(VIEWS, 0)), precision)
+    cache = pages.empty(8, first)
+    for index in (5, 0, 1, 2, 3, 4, 4):
+        cache = pages.append(cache, small_model.encode(one_view(VIEWS, index)))
+    cache = pages.remove(cache, 0)
+    cache = pages.replace(cache, 0, small_model.encode(one_view(VIEWS, 5)))
+    assert cache.precision == precision
+    np.testing.assert_allclose(render(small_model, cache), together, atol=2e-6)
+    grown = pages.grow(cache, 11)
+    np.testing.assert_allclose(render(small_model, grown), together, atol=2e-6)
+
+
+def test_pages_of_zeros_have_a_scale_too():
+    zeros = jax.numpy.zeros((2, 1, 2, 1, 6, 16))
+    stored = pages.store(pages.ViewCache(zeros, zeros), "int8")
+    assert not np.asarray(pages.store(stored, "fp32").k).any()

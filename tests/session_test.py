@@ -188,3 +188,99 @@ def test_a_view_id_is_never_given_twice(small_model):
     assert session.add(*view(2)) not in ids
     with pytest.raises(InputError, match="no view"):
         session.remove(ids[1])
+
+
+def count_compilations():
+    """A list that grows by one for every program compiled from now on."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seen
+
+
+def test_after_warm_up_nothing_is_compiled(small_model):
+    frame = SceneFrame.from_cameras(VIEWS.c2w[0])
+    session = Session(small_model, frame=frame, capacity=3)
+    session.warm_up(SIZE, render_sizes=[SIZE, (24, 16)])
+    compiled = count_compilations()
+    ids = [session.add(*view(index)) for index in (0, 1, 2)]
+    pictures = session.render(*targets(11))
+    session.render(*targets(7))
+    session.remove(ids[1])
+    session.add(*view(3))
+    session.replace(ids[0], *view(4))
+    session.render(*targets(3)[:2], (24, 16))
+    assert not compiled
+    fresh, _ = session_of(small_model, [0, 1, 2], frame=frame)
+    np.testing.assert_allclose(pictures, fresh.render(*targets(11)), atol=1e-6)
+
+
+def test_warm_up_comes_first_and_leaves_the_frame_open(small_model):
+    session = Session(small_model)
+    session.warm_up(SIZE, targets=[2])
+    assert session.frame is None and session.views == []
+    assert session.add(*view(0)) == 0
+    with pytest.raises(InputError, match="before the first add"):
+        session.warm_up(SIZE)
+    with pytest.raises(InputError, match="expected some of"):
+        Session(small_model).warm_up(SIZE, targets=[3])
+
+
+@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.5), ("int8", 0.25), ("fp8", 0.25)])
+def test_stored_with_fewer_bits_pictures_stay_near(small_model, precision, share):
+    frame = SceneFrame.from_cameras(VIEWS.c2w[0])
+    exact, _ = session_of(small_model, range(3), frame=frame)
+    coarse, _ = session_of(small_model, range(3), frame=frame, precision=precision)
+    difference = np.abs(coarse.render(*targets(5)) - exact.render(*targets(5))).max()
+    assert 0 < difference < 0.02
+    page = 2 * 2 * 6 * 32 * 4  # keys and values, layers, tokens, width, bytes
+    scales = 2 * 2 * 2 * 4 if share == 0.25 else 0
+    assert coarse._cache.page_bytes == page * share + scales
+
+
+def test_a_budget_refuses_what_it_does_not_hold(small_model):
+    page = 2 * 2 * 6 * 32 * 4
+    with pytest.raises(InputError, match=f"one takes {page} bytes as fp32"):
+        session_of(small_model, [0], max_bytes=page - 1)
+    session, ids = session_of(small_model, [0, 1, 2], max_bytes=3 * page + 1, capacity=2)
+    with pytest.raises(InputError, match="holds 3 views of this size and has them"):
+        session.add(*view(3))
+    session.render(*targets())
+    assert session._cache.capacity == 3
+    with pytest.raises(InputError, match="when_full='oldest'"):
+        session.add(*view(3))
+    session.remove(ids[0])
+    session.add(*view(3))
+
+
+@pytest.mark.parametrize("when_full", ["oldest", "farthest"])
+@pytest.mark.parametrize("render_first", [False, True])
+def test_a_full_budget_takes_a_view_out_and_says_so(small_model, when_full, render_first):
+    frame = SceneFrame.from_cameras(VIEWS.c2w[0])
+    page = 2 * 2 * 6 * 32 * 4
+    session, ids = session_of(
+        small_model, [0, 1, 2], frame=frame, max_bytes=3 * page, when_full=when_full
+    )
+    if render_first:
+        session.render(*targets())
+    distances = np.linalg.norm(VIEWS.c2w[0, :3, :3, 3] - VIEWS.c2w[0, 3, :3, 3], axis=-1)
+    leaving = 0 if when_full == "oldest" else int(np.argmax(distances))
+    with pytest.warns(UserWarning, match=f"view {leaving} was taken out"):
+        new = session.add(*view(3))
+    assert session.views == sorted({*ids, new} - {leaving})
+    kept = [index for index in range(4) if index != leaving]
+    expected, _ = session_of(small_model, kept, frame=frame)
+    np.testing.assert_allclose(session.render(*targets()), expected.render(*targets()), atol=1e-5)
+
+
+def test_options_of_a_cache_are_checked(small_model):
+    for options, problem in (
+        ({"precision": "int4"}, "expected computed or one of fp32, bf16, int8, fp8"),
+        ({"when_full": "newest"}, "expected refuse, oldest, farthest"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            Session(small_model, **options)

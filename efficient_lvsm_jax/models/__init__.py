@@ -100,8 +100,11 @@ class Model:
             is_half = x.dtype == jnp.bfloat16
             return jax.lax.bitcast_convert_type(x, jnp.uint16) if is_half else x
 
-        ready = _cast_kernels(self.params, self.config.dtype)
-        return jax.tree.map(as_bits, ready) if platform() == "cpu" else ready
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.params)):
+            return self.params  # while tracing; `bind` casts them
+        with jax.ensure_compile_time_eval():
+            ready = _cast_kernels(self.params, self.config.dtype)
+            return jax.tree.map(as_bits, ready) if platform() == "cpu" else ready
 
     @property
     def remembers_by_view(self) -> bool:
@@ -109,8 +112,11 @@ class Model:
         return isinstance(self.config, EfficientLVSMConfig)
 
     def encode(self, views: Views) -> Any:
-        """Views [B, V, Y, X, 3] to a memory: of Efficient-LVSM a cache with one page per view."""
-        return _call(self.family, self.config, "encode", self._ready, views)
+        """Views [B, V, Y, X, 3] to a memory: of Efficient-LVSM a cache with one page per view.
+
+        The cache is stored as `config.cache` says.
+        """
+        return _call(self.family, self.config, "remember", self._ready, views)
 
     def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""

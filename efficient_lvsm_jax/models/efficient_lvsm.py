@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from efficient_lvsm_jax.attention import attend
-from efficient_lvsm_jax.cache import ViewCache
+from efficient_lvsm_jax.cache import PRECISIONS, ViewCache, store
 from efficient_lvsm_jax.cameras import Cameras, Views
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.models.transformer import (
     ModelConfig,
@@ -42,11 +43,21 @@ class EfficientLVSMConfig(ModelConfig):
       encoder_init: "uniform", as published: PyTorch's default U(±1/√fan_in); or "depth": the
         decoder's rule, N(0, s²) with s = 0.02/√(2(i+1)) in layer i.
       decoder_init: "depth", as published, or "uniform", which starts small models faster.
+      cache: how `remember` stores keys and values, one of `cache.PRECISIONS`, or "computed": as
+        they come out of `encode`, which is what training uses.
     """
 
     layers: int = 12
     encoder_init: str = "uniform"
     decoder_init: str = "depth"
+    cache: str = "computed"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cache not in ("computed", *PRECISIONS):
+            raise InputError(
+                f"model.cache={self.cache!r}: expected computed or one of {', '.join(PRECISIONS)}"
+            )
 
 
 class DecoderLayer(nnx.Module):
@@ -76,6 +87,11 @@ class EfficientLVSM(ViewModel):
     def encode(self, views: Views) -> ViewCache:
         """Input views [B, V, …] to their pages of keys and values, one page per view."""
         return self.encode_with_taps(views, ())[0]
+
+    def remember(self, views: Views) -> ViewCache:
+        """`encode`, keys and values stored as `config.cache` says."""
+        cache = self.encode(views)
+        return cache if self.config.cache == "computed" else store(cache, self.config.cache)
 
     def decode(self, cache: ViewCache, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
@@ -122,18 +138,19 @@ class EfficientLVSM(ViewModel):
         """
         # A full cache is scanned with the layers, which gradients need; a partly filled one is
         # read page by page, so that empty slots cost nothing.
-        scanned = (cache.k, cache.v) if cache.count is None else None
+        scanned = cache if cache.count is None else None
         attend_pages = functools.partial(
             attend, implementation=self.config.attention, spread="pages"
         )
 
         def step(x: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
             layer, index, pages = xs
+            where = {} if pages is not None else {"count": cache.count, "layer": index}
+            pages = cache if pages is None else pages
 
             def attend_memory(q: jax.Array) -> jax.Array:
-                if pages is not None:
-                    return attend_pages(q, *pages)
-                return attend_pages(q, cache.k, cache.v, count=cache.count, layer=index)
+                scales = (pages.k_scale, pages.v_scale)
+                return attend_pages(q, pages.k, pages.v, scales=scales, **where)
 
             return over_views(lambda x: layer(x, attend_memory), x, view_axes=1), None
 
