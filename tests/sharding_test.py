@@ -77,6 +77,19 @@ def test_parameters_and_moments_are_split_over_fsdp():
     assert moments.spec == PartitionSpec(None, "fsdp")
 
 
+def test_256_views_on_eight_devices_render_as_on_one_and_pages_stay_where_they_are(tmp_path):
+    out = tmp_path / "out.npz"
+    worker = str(Path(__file__).with_name("cache_worker.py"))
+    command = [sys.executable, worker, "--devices", "8", "--views", "256", out]
+    subprocess.run(command, check=True, timeout=TIME_OUT, env=ENVIRONMENT)
+    with np.load(out) as got:
+        assert got["difference"] <= 1e-6
+        # In each of two layers, for 12 queries in each of two heads: 16 channels and two numbers,
+        # in an all-reduce, which sends everything not quite twice.
+        assert 0 < got["sent_bytes"] <= 2 * 2 * 2 * 12 * (16 + 2) * 4
+        assert got["page_bytes"] > 10 * got["sent_bytes"]
+
+
 def test_an_array_without_a_rule_is_an_error():
     mesh = make_mesh("data:4")
     with pytest.raises(InputError, match=r"no sharding rule matches mystery/weights"):
