@@ -2,11 +2,9 @@
 
     make bench-train      (python benchmarks/training_speed.py [--size 256] [--rounds 3])
 
-Every program is a process of its own, so that its peak memory is its own. They take turns, while
-the others wait: a step to warm up, because memory that was free for a while is slow to get back on
-virtual machines, and a step that is timed. All programs may use large pages (GLIBC_TUNABLES is
-replaced by glibc.malloc.hugetlb=1); the matrix rate is measured without. All
-draw the same random pictures and cameras, and start from random weights; losses are a check, not a
+Programs take turns, while the others wait: a step to warm up, because memory that was free for a
+while is slow to get back on virtual machines, and a step that is timed. All draw the same random
+pictures and cameras, and start from random weights; losses are a check, not a
 result. The PyTorch model (tests/peers/efficient_lvsm_torch.py) uses fused AdamW and
 scaled_dot_product_attention; on a GPU also torch.compile, and bf16 autocast with --dtype bfloat16.
 Needs the extra [bench].
@@ -19,21 +17,18 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.programs import MATRIX_EDGE, Program, matrix_rate, peak, serve
 
 FULL = {"width": 768, "head_dim": 64, "layers": 12, "patch": 8, "mlp_ratio": 4}
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-MATRIX_EDGE = 4096  # of the product that measures a machine's matrix rate
 
 
 def random_batch(arguments: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
@@ -129,32 +124,6 @@ def torch_program(arguments: argparse.Namespace, compiled: bool):
         }
 
 
-def peak() -> int:
-    """Most bytes this process has had: of the device where JAX runs on one, else of memory."""
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.default_backend() != "cpu":
-            return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def matrix_rate(dtype: str) -> float:
-    """FLOP/s of a large square matrix product in JAX, the best of a few."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones((MATRIX_EDGE, MATRIX_EDGE), dtype)
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        product(x, x).block_until_ready()
-        seconds.append(time.perf_counter() - started)
-    return 2 * MATRIX_EDGE**3 / min(seconds)
-
-
 PROGRAMS = {
     "ours, keep all": lambda a: jax_program(a, "none"),
     "ours, keep attention": lambda a: jax_program(a, "attention"),
@@ -162,46 +131,6 @@ PROGRAMS = {
     "PyTorch": lambda a: torch_program(a, compiled=False),
     "PyTorch, compiled": lambda a: torch_program(a, compiled=True),
 }
-
-
-def serve(arguments: argparse.Namespace) -> None:
-    """The worker: one line of JSON for every line read."""
-    answers = PROGRAMS[arguments.serve](arguments)
-    for _ in sys.stdin:
-        print(json.dumps(next(answers)), flush=True)
-
-
-class Program:
-    """A worker process."""
-
-    def __init__(self, name: str, argv: list[str]):
-        self.name, self.rows = name, []
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *argv, "--serve", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | LARGE_PAGES,
-        )
-        self.start = self._ask()
-
-    def _ask(self) -> dict:
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name}: ended with status {self._process.wait()}")
-        return json.loads(line)
-
-    def turn(self) -> None:
-        """A step to warm up, and one that counts."""
-        self._ask()
-        self.rows.append(self._ask())
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def main() -> None:
@@ -220,7 +149,8 @@ def main() -> None:
     parser.add_argument("--serve", choices=tuple(PROGRAMS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        return serve(arguments)
+        answers = PROGRAMS[arguments.serve](arguments)
+        return serve(lambda _: next(answers))
     names = arguments.programs.split("|")
     unknown = set(names) - set(PROGRAMS)
     if unknown:
@@ -228,19 +158,22 @@ def main() -> None:
     if importlib.util.find_spec("torch") is None and any("PyTorch" in name for name in names):
         parser.error("PyTorch is not installed: pip install -e '.[bench]', or leave it out")
 
-    programs = [Program(name, sys.argv[1:]) for name in names]
+    programs = [Program(name, Path(__file__), sys.argv[1:]) for name in names]
+    starts = [program.ask() for program in programs]
+    rows = [[] for _ in programs]
     for _ in range(arguments.rounds):
-        for program in programs:
-            program.turn()
+        for program, found in zip(programs, rows, strict=True):
+            program.ask()  # a step to warm up
+            found.append(program.ask())
     for program in programs:
         program.close()
 
     rate = matrix_rate(arguments.dtype)
-    model_flops = next((p.start["model_flops"] for p in programs if "model_flops" in p.start), 0)
+    model_flops = next((start["model_flops"] for start in starts if "model_flops" in start), 0)
     print(
         f"{arguments.size} px, {arguments.batch} scene(s) of {arguments.inputs} inputs and "
         f"{arguments.targets} targets, {arguments.dtype}, {arguments.rounds} rounds; "
-        f"{programs[0].start['device']}, {os.cpu_count()} cores, Python "
+        f"{starts[0]['device']}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}; a {MATRIX_EDGE}-square product reaches "
         f"{rate / 1e9:.0f} GFLOP/s"
     )
@@ -249,16 +182,16 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|")
     results = []
-    for program in programs:
-        seconds = [row["seconds"] for row in program.rows]
+    for program, start, found in zip(programs, starts, rows, strict=True):
+        seconds = [row["seconds"] for row in found]
         median = statistics.median(seconds)
-        peak_gib = program.rows[-1]["peak_bytes"] / 2**30
-        results.append({"name": program.name, **program.start, "rows": program.rows})
+        peak_gib = found[-1]["peak_bytes"] / 2**30
+        results.append({"name": program.name, **start, "rows": found})
         print(
-            f"| {program.name} ({program.start['version']}) | {median:.3g} ({min(seconds):.3g}–"
+            f"| {program.name} ({start['version']}) | {median:.3g} ({min(seconds):.3g}–"
             f"{max(seconds):.3g}) | {model_flops / median / 1e12:.3g} | "
             f"{model_flops / median / rate:.0%} | {peak_gib:.1f} | "
-            f"{program.start['compile_seconds']:.0f} |"
+            f"{start['compile_seconds']:.0f} |"
         )
     if arguments.json:
         about = {key: value for key, value in vars(arguments).items() if key != "json"}

@@ -42,12 +42,14 @@ class Panel:
       curves: run to (steps [N], values [N]); values that are not finite are left out.
       points: the same for what is known at a few steps, drawn as dots.
       logarithmic: the values' axis.
+      along: what the other axis counts.
     """
 
     title: str
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     points: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
     logarithmic: bool = False
+    along: str = "step"
 
 
 def draw_curves(panels: Sequence[Panel], names: Sequence[str], notes: Sequence[str]) -> Image.Image:
@@ -78,7 +80,7 @@ def draw_curves(panels: Sequence[Panel], names: Sequence[str], notes: Sequence[s
 def _draw_panel(draw, panel: Panel, box: tuple[int, int, int, int], colours: dict[str, Colour]):
     left, top, right, bottom = box
     text(draw, ((left + right) / 2, top - 34), panel.title, 19, anchor="mm")
-    text(draw, ((left + right) / 2, bottom + 42), "step", 15, anchor="mm")
+    text(draw, ((left + right) / 2, bottom + 42), panel.along, 15, anchor="mm")
     curves, points = (
         {name: _drawable(*curve, panel.logarithmic) for name, curve in group.items()}
         for group in (panel.curves, panel.points)

@@ -59,14 +59,23 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
         self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """x [B, Q, D] attends to itself, or to memory [B, S, D]."""
-        if memory is None:
-            q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+    def heads(self, x: Tensor) -> Tensor:
+        """[B, N, D] to [B, H, N, K]."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention's keys, normed, and values of memory [B, S, D], each [B, H, S, K]."""
+        k, v = (self.heads(part) for part in self.to_kv(memory).chunk(2, dim=-1))
+        return self.k_norm(k).to(v.dtype), v
+
+    def forward(self, x: Tensor, kept: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [B, Q, D] attends to itself, or to keys and values."""
+        if kept is None:
+            q, k, v = (self.heads(part) for part in self.to_qkv(x).chunk(3, dim=-1))
+            k = self.k_norm(k).to(v.dtype)
         else:
-            q, (k, v) = self.to_q(x), self.to_kv(memory).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (q, k, v))
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            q, (k, v) = self.heads(self.to_q(x)), kept
+        q = self.q_norm(q).to(v.dtype)
         mixed = functional.scaled_dot_product_attention(q, k, v)
         return self.fc(mixed.transpose(1, 2).flatten(2))
 
@@ -110,12 +119,16 @@ class DecoderBlock(nn.Module):
         self.cross_attn = Attention(width, head_dim, cross=True)
         self.mlp = MLP(width, ratio)
 
-    def forward(self, y: Tensor, x: Tensor, batch: int) -> Tensor:
-        """Target tokens y [B*T, N, D] with input tokens x [B*V, N, D]."""
+    def keys_values(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Input tokens x [B*V, N, D] to keys and values [B, H, V*N, K]."""
+        return self.cross_attn.keys_values(norm(x.reshape(batch, -1, x.shape[-1])))
+
+    def forward(self, y: Tensor, kept: tuple[Tensor, Tensor], batch: int) -> Tensor:
+        """Target tokens y [B*T, N, D] with keys and values of the inputs."""
         views, tokens, width = y.shape
         y = y + self.self_attn(norm(y))
         y = y.reshape(batch, -1, width)
-        y = y + self.cross_attn(norm(y), norm(x.reshape(batch, -1, width)))
+        y = y + self.cross_attn(norm(y), kept)
         y = y.reshape(views, tokens, width)
         return y + self.mlp(norm(y))
 
@@ -126,7 +139,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 class EfficientLVSM(nn.Module):
-    """The whole model, both streams walked together."""
+    """The whole model."""
 
     def __init__(self, width: int = 768, head_dim: int = 64, layers: int = 12, ratio: int = 4):
         super().__init__()
@@ -150,22 +163,52 @@ class EfficientLVSM(nn.Module):
         self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor, target_c2w: Tensor, target_k: Tensor
     ) -> Tensor:
         """Inputs [B, V, 3, Y, X] with cameras, target cameras [B, T]: images [B, T, 3, Y, X]."""
+        return self.decode(self.encode(image, c2w, fxfycxcy), target_c2w, target_k, image.shape[3:])
+
+    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Inputs [B, V, 3, Y, X] with cameras to keys and values [B, H, V*N, K] of every layer."""
         batch, _, _, height, width = image.shape
-        targets = target_c2w.shape[1]
         with torch.autocast(image.device.type, enabled=False):
             seen = torch.cat([2 * image - 1, rays(c2w, fxfycxcy, height, width)], dim=2)
-            asked = rays(target_c2w, target_k, height, width)
         x = self.rgbp_tokenizer(patches(seen)).flatten(0, 1)
-        y = self.target_pose_tokenizer(patches(asked)).flatten(0, 1)
+        cache = []
         for encoder, decoder in zip(
             self.input_self_attn_blocks, self.self_cross_blocks, strict=True
         ):
             x = encoder(x)
-            y = decoder(y, x, batch)
+            cache.append(decoder.keys_values(x, batch))
+        return cache
+
+    def decode(
+        self, cache: list[tuple[Tensor, Tensor]], c2w: Tensor, fxfycxcy: Tensor, size: tuple
+    ) -> Tensor:
+        """Cameras [B, T] through the cache: images [B, T, 3, Y, X]."""
+        (batch, targets), (height, width) = c2w.shape[:2], size
+        with torch.autocast(c2w.device.type, enabled=False):
+            asked = rays(c2w, fxfycxcy, height, width)
+        y = self.target_pose_tokenizer(patches(asked)).flatten(0, 1)
+        for decoder, kept in zip(self.self_cross_blocks, cache, strict=True):
+            y = decoder(y, kept, batch)
         pixels = torch.sigmoid(self.image_token_decoder(norm(y)))
         rows, columns = height // PATCH, width // PATCH
         pixels = pixels.reshape(batch, targets, rows, columns, PATCH, PATCH, 3)
         return pixels.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, targets, 3, height, width)
+
+
+def append(cache: list, page: list) -> list:
+    """A cache with the views of another behind its own."""
+    return [
+        tuple(torch.cat(pair, dim=2) for pair in zip(kept, new, strict=True))
+        for kept, new in zip(cache, page, strict=True)
+    ]
+
+
+def remove(cache: list, index: int, tokens: int) -> list:
+    """A cache without one view of so many tokens."""
+    before, after = slice(0, index * tokens), slice((index + 1) * tokens, None)
+    return [
+        tuple(torch.cat([x[:, :, before], x[:, :, after]], dim=2) for x in kept) for kept in cache
+    ]
 
 
 def make_optimizer(model: EfficientLVSM) -> torch.optim.Optimizer:
