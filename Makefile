@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint fuzz torture bench-data bench-train lock clean
+.PHONY: demo test lint fuzz torture bench bench-data bench-train lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -29,6 +29,10 @@ lint: $(VENV)/installed
 
 fuzz: $(VENV)/installed ## 20,000 mutated inputs to all readers; a minute
 	$(RUN) tests/fuzz.py --count 20000 --seed 0
+
+bench: $(VENV)/installed ## rendering beside the LVSM baselines and PyTorch; 40 minutes, 12 GiB
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(RUN) benchmarks/rendering_speed.py --out runs/rendering
 
 bench-data: $(VENV)/installed ## pictures per second of training input
 	$(RUN) benchmarks/data_throughput.py

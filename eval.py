@@ -168,13 +168,18 @@ def evaluate(
 
 
 def as_set(model: Model, settings: EvaluationConfig) -> Model:
-    """The model with the dtypes of the settings; InputError where its patches do not fit."""
+    """The model with the dtypes of the settings; InputError where they or patches do not fit."""
     if settings.data and model.config.patch != settings.patch:
         raise InputError(
             f"the model's patches have {model.config.patch} pixels, evaluation.patch is "
             f"{settings.patch}; pictures are prepared for it: set it alike"
         )
-    names = ("compute_dtype", "ray_dtype")
+    if settings.cache and not model.remembers_by_view:
+        raise InputError(
+            f"evaluation.cache={settings.cache!r}: a model of the family {model.family} has no "
+            "cache; leave it empty"
+        )
+    names = ("compute_dtype", "ray_dtype", "cache")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name)}
     return dataclasses.replace(model, config=dataclasses.replace(model.config, **given))
 
@@ -193,6 +198,7 @@ def describe(source: Model | Predictions, opened: OpenedScenes, options: Options
         "weights_sha256": digest(source.params),
         "compute_dtype": source.config.compute_dtype,
         "ray_dtype": source.config.ray_dtype,
+        "cache": source.config.cache if source.remembers_by_view else "",
         "levels": "256" if options.save_predictions else "float32",
     }
 

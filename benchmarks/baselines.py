@@ -127,14 +127,15 @@ def picture(results: dict, path: Path) -> None:
     """Held-out PSNR over steps and over time, means over seeds."""
     panels = []
     for title, steps_of, scale in (
-        ("held-out PSNR, dB, over steps", dict.fromkeys(MODELS, results["steps"]), None),
-        ("held-out PSNR, dB, over seconds", results["equal_time"], results["step_seconds"]),
+        ("equal steps: held-out PSNR, dB", dict.fromkeys(MODELS, results["steps"]), None),
+        ("equal time: held-out PSNR, dB", results["equal_time"], results["step_seconds"]),
     ):
         curves = {}
         for name, steps in steps_of.items():
             found = np.array([run["curve"] for run in _runs(results, name, steps)]).mean(axis=0)
             curves[name] = found[0] * (scale[name] if scale else 1), found[1]
-        panels.append(Panel(title, {}, points=curves))
+        along = "seconds of training" if scale else "step"
+        panels.append(Panel(title, curves, points=curves, along=along))
     draw_curves(panels, list(MODELS), [f"means over seeds {results['seeds']}"]).save(path)
 
 

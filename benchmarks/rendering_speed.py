@@ -1,6 +1,6 @@
 """Time to render, add and remove views: ours, the LVSM baselines, and a PyTorch Efficient-LVSM.
 
-    make bench      (python benchmarks/rendering_speed.py --out docs/images/rendering)
+    make bench      (python benchmarks/rendering_speed.py --out runs/rendering)
 
 All models have the published sizes and random weights, and see the same random pictures and
 cameras. Every program is a process of its own; in each row they take turns: once to warm up, which
@@ -20,6 +20,7 @@ draws OUT.png; --table prints and draws from OUT.json again. Needs the extra [be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -202,7 +203,10 @@ def nothing() -> None:
 def answers(
     prepare: Callable[[Row], Job], compiling: list[float], version: str
 ) -> Callable[[dict], dict]:
-    """What a worker says: to {"row": …} once it is ready for it, to {} how long it took."""
+    """What a worker says: to {"row": …} once it is ready for it, to {} how long it took.
+
+    To {"profile": DIR} it says nothing more than that it has traced the row, see `profiling`.
+    """
     job = nothing, nothing
 
     def answer(request: dict) -> dict:
@@ -215,6 +219,12 @@ def answers(
             return {"compile_seconds": sum(compiling), "version": version}
         run, again = job
         again()
+        if "profile" in request:
+            from efficient_lvsm_jax.profiling import traced
+
+            with contextlib.redirect_stdout(sys.stderr), traced(request["profile"]):
+                run()
+            return {}
         compiled = len(compiling)
         reset_peak()
         before = resident("VmRSS")
@@ -272,6 +282,10 @@ def measure(arguments: argparse.Namespace) -> dict:
         for _ in range(arguments.rounds):
             for name, program in taking_part.items():
                 found[name].append(program.ask({}))
+        for name, program in taking_part.items():
+            if arguments.profile and not name.startswith(TORCH):
+                folder = arguments.profile / f"{row.size}_px_{row.title}_{name}".replace(" ", "_")
+                program.ask({"profile": str(folder)})
         for name, turns in found.items():
             result = {
                 "title": row.title,
@@ -377,6 +391,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--programs", nargs="+", choices=EVERY, default=EVERY)
     parser.add_argument("--rows", default="", help="only those with this in their name")
+    parser.add_argument("--profile", type=Path, help="folder for a trace of every row, not timed")
     parser.add_argument("--table", action="store_true", help="of results that are there already")
     parser.add_argument("--serve", choices=EVERY, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

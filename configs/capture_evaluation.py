@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
                 "patch": 8,
                 "compute_dtype": "",
                 "ray_dtype": "",
+                "cache": "",
                 "lpips": "",
                 "batch_size": 1,
                 "film_frames": 45,

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
                 "missing": "error",
                 "compute_dtype": "",
                 "ray_dtype": "",
+                "cache": "",
                 "lpips": "",
                 "batch_size": 4,
                 "film_frames": 45,

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
                 "square_crop": True,
                 "compute_dtype": "",
                 "ray_dtype": "",
+                "cache": "",
                 "lpips": "",
                 "batch_size": 8,
                 "film_frames": 45,

@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
                 "inputs": (2, 10),
                 "targets": (0, 5, 8),
                 "added_one_by_one": (2, 10, 6, 12),
+                "cache": "",
             },
         }
     )

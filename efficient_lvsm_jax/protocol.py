@@ -55,7 +55,7 @@ class EvaluationConfig:
       normalise_poses: poses in the frame of all chosen views, as published for scenes; objects
         keep theirs.
       foreground: also score the foreground alone, on white backgrounds.
-      compute_dtype, ray_dtype: of the model, instead of those in its configuration.
+      compute_dtype, ray_dtype, cache: of the model, instead of those in its configuration.
       lpips: folder of LPIPS weights; "" is the usual place.
       added_one_by_one: the order in which inputs join a Session for the cache table.
       batch_size: scenes scored in one call; changes the speed, not the result.
@@ -81,6 +81,7 @@ class EvaluationConfig:
     foreground: bool = False
     compute_dtype: str = ""
     ray_dtype: str = ""
+    cache: str = ""
     lpips: str = ""
     added_one_by_one: tuple[int, ...] = ()
     batch_size: int = 8

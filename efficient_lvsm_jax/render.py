@@ -24,6 +24,7 @@ from data_pipeline.export import CaptureWriter
 from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, open_scenes
 from data_pipeline.transforms import portrait_to_square, preprocess_frame
 from efficient_lvsm_jax import checkpoints
+from efficient_lvsm_jax.cache import PRECISIONS
 from efficient_lvsm_jax.camera_paths import camera_path, orbit, spiral
 from efficient_lvsm_jax.cameras import SceneFrame
 from efficient_lvsm_jax.errors import InputError, main_exit
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_camera_path(
             arguments.save_path, flight.c2w, flight.fxfycxcy, flight.size, fps=arguments.fps
         )
-    session = Session(model, frame=SceneFrame.from_cameras(poses), capacity=len(chosen))
+    frame = SceneFrame.from_cameras(poses)
+    session = Session(model, frame=frame, capacity=len(chosen), precision=arguments.cache)
     for view in zip(images, poses, intrinsics, strict=True):
         session.add(*view)
 
@@ -278,6 +280,11 @@ def _parser() -> argparse.ArgumentParser:
         "--export",
         metavar="FOLDER",
         help="new folder for the pictures with their cameras, as a nerfstudio capture",
+    )
+    parser.add_argument(
+        "--cache",
+        choices=tuple(PRECISIONS),
+        help="how keys and values of the inputs are stored (default: as they are computed)",
     )
     parser.add_argument(
         "--save-path",
