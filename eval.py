@@ -154,8 +154,10 @@ def evaluate(
     (folder / "scenes.csv").write_text(scores_csv(rows), encoding="utf-8")
     film = None
     if isinstance(source, Model):
-        if opened.more:
+        if opened.more and source.remembers_by_view:
             metrics["added_one_by_one"] = added_one_by_one(source, opened.more)
+        elif opened.more:
+            print(f"inputs one by one are left out: a {source.family} encodes all views anew")
         first = opened.scenes.names.index(usable[0].scene)
         film_scene = (opened.more or opened.scenes)[first]
         if settings.film_frames and len(film_scene.inputs["image"]) > 1:

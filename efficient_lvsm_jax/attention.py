@@ -74,6 +74,7 @@ def attend(
         raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
     name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
     mesh = sharding.mesh_in_use()
+    count, layer = (None if x is None else jnp.asarray(x, jnp.int32) for x in (count, layer))
     pages = Pages(k, v, *scales, count, layer)
     if mesh is None:
         mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, pages)
@@ -203,7 +204,7 @@ def _attend_here(
     """Attention on one device by a named implementation: the result and its log-sum-exp."""
     shape = q.shape
     if q.ndim == 5:  # B and V as one
-        q, pages = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (q, pages))
+        q, pages = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim else x, (q, pages))
     if name == "cudnn":
         mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, pages)
     elif name == "splash" and pages.is_plain:

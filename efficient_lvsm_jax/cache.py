@@ -63,7 +63,8 @@ class ViewCache:
         """In which of PRECISIONS keys and values are stored."""
         if self.k.dtype == jnp.uint16:
             return "bf16"
-        return next(name for name, dtype in PRECISIONS.items() if self.k.dtype == dtype)
+        known = (name for name, dtype in PRECISIONS.items() if self.k.dtype == dtype)
+        return next(known, str(self.k.dtype))
 
     @property
     def page_bytes(self) -> int:
@@ -76,8 +77,14 @@ def store(cache: ViewCache, precision: str) -> ViewCache:
     """The same views, stored in another of PRECISIONS.
 
     int8 and fp8 (e4m3) numbers have a scale for each page of a head, which brings the largest
-    value to the largest number there is.
+    value to the largest number there is. What changes its precision has no gradient any more, and
+    asking for one is an error.
+
+    Raises:
+      InputError: there is no such precision.
     """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     dtype = _stored_dtype(jnp.dtype(PRECISIONS[precision]))
     return cache if cache.k.dtype == dtype else _stored_as(cache, dtype)
 
@@ -91,9 +98,20 @@ def _stored_dtype(dtype: jnp.dtype) -> jnp.dtype:
 def _stored_as(cache: ViewCache, dtype: jnp.dtype) -> ViewCache:
     if cache.k.dtype == dtype:
         return cache
-    k, k_scale = _encoded(_numbers(cache.k, cache.k_scale), dtype)
-    v, v_scale = _encoded(_numbers(cache.v, cache.v_scale), dtype)
+    k, k_scale = _encoded(_without_gradient(_numbers(cache.k, cache.k_scale)), dtype)
+    v, v_scale = _encoded(_without_gradient(_numbers(cache.v, cache.v_scale)), dtype)
     return ViewCache(k, v, cache.count, k_scale, v_scale)
+
+
+@jax.custom_jvp
+def _without_gradient(x: jax.Array) -> jax.Array:
+    """x; rounded numbers and bits would silently have gradients of zero."""
+    return x
+
+
+@_without_gradient.defjvp
+def _refuse_gradient(*_: object) -> None:
+    raise InputError("a cache in another precision has no gradient; set model.cache='computed'")
 
 
 def _encoded(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
@@ -103,7 +121,7 @@ def _encoded(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | Non
     if dtype not in LARGEST:
         return x.astype(dtype), None
     largest = jnp.abs(x).max(axis=(-2, -1))
-    scale = jnp.where(largest > 0, largest / LARGEST[dtype], 1.0)
+    scale = jnp.maximum(largest / LARGEST[dtype], jnp.finfo(jnp.float32).tiny)  # NaN stays NaN
     x = x / scale[..., None, None]
     return (jnp.round(x) if dtype == jnp.int8 else x).astype(dtype), scale
 

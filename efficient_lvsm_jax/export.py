@@ -63,8 +63,9 @@ CONVENTIONS = {
     "close to their mean image down direction; centres are scaled so that the largest |coordinate| "
     "of an input's is 1 / 1.35. Fixed once for a cache or memory, which embeds it",
     "cache": "k, v [L, B, H, S, N, K] and count, int32: pages 0 … count-1 hold a view each, the "
-    "rest is zero. remove moves the last page into the hole. The order of pages means nothing. "
-    "Programs do not check count: at least 1 to decode, less than S to append",
+    "rest is zero; uint16 holds the bits of bfloat16, and k_scale, v_scale [L, B, H, S], if there, "
+    "multiply what is stored. remove moves the last page into the hole. The order of pages means "
+    "nothing. Programs do not check count: at least 1 to decode, less than S to append",
     "memory": "what decode takes: a cache, or of LVSM models what encode gives for all views",
     "weights": f"{WEIGHTS_FILE} by name; bfloat16 is stored there as uint16, bit by bit",
 }
@@ -172,6 +173,11 @@ def export(
             "exporting needs flatbuffers: pip install 'efficient-lvsm-jax[export]'"
         ) from error
     shapes.check(model)
+    if model.remembers_by_view and model.config.cache == "bf16":
+        raise InputError(
+            "model.cache='bf16' is stored as other numbers on cpu than elsewhere; export with "
+            "--compute-dtype bfloat16, whose caches are bfloat16, or with int8 or fp8"
+        )
     if cudnn and ("cuda" not in platforms or model.config.dtype != jnp.bfloat16):
         raise InputError(
             "--cudnn: cuDNN attention runs on cuda, in bfloat16; add --compute-dtype bfloat16 and "

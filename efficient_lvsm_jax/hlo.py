@@ -117,7 +117,7 @@ def read_program(text: str, *, largest: int = 8) -> Program:
         if instruction.opcode not in ("while", "conditional", "call")
         for name in _called(instruction)
     }
-    collectives: dict[tuple[str, str], Collective] = {}
+    collectives: dict[tuple[str, str, int], Collective] = {}
     kernels: list[Kernel] = []
     arrays: dict[str, tuple[Array, str]] = {}
     for name, instructions in computations.items():
@@ -128,7 +128,7 @@ def read_program(text: str, *, largest: int = 8) -> Program:
                 # One collective that runs beside other work is printed once for each part of it;
                 # on CPUs all have the same channel.
                 channel = instruction.attribute(r"channel_id=(\d+)") or instruction.name
-                key = channel, instruction.origin
+                key = channel, instruction.origin, collective.bytes
                 first = collectives.setdefault(key, collective)
                 if collective.times < first.times:
                     collectives[key] = collective

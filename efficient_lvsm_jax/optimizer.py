@@ -33,7 +33,8 @@ class OptimizerConfig:
       decay_end: update at which the decay ends.
       final_fraction: of the peak, after the decay.
       beta1, beta2, epsilon: AdamW. beta1 is also Muon's momentum.
-      weight_decay: on kernels and latents, not on norm scales and biases.
+      weight_decay: on kernels and latents, not on norm scales and biases; with Muon on what Muon
+        moves alone.
       clip_norm: global gradient norm is clipped to this.
       skip_factor: with a norm above clip_norm * skip_factor the update is left out.
       ema_decay: decay of an average of the parameters kept for rendering; 0 keeps none.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -108,8 +109,10 @@ def _writable(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(
-            f"--profile {folder}: no folder can be made there ({error.strerror}); name another"
+            f"--profile {folder}: it cannot be written to ({error.strerror}); name another"
         ) from error
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -83,6 +83,10 @@ class Session:
             raise InputError(f"capacity={capacity}: expected at least 1 view")
         if when_full not in WHEN_FULL:
             raise InputError(f"when_full={when_full!r}: expected {', '.join(WHEN_FULL)}")
+        if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 1):
+            raise InputError(f"max_bytes={max_bytes!r}: expected a positive integer")
+        if max_bytes is None and when_full != "refuse":
+            raise InputError(f"when_full={when_full!r} needs max_bytes: without, it is never full")
         if (precision or max_bytes is not None) and not model.remembers_by_view:
             raise InputError(
                 f"precision and max_bytes are about the cache, and {model.family} has none"
@@ -121,20 +125,22 @@ class Session:
             finite; camera not finite, not rigid, or with focal length ≤ 0; no room.
         """
         view = self._checked(image, c2w, fxfycxcy)
+        self._size = view.image.shape[:2]
+        waits = self.frame is None or not self._model.remembers_by_view
+        page = None if waits else self._encode(view)  # before anything else changes
         self._make_room(view)
         view_id = next(self._ids)
-        self._centres[view_id] = view.c2w[:3, 3]
-        if self.frame is None or not self._model.remembers_by_view:
+        if waits:
             self._waiting[view_id] = view
         else:
-            self._append(view_id, view)
-        self._size = view.image.shape[:2]
+            self._append(view_id, page)
+        self._centres[view_id] = view.c2w[:3, 3]
         return view_id
 
     def remove(self, view: int) -> None:
         """Takes a view out, as if it had never been added. Raises InputError for an unknown id."""
         self._known(view)
-        del self._centres[view]
+        self._centres.pop(view, None)
         if self._waiting.pop(view, None) is not None:
             return
         slot = self._encoded.index(view)
@@ -146,12 +152,12 @@ class Session:
         """Puts another picture in place of a view; the id stays. Arguments and errors as `add`."""
         self._known(view)
         new = self._checked(image, c2w, fxfycxcy)
-        self._centres[view] = new.c2w[:3, 3]
         if view in self._waiting:
             self._waiting[view] = new
         else:
-            slot = self._encoded.index(view)
-            self._cache = pages.replace(self._cache, slot, self._encode(new))
+            page, slot = self._encode(new), self._encoded.index(view)
+            self._cache = pages.replace(self._cache, slot, page)
+        self._centres[view] = new.c2w[:3, 3]
 
     def render(
         self, c2w: np.ndarray, fxfycxcy: np.ndarray, size: tuple[int, int] = (256, 256)
@@ -203,7 +209,7 @@ class Session:
         """Compiles beforehand all that a session of such pictures runs until its room doubles.
 
         Args:
-          size: (height, width) of the input pictures.
+          size: (height, width) of the input pictures, from now on.
           render_sizes: of the pictures to render; None is `size` alone. A picture of another size
             compiles when it is first rendered: padding it to one of these would change it, as the
             patches of a picture attend to each other.
@@ -223,21 +229,25 @@ class Session:
             raise InputError("warm_up: the session has views already; call it before the first add")
         if not set(targets) <= set(TARGET_GROUPS):
             raise InputError(f"targets={targets}: expected some of {TARGET_GROUPS}")
-        frame, self.frame = self.frame, SceneFrame.identity()
+        frame, ids, self.frame = self.frame, self._ids, SceneFrame.identity()
+        self._ids = itertools.count()
         camera = np.eye(4), np.array([size[1], size[0], size[1] / 2, size[0] / 2])
         steps = [(each, count) for each in render_sizes for count in targets]
-        with tqdm(total=1 + len(steps), desc="compiling", disable=not progress) as bar:
-            view = self.add(np.zeros((*size, 3), np.float32), *camera)
-            self.replace(view, np.zeros((*size, 3), np.float32), *camera)
-            bar.update()
-            for each, count in steps:
-                self.render(*(np.stack([x] * count) for x in camera), each)
+        try:
+            with tqdm(total=1 + len(steps), desc="compiling", disable=not progress) as bar:
+                view = self.add(np.zeros((*size, 3), np.float32), *camera)
+                self.replace(view, np.zeros((*size, 3), np.float32), *camera)
                 bar.update()
-        self.remove(view)
-        self.frame, self._ids = frame, itertools.count()
+                for each, count in steps:
+                    self.render(*(np.stack([x] * count) for x in camera), each)
+                    bar.update()
+        finally:
+            for view in self.views:
+                self.remove(view)
+            self.frame, self._ids = frame, ids
 
     def block_until_ready(self) -> None:
-        """Waits until everything added so far is in the cache; for timing."""
+        """Waits until the cache holds what was encoded so far; for timing."""
         jax.block_until_ready(self._cache)
 
     def _settled_memory(self) -> Any:
@@ -247,7 +257,7 @@ class Session:
         if self._model.remembers_by_view:
             while self._waiting:
                 view_id = next(iter(self._waiting))
-                self._append(view_id, self._waiting[view_id])
+                self._append(view_id, self._encode(self._waiting[view_id]))
                 del self._waiting[view_id]
             return self._cache
         views, memory = self._memory
@@ -294,10 +304,10 @@ class Session:
             stacklevel=3,
         )
 
-    def _most_views(self, size: tuple[int, int]) -> float:
+    def _most_views(self, size: tuple[int, int]) -> int:
         """How many views of a size max_bytes holds."""
         if self._max_bytes is None:
-            return math.inf
+            return sys.maxsize
         if size not in self._most:
             shapes = ((*size, 3), (4, 4), (4,))
             view = Views(*(jax.ShapeDtypeStruct((1, 1, *shape), np.float32) for shape in shapes))
@@ -310,9 +320,8 @@ class Session:
                 )
         return self._most[size]
 
-    def _append(self, view_id: int, view: _View) -> None:
-        page = self._encode(view)
-        most = self._most_views(view.image.shape[:2])
+    def _append(self, view_id: int, page: pages.ViewCache) -> None:
+        most = self._most_views(self._size)
         if self._cache is None:
             self._cache = pages.empty(min(self._capacity, most), page)
         if len(self._encoded) == self._cache.capacity:

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 
 import jax
@@ -159,6 +160,37 @@ def test_views_by_themselves_equal_views_one_after_another():
         spread = attend(*two, spread="views")
     np.testing.assert_allclose(spread[0], together[0, :2], atol=1e-6)
     np.testing.assert_allclose(spread[1], together[0, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
+@pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100)])
+@pytest.mark.parametrize("mesh", [None, "context:4"])
+def test_stored_pages_with_scales_equal_their_values(implementation, size, mesh):
+    """Of a layer in a stack with and without a count, and of all pages there are."""
+    q, k, _ = arrays(*size, batch=1)
+    rng = np.random.default_rng(0)
+    scales = [jnp.asarray(rng.uniform(0.01, 0.03, (3, 1, 2, 4)), jnp.float32) for _ in "kv"]
+    stored = [jnp.asarray(rng.integers(-127, 128, (3, *k.shape)), jnp.int8) for _ in "kv"]
+    values = [x * scale[..., None, None] for x, scale in zip(stored, scales, strict=True)]
+
+    def check(layer, count, got):
+        pages = slice(0, count)
+        expected = reference(q, *(x[layer][:, :, pages] for x in values))
+        np.testing.assert_allclose(got, expected, atol=5e-6)
+
+    options = {"implementation": implementation, "spread": "pages"}
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        for count in (None, 3):
+            found = attend(q, *stored, scales=scales, layer=1, count=count, **options)
+            check(1, count, found)
+        plain = attend(q, *(x[2] for x in stored), scales=[x[2] for x in scales], **options)
+        check(2, None, plain)
+
+
+def test_a_count_and_views_by_themselves_go_together():
+    q, k, v = arrays(6, 3, 5)
+    got = attend(q[None], k[None], v[None], count=2)
+    np.testing.assert_allclose(got[0], attend(q, k[:, :, :2], v[:, :, :2]), atol=1e-6)
 
 
 def test_pages_beyond_the_count_are_never_read():

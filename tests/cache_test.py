@@ -199,7 +199,20 @@ def test_a_cache_stores_what_is_added_as_it_stores_the_rest(small_model, precisi
     np.testing.assert_allclose(render(small_model, grown), together, atol=2e-6)
 
 
-def test_pages_of_zeros_have_a_scale_too():
-    zeros = jax.numpy.zeros((2, 1, 2, 1, 6, 16))
-    stored = pages.store(pages.ViewCache(zeros, zeros), "int8")
-    assert not np.asarray(pages.store(stored, "fp32").k).any()
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("value", [0.0, 1e-42, np.nan])
+def test_pages_of_odd_values_come_back_as_they_are(precision, value):
+    page = jax.numpy.full((2, 1, 2, 1, 6, 16), value)
+    back = pages.store(pages.store(pages.ViewCache(page, page), precision), "fp32")
+    np.testing.assert_allclose(back.k, page, atol=1e-38)
+
+
+def test_an_unknown_precision_and_a_gradient_through_a_stored_cache_are_refused(small_model):
+    cache = small_model.encode(VIEWS)
+    with pytest.raises(InputError, match="'int4': expected one of fp32, bf16, int8, fp8"):
+        pages.store(cache, "int4")
+    for precision in ("bf16", "int8"):
+        with pytest.raises(InputError, match="has no gradient"):
+            jax.grad(lambda k, p=precision: pages.store(pages.ViewCache(k, k), p).k.sum() * 1.0)(
+                cache.k
+            )

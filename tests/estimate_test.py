@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.pipeline import DataConfig
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.estimate import GIB, Estimate, activations, estimate
-from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models import EfficientLVSMConfig, configure
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training import Recipe, init_state, train_step
 
@@ -68,9 +68,20 @@ def test_the_published_model_on_a_tpu_is_within_a_quarter_of_what_was_compiled(c
     assert 0.95 < guess.total / 2**20 / COMPILED_FOR_TPU[case] < 1.25
 
 
-def test_a_small_model_on_this_cpu_is_within_a_quarter_of_what_is_compiled():
-    model = EfficientLVSMConfig(width=128, layers=2, mlp_ratio=3, remat="attention")
-    recipe = Recipe(FAMILY, model, OptimizerConfig())
+SMALL = {"width": 128, "mlp_ratio": 3, "remat": "attention"}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        (FAMILY, {"layers": 2}),
+        ("lvsm_decoder_only", {"layers": 4}),
+        ("lvsm_encoder_decoder", {"encoder_layers": 2, "decoder_layers": 2, "latents": 108}),
+    ],
+)
+def test_a_small_model_on_this_cpu_is_within_a_quarter_of_what_is_compiled(family, sizes):
+    model = configure(family, SMALL | sizes)
+    recipe = Recipe(family, model, OptimizerConfig())
     state = jax.eval_shape(functools.partial(init_state, recipe), jax.random.key(0))
 
     def side(views):

@@ -8,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDENS, channels_last, golden, golden_views, one_view, random_views
+from torch_files import write_arrays
 
 import efficient_lvsm_jax as elvsm
 import train as trainer
 from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.convert.__main__ import main as convert_main
 from efficient_lvsm_jax.convert.published import bring_out, count_tensors
+from efficient_lvsm_jax.convert.torch_file import open_torch
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.losses import psnr_of_batch
 from efficient_lvsm_jax.models import FAMILIES, Model, abstract_params, bind, configure, init_params
 from efficient_lvsm_jax.objective import LossConfig, load_frozen
+from efficient_lvsm_jax.optimizer import OptimizerConfig, make_optimizer
 from efficient_lvsm_jax.sharding import make_mesh
 from eval import Options, evaluate
 
@@ -139,6 +142,49 @@ def test_published_weights_go_out_as_they_came_in(family, tmp_path):
     assert tensors.keys() == again.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(again[name], value)
+
+
+def test_damaged_published_files_say_what_is_missing(tmp_path):
+    with open_torch(GOLDENS / f"{ENCODER_DECODER}.pt") as content:
+        tensors = {name: value.numpy() for name, value in content["model"].items()}
+
+    def problems(changed):
+        with pytest.raises(InputError) as caught:
+            elvsm.load(write_arrays(tmp_path / "x.pt", changed))
+        return str(caught.value)
+
+    without = {name: x for name, x in tensors.items() if name != "n_light_field_latent"}
+    assert "missing: n_light_field_latent" in problems(without)
+    no_decoder = {
+        name: x for name, x in tensors.items() if not name.startswith("transformer_decoder.")
+    }
+    assert "missing: transformer_decoder.0.attn.fc.weight" in problems(no_decoder)
+    mixed = tensors | {"self_cross_blocks.0.self_attn.fc.weight": np.zeros((2, 2), np.float32)}
+    assert "read as" in problems(mixed) and "unexpected: " in problems(mixed)
+    bias = tensors | {"transformer_encoder.0.norm1.bias": np.zeros(64, np.float32)}
+    assert "unexpected: transformer_encoder.0.norm1.bias" in problems(bias)
+
+
+def test_fresh_parameters_are_drawn_as_published():
+    sizes = {"encoder_layers": 6, "decoder_layers": 5, "latents": 300}
+    config = configure(ENCODER_DECODER, {"width": 128} | sizes)
+    params = init_params(ENCODER_DECODER, config, jax.random.key(0))
+    for name, layers in (("encoder", 6), ("decoder", 5)):  # both count from 0
+        kernel = params[name]["mlp"]["up"]["kernel"]
+        expected = 0.02 / np.sqrt(2 * np.arange(1, layers + 1))
+        np.testing.assert_allclose(kernel.std(axis=(1, 2)), expected, rtol=0.03)
+        assert (params[name]["attention"]["norm"]["scale"] == 1).all()
+    for drawn in (params["latents"], *(params[x]["kernel"] for x in ("head", "input_tokenizer"))):
+        assert drawn.std() == pytest.approx(0.02, rel=0.03)
+
+
+def test_weight_decay_moves_latents_and_kernels_but_no_scale(model):
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1))
+    zeros = jax.tree.map(jnp.zeros_like, model.params)
+    updates, _ = optimizer.update(zeros, optimizer.init(model.params), model.params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert np.any(np.asarray(update)) == (not name.endswith("scale")), name
 
 
 def test_the_converter_compares_with_recorded_outputs(family, tmp_path, capsys):

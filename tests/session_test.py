@@ -277,8 +277,55 @@ def test_a_full_budget_takes_a_view_out_and_says_so(small_model, when_full, rend
     np.testing.assert_allclose(session.render(*targets()), expected.render(*targets()), atol=1e-5)
 
 
+@pytest.mark.parametrize("frame", [None, SceneFrame.identity()])
+def test_a_view_that_cannot_be_encoded_changes_nothing(small_model, monkeypatch, frame):
+    page = 2 * 2 * 6 * 32 * 4
+    session, ids = session_of(
+        small_model, [0, 1], frame=frame, max_bytes=2 * page, when_full="oldest"
+    )
+    before = session.render(*targets())
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_encode", fails)
+        for call in (session.add, lambda *new: session.replace(ids[0], *new)):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                call(*view(2))
+    assert session.views == ids
+    np.testing.assert_array_equal(session.render(*targets()), before)
+    with pytest.warns(UserWarning, match=f"view {ids[0]} was taken out"):
+        session.add(*view(2))
+
+
+def test_a_full_budget_counts_views_that_wait_for_the_frame(small_model):
+    page = 2 * 2 * 6 * 32 * 4
+    session, _ = session_of(small_model, [0, 1], max_bytes=2 * page, when_full="oldest")
+    with pytest.warns(UserWarning, match="view 0 was taken out"):
+        session.add(*view(2))
+    expected, _ = session_of(small_model, [1, 2])
+    np.testing.assert_allclose(session.render(*targets()), expected.render(*targets()), atol=1e-6)
+
+
+def test_an_interrupted_warm_up_leaves_an_empty_session(small_model, monkeypatch):
+    session = Session(small_model)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Session, "render", interrupted)
+        session.warm_up(SIZE)
+    assert session.frame is None and session.views == []
+    assert session.add(*view(0)) == 0
+
+
 def test_options_of_a_cache_are_checked(small_model):
     for options, problem in (
+        ({"max_bytes": 2e9}, "max_bytes=2000000000.0: expected a positive integer"),
+        ({"max_bytes": 0}, "max_bytes=0: expected a positive integer"),
+        ({"when_full": "oldest"}, "needs max_bytes"),
         ({"precision": "int4"}, "expected computed or one of fp32, bf16, int8, fp8"),
         ({"when_full": "newest"}, "expected refuse, oldest, farthest"),
     ):

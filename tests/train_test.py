@@ -170,12 +170,20 @@ def test_pictures_of_held_out_scenes_are_drawn_and_scored(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["re10k_256", "re10k_512", "re10k_512_finetune", "re10k_256_lvsm_schedule", "objaverse_512"],
+    [
+        "re10k_256",
+        "re10k_512",
+        "re10k_512_finetune",
+        "re10k_256_lvsm_schedule",
+        "re10k_256_lvsm_decoder_only",
+        "re10k_256_lvsm_encoder_decoder",
+        "objaverse_512",
+    ],
 )
 def test_every_preset_can_be_built(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     model = configure(config.family, config.model.to_dict())
-    assert model == configure("efficient_lvsm", {"compute_dtype": "bfloat16", "remat": model.remat})
+    assert model == configure(config.family, {"compute_dtype": "bfloat16", "remat": model.remat})
     for group, settings in (
         ("optimizer", OptimizerConfig),
         ("losses", LossConfig),

@@ -109,7 +109,10 @@ class Layout:
         return rule.names(layers[self.depths[rule.stack]] if rule.stacked else 1)
 
     def count_layers(self, names: Iterable[str]) -> dict[str, int]:
-        """Layers of every stack, by setting, from published names: the highest number counts."""
+        """Layers of every stack, by setting, from published names: the highest number counts.
+
+        So a file without its last layers is a smaller model; stacks of one setting must agree.
+        """
         counts = dict.fromkeys(self.depths.values(), 1)
         for name in names:
             stack, _, rest = name.partition(".")

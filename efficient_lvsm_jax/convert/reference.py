@@ -131,7 +131,8 @@ def compare(model: Model, reference: Reference) -> Iterator[Difference]:
       InputError: a recorded array has another shape than the model's, or is of a cache, which only
         Efficient-LVSM has.
     """
-    cached = [name for name in reference.recorded if name.startswith(("cache", "render_i"))]
+    of_caches = (*QUANTITIES["cache"][0], *QUANTITIES["render_incremental"][0])
+    cached = [name for name in of_caches if name in reference.recorded]
     if cached and not model.remembers_by_view:
         raise InputError(
             f"{reference.path}: has {', '.join(cached)}, but a model of the family {model.family} "
