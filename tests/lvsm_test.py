@@ -52,9 +52,10 @@ def test_render_equals_the_published_program(family, parity):
     published, data = elvsm.load(GOLDENS / f"{family}.pt"), golden(family)
     views, cameras, truth = golden_views(data)
     images = render(published, views, cameras)
-    parity(f"{family} render", images, channels_last(data["render"]), LIMITS[family])
+    title = family.replace("lvsm_", "LVSM ").replace("_", "-")
+    parity(f"{title}: render", images, channels_last(data["render"]), LIMITS[family])
     found = psnr_of_batch(jnp.mean((images - truth) ** 2))
-    parity(f"{family} PSNR", found, data["psnr"], 1e-3)
+    parity(f"{title}: PSNR, dB", found, data["psnr"], 1e-3)
 
 
 @pytest.mark.parametrize(
