@@ -29,6 +29,8 @@ GIB, MIB = 2**30, 2**20
 # Units in use at the peak of the backward pass, per view of the larger side: one layer's outputs,
 # hidden channels, queries, keys, values and their gradients, and the pictures.
 WORKING_UNITS = 55
+# The same of an LVSM, whose layers have one attention, per view's worth of its sequences.
+LVSM_WORKING_UNITS = 46
 # On a TPU the fastest axis of an array takes a multiple of this many places.
 TPU_LANES = 128
 
@@ -164,7 +166,7 @@ def activations(
     else:
         encoded, decoded = 0, targets * (inputs + 1)
         layers = config.layers * decoded
-    working = WORKING_UNITS * max(encoded, decoded)
+    working = LVSM_WORKING_UNITS * max(encoded, decoded)
     return int(layers * with_self_attention * unit), int(working * unit)
 
 

@@ -68,19 +68,20 @@ def test_the_published_model_on_a_tpu_is_within_a_quarter_of_what_was_compiled(c
     assert 0.95 < guess.total / 2**20 / COMPILED_FOR_TPU[case] < 1.25
 
 
-SMALL = {"width": 128, "mlp_ratio": 3, "remat": "attention"}
-
-
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [
-        (FAMILY, {"layers": 2}),
-        ("lvsm_decoder_only", {"layers": 4}),
-        ("lvsm_encoder_decoder", {"encoder_layers": 2, "decoder_layers": 2, "latents": 108}),
+        (FAMILY, {"layers": 2, "remat": "attention"}),
+        ("lvsm_decoder_only", {"layers": 4, "remat": "attention"}),
+        ("lvsm_decoder_only", {"layers": 4, "remat": "none"}),
+        (
+            "lvsm_encoder_decoder",
+            {"encoder_layers": 2, "decoder_layers": 2, "latents": 108, "remat": "full"},
+        ),
     ],
 )
 def test_a_small_model_on_this_cpu_is_within_a_quarter_of_what_is_compiled(family, sizes):
-    model = configure(family, SMALL | sizes)
+    model = configure(family, {"width": 128, "mlp_ratio": 3, **sizes})
     recipe = Recipe(family, model, OptimizerConfig())
     state = jax.eval_shape(functools.partial(init_state, recipe), jax.random.key(0))
 
