@@ -21,8 +21,6 @@ from efficient_lvsm_jax.export import CUDNN_CALL, PLATFORMS, Shapes, export, mai
 from efficient_lvsm_jax.load_exported import Programs
 from efficient_lvsm_jax.models import Model, configure, init_params
 
-pytest.importorskip("flatbuffers", reason="extra export")
-
 SIZE = (16, 24)
 SHAPES = Shapes(sizes=(SIZE,), targets=(1, 3), capacity=4)
 GUIDE = Path(__file__).parent.parent / "docs" / "export.md"
