@@ -17,7 +17,6 @@ Variants are model families of this program alone; nothing else knows them.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import sys
@@ -29,7 +28,7 @@ from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.toy_training import behind, parameters, squeezed, trained_score
+from benchmarks.toy_training import behind, parameters, squeezed, study_parser, trained_score
 from configs import tiny
 from efficient_lvsm_jax.cache import ViewCache
 from efficient_lvsm_jax.cameras import Views
@@ -94,13 +93,7 @@ FAMILIES["cross_only"] = (EfficientLVSMConfig, CrossOnly)
 
 def main() -> None:
     """Trains, scores, prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    arguments = study_parser(__doc__).parse_args()
 
     scores = {name: [] for name in VARIANTS}
     sizes = {}

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.toy_training import behind, parameters, squeezed, trained_score
+from benchmarks.toy_training import behind, parameters, squeezed, study_parser, trained_score
 from configs import tiny, tiny_lvsm_decoder_only, tiny_lvsm_encoder_decoder
 from data_pipeline.pipeline import training_batches
 from efficient_lvsm_jax.compiled_step import question
@@ -146,12 +146,7 @@ def _runs(results: dict, name: str, steps: int) -> list[dict]:
 
 def main() -> None:
     """Trains, writes, prints and draws."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = study_parser(__doc__)
     parser.add_argument("--table", action="store_true", help="of results that are there already")
     arguments = parser.parse_args()
     file = arguments.workdir / "baselines.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,17 @@ from efficient_lvsm_jax.checkpoints import load
 from efficient_lvsm_jax.models import abstract_params, configure
 from eval import Options, evaluate
 from train import train
+
+
+def study_parser(description: str) -> argparse.ArgumentParser:
+    """The options of every study: where it works, steps of a training, seeds."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser
 
 
 def squeezed(config: ConfigDict, *, seed: int, steps: int) -> ConfigDict:

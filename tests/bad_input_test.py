@@ -25,7 +25,7 @@ and nerfstudio with transforms_json; all decode pictures with images.
 | no frame, one       | here         | here       | here       | here     | nerfstudio_test | here            | llff_test  | here        | here       |
 | duplicate ids       | here         | -          | here       | here     | nerfstudio_test | blender_test    | -          | colmap_test | -          |
 | unsorted frames     | here         | own test   | here       | here     | nerfstudio_test | blender_test    | here       | colmap_test | own test   |
-"""  # noqa: E501
+"""  # noqa: E501 - a table is read by its columns
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ LVSM_LAYERS = """
 {theirs}.*.norm2.weight                             {ours}/mlp/norm/scale                  D      D
 {theirs}.*.mlp.mlp.0.weight                         {ours}/mlp/up/kernel                   F,D    DF
 {theirs}.*.mlp.mlp.2.weight                         {ours}/mlp/down/kernel                 D,F    FD
-"""  # noqa: E501
+"""  # noqa: E501 - a table is read by its columns
 LVSM_ENDS = """
 image_tokenizer.1.weight                            input_tokenizer/kernel                 D,I    ID
 target_pose_tokenizer.1.weight                      target_tokenizer/kernel                D,T    TD
