@@ -14,6 +14,7 @@ Axis legend: B scene  V view (inputs or targets)  Y X pixels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -37,7 +38,7 @@ from data_pipeline.views import (
     mirror,
     permute_colours,
 )
-from data_pipeline.workers import serve_parent
+from data_pipeline.workers import Watch, serve_parent
 from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
 
@@ -47,6 +48,7 @@ SIDES = ("inputs", "targets")
 COUNTS = ("replaced", "unreadable")  # of a batch, for each place in it
 ENDLESS = 2**60  # places in batches
 MAX_REPLACEMENTS = 100  # scenes tried for one place in a batch
+WORKER_NAME = "grain-process-prefetch"  # how grain begins the names of its workers
 MAX_REDRAWS = 20  # of a scene's views, when one of them is a hole
 
 
@@ -173,21 +175,28 @@ class TrainingBatches(grain.DatasetIterator):
         super().__init__()
         self._dataset, self._config, self._next = dataset, config, 0
         self._batches: grain.DatasetIterator | None = None
+        self._watch: Watch | None = None
 
     def __next__(self) -> dict[str, Any]:
         if self._batches is None:
             self._batches = iter(self._from(self._next))
+            if self._config.workers:
+                self._watch = Watch(WORKER_NAME, self._failed)
         try:
-            batch = next(self._batches)
+            with self._watch.waiting() if self._watch else contextlib.nullcontext():
+                batch = next(self._batches)
         except InputError:
             raise
         except RuntimeError as error:  # grain's, for a worker that is gone or that raised
-            raise InputError(
-                f"preparing batch {self._next} failed in a worker process: {error}; if it was "
-                "killed (out of memory?), use fewer data.workers, or 0 for threads"
-            ) from error
+            raise InputError(self._failed(str(error))) from error
         self._next += 1
         return batch
+
+    def _failed(self, why: str) -> str:
+        return (
+            f"preparing batch {self._next} failed in a worker process: {why}; if it was "
+            "killed (out of memory?), use fewer data.workers, or 0 for threads"
+        )
 
     def get_state(self) -> dict[str, int]:
         """{"next_index": number of the next batch}."""
@@ -202,7 +211,9 @@ class TrainingBatches(grain.DatasetIterator):
         """Ends threads and workers; the next batch, if one is asked for, starts others."""
         if self._batches is not None:
             self._batches.close()
-        self._batches = None
+        if self._watch is not None:
+            self._watch.close()
+        self._batches = self._watch = None
 
     def _from(self, first: int) -> grain.IterDataset:
         """Batches from number `first` on, prepared by threads or by processes."""

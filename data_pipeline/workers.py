@@ -6,8 +6,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
@@ -33,6 +34,52 @@ def serve_parent() -> None:
     """In a process that `multiprocessing` started: ends with its parent, leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_when_closed(multiprocessing.parent_process().sentinel)
+
+
+class Watch:
+    """Sees to it that nobody waits for ever for a worker that was killed.
+
+    A killed process keeps the locks it held. Grain notices that a worker is gone, but may then wait
+    for such a lock itself when it clears up, and nothing ends that but the end of this process.
+    """
+
+    def __init__(self, name: str, error: Callable[[str], str], seconds: float = 30.0):
+        """Starts to watch; `close` ends it.
+
+        Args:
+          name: how the names of the workers, processes of `multiprocessing`, begin.
+          error: makes the message of what became of a worker. It is printed before this process
+            ends with the exit status of an `InputError`.
+          seconds: how long `waiting` may last with a dead worker.
+        """
+        self._name, self._error, self._seconds = name, error, seconds
+        self._waiting, self._closed = threading.Event(), threading.Event()
+        threading.Thread(target=self._look_on, daemon=True).start()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """In the block somebody waits for workers."""
+        self._waiting.set()
+        try:
+            yield
+        finally:
+            self._waiting.clear()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._closed.set()
+
+    def _look_on(self, interval: float = 0.5) -> None:
+        workers, late = set(), 0.0
+        while not self._closed.wait(interval):
+            children = multiprocessing.active_children()
+            workers |= {child for child in children if child.name.startswith(self._name)}
+            dead = [worker for worker in workers if wait([worker.sentinel], 0) and worker.exitcode]
+            late = late + interval if dead and self._waiting.is_set() else 0.0
+            if late > self._seconds:
+                message = self._error(f"ended with exit status {dead[0].exitcode}")
+                print(f"error: {message}", file=sys.stderr, flush=True)
+                os._exit(2)
 
 
 @contextlib.contextmanager

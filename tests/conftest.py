@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +16,8 @@ from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.models import EfficientLVSMConfig, Model, init_params
 
 jax.config.update("jax_num_cpu_devices", 4)
+# What was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDENS = Path(__file__).parent / "goldens"
 SMALL = EfficientLVSMConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,17 +110,48 @@ def test_workers_and_threads_give_the_same_batches_from_any_position(config):
         other.close()
 
 
-def test_a_killed_worker_is_one_clear_error(config):
-    batches = training_batches(dataclasses.replace(config, workers=1), seed=0)
-    next(batches)
-    children = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True
+KILLER = """
+import gc, multiprocessing, sys
+from grain._src.python.dataset.transformations.process_prefetch import (
+    ProcessPrefetchDatasetIterator,
+)
+from data_pipeline import pipeline, workers
+from efficient_lvsm_jax.errors import main_exit
+
+workers.Watch.__init__.__defaults__ = (1.0,)
+
+def main():
+    batches = pipeline.training_batches(
+        pipeline.DataConfig(
+            path=sys.argv[1], size=48, num_inputs_cycle=(2,), num_targets=2, workers=1
+        ),
+        seed=0,
     )
-    for child in children.stdout.split():
-        os.kill(int(child), signal.SIGKILL)
-    with pytest.raises(InputError, match=r"preparing batch \d+ failed in a worker process"):
-        for _ in range(1000):
-            next(batches)
+    next(batches)
+    if sys.argv[2] == "with a lock":  # as if the worker held it
+        (of_grain,) = (x for x in gc.get_objects() if type(x) is ProcessPrefetchDatasetIterator)
+        of_grain._prefetch_should_stop._cond.acquire()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for _ in range(1000):
+        next(batches)
+
+if __name__ == "__main__":
+    main_exit(main)
+"""
+
+
+@pytest.mark.parametrize("killed", ["by itself", "with a lock"])
+def test_a_killed_worker_is_one_clear_error(data, tmp_path, killed):
+    (tmp_path / "killer.py").write_text(KILLER)
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "killer.py"), str(data), killed],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert re.search(r"error: preparing batch \d+ failed in a worker process: ", ended.stderr)
 
 
 READER = """
