@@ -275,11 +275,18 @@ def work(row: Row, program: str) -> int:
     return sum(each.total for part in parts for each in part.values())
 
 
-def measure(arguments: argparse.Namespace) -> dict:
-    """All rows of all programs."""
+def measure(arguments: argparse.Namespace, file: Path) -> None:
+    """Measures all rows of all programs; `file` gets the results after every row."""
     rates = {dtype: [matrix_rate(dtype)] for dtype in ("float32", "bfloat16")}
     programs = {name: Program(name, Path(__file__), []) for name in arguments.programs}
     rows = []
+    results = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "matrix_rates": rates,
+        "rounds": arguments.rounds,
+        "rows": rows,
+    }
     for row in ROWS:
         if arguments.rows not in f"{row.size} px, {row.title}":
             continue
@@ -321,17 +328,19 @@ def measure(arguments: argparse.Namespace) -> dict:
             rows.append(result)
             seconds = statistics.median(turn["seconds"] for turn in turns)
             print(f"{row.size} px, {row.title}, {name}: {seconds:.4g} s", flush=True)
+        write(file, results)
     for program in programs.values():
         program.close()
     for dtype, found in rates.items():
         found.append(matrix_rate(dtype))
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "matrix_rates": rates,
-        "rounds": arguments.rounds,
-        "rows": rows,
-    }
+    write(file, results)
+
+
+def write(file: Path, results: dict) -> None:
+    """Writes results beside `file` and renames them to it."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1))
+    partial.replace(file)
 
 
 def cpu_name() -> str:
@@ -425,7 +434,7 @@ def main() -> None:
     file = arguments.out.with_suffix(".json")
     if not arguments.table:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(measure(arguments), indent=1))
+        measure(arguments, file)
     results = json.loads(file.read_text())
     tables(results)
     picture(results, arguments.out.with_suffix(".png"))

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from efficient_lvsm_jax import attention_kernels as kernels
 from efficient_lvsm_jax import sharding
-from efficient_lvsm_jax.attention_pages import Pages, loops, whole_scores
+from efficient_lvsm_jax.attention_pages import Chunks, Pages, loops, whole_scores
 from efficient_lvsm_jax.errors import InputError
 
 # How attention is computed: loops for a CPU; whole scores; a kernel of NVIDIA's; one of Google's.
@@ -30,7 +30,7 @@ def attend(
     *,
     implementation: str = "auto",
     scales: tuple[jax.Array | None, jax.Array | None] = (None, None),
-    count: jax.Array | None = None,
+    used: jax.Array | None = None,
     layer: jax.Array | None = None,
     spread: str | None = None,
     with_log_sum_exp: bool = False,
@@ -44,9 +44,9 @@ def attend(
       implementation: one of IMPLEMENTATIONS, or "auto", see `choose`.
       scales: what stored keys and values are multiplied by, [B, H, S] each, or [L, B, H, S]; None
         is 1. They may then be of any dtype, such as int8.
-      count: number of leading pages to read, a traced int32 of at least 1. None reads all S.
-        The work follows `count`, not S, and changing it compiles nothing. With 0 the result is
-        NaN: callers own that check. Not meant for gradients.
+      used: which pages to read, [S] bool. None reads all S. The work follows their number, not S,
+        and changing them compiles nothing. With none in use the result is NaN: callers own that
+        check. Not meant for gradients.
       layer: which layer of stacked `k` and `v` to read. Pages are fetched from the stack one by
         one, so that a large, mostly empty cache is never copied; cuDNN alone wants one layer in
         one piece. Not meant for gradients.
@@ -74,8 +74,10 @@ def attend(
         raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
     name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
     mesh = sharding.mesh_in_use()
-    count, layer = (None if x is None else jnp.asarray(x, jnp.int32) for x in (count, layer))
-    pages = Pages(k, v, *scales, count, layer)
+    if used is not None and used.shape != k.shape[-3:-2]:
+        raise InputError(f"attend: used {used.shape} and k {k.shape} differ in pages")
+    layer = None if layer is None else jnp.asarray(layer, jnp.int32)
+    pages = Pages(k, v, *scales, used, layer)
     if mesh is None:
         mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, pages)
     else:
@@ -182,17 +184,15 @@ def _attend_spread(
         sharding.check_divides(mesh, what, held, (sharding.CONTEXT,))
 
     def here(q: jax.Array, pages: Pages) -> tuple:
-        if by_pages and pages.count is not None:  # spread in order: the first devices have more
-            mine = pages.slots
-            count = jnp.clip(pages.count - jax.lax.axis_index(by_pages) * mine, 0, mine)
-            pages = dataclasses.replace(pages, count=count)
         partial = _attend_here(name, with_log_sum_exp or bool(by_pages), q, pages)
         return _combine_over(by_pages, *partial) if by_pages else partial
 
+    specs = {"used": P(by_pages), "layer": P()}
+    fields = (field.name for field in dataclasses.fields(Pages))
     return jax.shard_map(
         here,
         mesh=mesh,
-        in_specs=(P(*rows), jax.tree.map(lambda x: stored if x.ndim else P(), pages)),
+        in_specs=(P(*rows), Pages(**{name: specs.get(name, stored) for name in fields})),
         out_specs=P(*rows),
         check_vma=False,  # kernels do not say over which axes their results vary
     )(q, pages)
@@ -204,7 +204,9 @@ def _attend_here(
     """Attention on one device by a named implementation: the result and its log-sum-exp."""
     shape = q.shape
     if q.ndim == 5:  # B and V as one
-        q, pages = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim else x, (q, pages))
+        stored = q, pages.k, pages.v, pages.k_scale, pages.v_scale
+        q, *stored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stored)
+        pages = Pages(*stored, pages.used)
     if name == "cudnn":
         mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, pages)
     elif name == "splash" and pages.is_plain:
@@ -222,16 +224,16 @@ def _attend_here(
 def _one_call(
     kernel: Callable, with_log_sum_exp: bool, q: jax.Array, pages: Pages
 ) -> tuple[jax.Array, jax.Array | None]:
-    """A kernel on all pages merged, or on the leading `count` of them."""
+    """A kernel on all pages merged, or on those in use."""
     k, v = pages.whole_layer(q.dtype)
     k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
-    count = pages.count
-    if count is None:
+    if pages.used is None:
         if with_log_sum_exp:
             return kernels.differentiable_log_sum_exp(kernel, q, k, v)
         return kernel(q, k, v), None
     # A kernel that is told to read nothing may do anything, so it reads a page that counts nothing.
-    length = jnp.maximum(count, 1) * pages.k.shape[-2]
+    count = pages.used.sum()
+    length = jnp.maximum(count, 1) * pages.page_tokens
     if not with_log_sum_exp:
         return jnp.where(count > 0, kernel(q, k, v, length=length), jnp.nan), None
     mixed, log_sum_exp = kernels.LOG_SUM_EXP[kernel](q, k, v, length=length)
@@ -240,14 +242,15 @@ def _one_call(
 
 def _splash_page_by_page(q: jax.Array, pages: Pages) -> tuple[jax.Array, jax.Array]:
     """Attention by a call of the splash kernel for each page; not differentiable."""
+    chunks = Chunks.of(pages)
 
     def fold(page: jax.Array, carry: tuple) -> tuple:
-        k, v = pages.page(page, q.dtype)
+        k, v, _ = chunks.read(page, q.dtype)
         return combine(*carry, *kernels.splash_with_log_sum_exp(q, k, v))
 
     start = (
         jnp.full(q.shape, jnp.nan, jnp.float32),
         jnp.full(q.shape[:-1], -jnp.inf, jnp.float32),
     )  # nothing read yet
-    mixed, log_sum_exp = jax.lax.fori_loop(0, pages.steps, fold, start)
+    mixed, log_sum_exp = jax.lax.fori_loop(0, chunks.steps, fold, start)
     return mixed.astype(q.dtype), log_sum_exp

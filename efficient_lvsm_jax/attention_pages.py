@@ -4,14 +4,14 @@ A CPU is fastest with scores that stay in its cache. So the loops walk the heads
 of queries; their backward pass does the same, from the log-sum-exps that the forward pass keeps
 (the backward pass of FlashAttention, arXiv:2205.14135). `attention.attend` chooses.
 
-Axes: B batch, H head, Q query, S page, M token of a page, K head dim, L layer.
+Axes: B batch, H head, Q query, S page, M token of a page, C chunk, T token of a chunk, G page of a
+chunk, K head dim, L layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,23 @@ from efficient_lvsm_jax.attention_kernels import SAVED_NAME
 SMALL_SCORES = 2**16
 # Queries at most whose scores exist at a time, and in the backward pass, which holds them twice.
 QUERY_BLOCK, BACKWARD_BLOCK = 1024, 512
-# Up to this many keys, pages are merged and a query sees its whole row; beyond, so many at a time
-# are folded in, as fast on a CPU and leaner.
-WHOLE_ROW_KEYS = 1024
+# Keys at most that are folded in at a time: short pages together, long ones in parts. As fast on a
+# CPU as whole rows, and leaner.
+CHUNK_KEYS = 1024
+
+
+# What arrays of unsigned integers are the bits of.
+BITS = {jnp.dtype(jnp.uint16): jnp.bfloat16, jnp.dtype(jnp.uint8): jnp.float8_e4m3fn}
+
+
+def from_bits(x: jax.Array) -> jax.Array:
+    """Bits as the numbers they are, anything else as it is."""
+    return jax.lax.bitcast_convert_type(x, BITS[x.dtype]) if x.dtype in BITS else x
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("k", "v", "k_scale", "v_scale", "count", "layer"),
+    data_fields=("k", "v", "k_scale", "v_scale", "used", "layer"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +47,10 @@ class Pages:
     """Keys and values as they are stored, and which of them are read.
 
     Attributes:
-      k, v: [B, H, S, M, K] of any dtype, uint16 being the bits of bfloat16; with `layer`
-        [L, B, H, S, M, K].
+      k, v: [B, H, S, M, K] of any dtype, or BITS; with `layer` [L, B, H, S, M, K].
       k_scale, v_scale: what the stored numbers are multiplied by, [B, H, S] or [L, B, H, S]; None
         is 1.
-      count: number of leading pages to read; None reads all.
+      used: which pages to read, [S] bool; None reads all.
       layer: which layer to read.
     """
 
@@ -50,7 +58,7 @@ class Pages:
     v: jax.Array
     k_scale: jax.Array | None = None
     v_scale: jax.Array | None = None
-    count: jax.Array | None = None
+    used: jax.Array | None = None
     layer: jax.Array | None = None
 
     @property
@@ -59,35 +67,17 @@ class Pages:
         return self.k.shape[-3]
 
     @property
-    def steps(self) -> jax.Array | int:
-        """How many pages are read."""
-        return self.slots if self.count is None else self.count
+    def page_tokens(self) -> int:
+        """M."""
+        return self.k.shape[-2]
 
     @property
     def is_plain(self) -> bool:
         """Whether all pages of the arrays are read, so that gradients can flow through."""
-        return self.count is None and self.layer is None
-
-    def page(
-        self, index: jax.Array | int, dtype: jnp.dtype, row: tuple = ()
-    ) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of a page, [B, H, M, K], or [M, K] at one (batch, head) `row`."""
-        lead = () if self.layer is None else (self.layer,)
-        batch, heads, _, page_tokens, head_dim = self.k.shape[-5:]
-        start = (*lead, *(row or (0, 0)), index)
-        size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (1,)
-        shape = () if row else (batch, heads)
-
-        def read(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
-            page = jax.lax.dynamic_slice(stored, (*start, 0, 0), (*size, page_tokens, head_dim))
-            if scale is not None:
-                scale = jax.lax.dynamic_slice(scale, start, size).reshape(*shape, 1, 1)
-            return _decoded(page.reshape(*shape, page_tokens, head_dim), scale, dtype)
-
-        return read(self.k, self.k_scale), read(self.v, self.v_scale)
+        return self.used is None and self.layer is None
 
     def whole_layer(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of all slots of the layer, [B, H, S, M, K]."""
+        """Keys and values of the layer, [B, H, S, M, K]: of pages in use first, then zeros."""
 
         def read(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
             if self.layer is not None:
@@ -95,17 +85,96 @@ class Pages:
                     lambda x: jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False),
                     (stored, scale),
                 )
-            return _decoded(stored, None if scale is None else scale[..., None, None], dtype)
+            x = _decoded(stored, None if scale is None else scale[..., None, None], dtype)
+            if self.used is None:
+                return x
+            in_use = jnp.arange(self.slots) < self.used.sum()
+            return jnp.where(in_use[:, None, None], jnp.take(x, _true_first(self.used), axis=2), 0)
 
         return read(self.k, self.k_scale), read(self.v, self.v_scale)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Pages as they are read step after step: C chunks of T keys, of G pages or of part of one.
+
+    Attributes:
+      pages: what is read. Slices of it as it is: reshaped before, a CPU's compiler may copy it all.
+      together: G.
+      parts: chunks in a page; 1 if `together` is more.
+      steps: how many chunks are read: those of which a page is used.
+      order: the indices of these come first in it, [C]; None reads all in order.
+    """
+
+    pages: Pages
+    together: int
+    parts: int
+    steps: jax.Array | int
+    order: jax.Array | None
+
+    @classmethod
+    def of(cls, pages: Pages, together: int = 1, parts: int = 1) -> Chunks:
+        """Equal chunks; `together` or `parts` is 1."""
+        if pages.used is None:
+            return cls(pages, together, parts, pages.slots // together * parts, None)
+        used = jnp.repeat(pages.used, parts).reshape(-1, together).any(axis=-1)
+        return cls(pages, together, parts, used.sum(), _true_first(used))
+
+    def read(
+        self, step: jax.Array | int, dtype: jnp.dtype, row: tuple = ()
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Keys, values and which of them count.
+
+        Args:
+          step: below `steps`.
+          dtype: of the keys and values wanted.
+          row: (batch, head); () is all of them.
+
+        Returns:
+          k, v: [B, H, T, K], or [T, K] of one row; values that do not count are 0.
+          counts: [T] bool, None if all do.
+        """
+        pages, together = self.pages, self.together
+        batch, heads, _, page_tokens, head_dim = pages.k.shape[-5:]
+        index = step if self.order is None else self.order[step]
+        tokens = page_tokens // self.parts  # of each page
+        slot, token = index // self.parts * together, index % self.parts * tokens
+        lead = () if pages.layer is None else (pages.layer,)
+        start = (*lead, *(row or (0, 0)), slot)
+        size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (together,)
+        shape = () if row else (batch, heads)
+
+        def decoded(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
+            chunk = jax.lax.dynamic_slice(stored, (*start, token, 0), (*size, tokens, head_dim))
+            if scale is not None:
+                scale = jax.lax.dynamic_slice(scale, start, size).reshape(*shape, together, 1)
+                scale = jnp.repeat(scale, tokens, axis=-2)
+            return _decoded(chunk.reshape(*shape, together * tokens, head_dim), scale, dtype)
+
+        k, v = decoded(pages.k, pages.k_scale), decoded(pages.v, pages.v_scale)
+        if pages.used is None or together == 1:
+            return k, v, None
+        counts = jnp.repeat(jax.lax.dynamic_slice(pages.used, (slot,), (together,)), tokens)
+        return k, jnp.where(counts[:, None], v, 0), counts
+
+
+def in_chunks(pages: Pages) -> Chunks:
+    """Several short pages at a time, long ones in parts."""
+    parts = -(-pages.page_tokens // CHUNK_KEYS)
+    if parts > 1:
+        return Chunks.of(pages, parts=parts if pages.page_tokens % parts == 0 else 1)
+    fitting = range(1, CHUNK_KEYS // pages.page_tokens + 1)
+    return Chunks.of(pages, max(number for number in fitting if pages.slots % number == 0))
+
+
+def _true_first(which: jax.Array) -> jax.Array:
+    """The indices of what is true, ascending, then of the rest."""
+    return jnp.argsort(~which, stable=True)
+
+
 def _decoded(stored: jax.Array, scale: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-    if stored.dtype == jnp.uint16:
-        stored = jax.lax.bitcast_convert_type(stored, jnp.bfloat16)
-    if scale is None:
-        return stored.astype(dtype)
-    return (stored.astype(jnp.float32) * scale).astype(dtype)
+    x = from_bits(stored)
+    return x.astype(dtype) if scale is None else (x.astype(jnp.float32) * scale).astype(dtype)
 
 
 def whole_scores(
@@ -119,10 +188,8 @@ def whole_scores(
       with_log_sum_exp: whether the log-sum-exps of the scores, [B, H, Q] float32, are wanted.
     """
     if pages.is_plain:
-        pages = Pages(*(_merged(x) for x in pages.whole_layer(q.dtype)))
-    mixed, log_sum_exp = _fold_pages(
-        q, lambda page: pages.page(page, q.dtype), pages.steps, with_log_sum_exp
-    )
+        pages = Pages(*pages.whole_layer(q.dtype))
+    mixed, log_sum_exp = _fold(q, in_chunks(pages), (), with_log_sum_exp)
     return checkpoint_name(mixed, SAVED_NAME), log_sum_exp
 
 
@@ -134,32 +201,26 @@ def loops(
     Head by head the log-sum-exps come unasked: the backward pass needs them, and a compiler drops
     what is not used.
     """
-    if q.shape[2] * pages.slots * pages.k.shape[-2] <= SMALL_SCORES:
+    if q.shape[2] * pages.slots * pages.page_tokens <= SMALL_SCORES:
         return whole_scores(q, pages, with_log_sum_exp=with_log_sum_exp)
     if pages.is_plain:
         return _by_heads(q, *(_merged(x) for x in pages.whole_layer(q.dtype)))
-    return _walk_heads(q, pages)
+    return _walk_heads(q, in_chunks(pages))
 
 
 def _merged(x: jax.Array) -> jax.Array:
-    """[B, H, S, M, K] as one page if it is not too long for that, a long one as several."""
-    keys = x.shape[-3] * x.shape[-2]
-    if keys > WHOLE_ROW_KEYS and keys % WHOLE_ROW_KEYS:
-        return x
-    length = min(keys, WHOLE_ROW_KEYS)
-    return x.reshape(*x.shape[:2], -1, length, x.shape[-1])
+    """Pages [B, H, S, M, K] as chunks [B, H, C, T, K]."""
+    chunks = in_chunks(Pages(x, x))
+    return x.reshape(*x.shape[:2], chunks.steps, -1, x.shape[-1])
 
 
-def _walk_heads(q: jax.Array, pages: Pages) -> tuple[jax.Array, jax.Array]:
+def _walk_heads(q: jax.Array, chunks: Chunks) -> tuple[jax.Array, jax.Array]:
     """Attention and log-sum-exps, a head and a block of queries after the other."""
     batch, heads, queries, _ = q.shape
 
     def one_head(row: tuple) -> tuple:
         def one_block(block: jax.Array) -> tuple:
-            def fetch(page: jax.Array | int) -> tuple:
-                return pages.page(page, q.dtype, row)
-
-            return _fold_pages(block, fetch, pages.steps, with_log_sum_exp=True)
+            return _fold(block, chunks, row, with_log_sum_exp=True)
 
         outputs = jax.lax.map(one_block, _in_blocks(q[row], QUERY_BLOCK))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:queries], outputs)
@@ -180,8 +241,8 @@ def _in_blocks(x: jax.Array, largest: int) -> jax.Array:
 
 @jax.custom_vjp
 def _by_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`_walk_heads` over all pages, with a backward pass of its own."""
-    return _walk_heads(q, Pages(k, v))
+    """`_walk_heads` over all of k and v [B, H, C, T, K], with a backward pass of its own."""
+    return _walk_heads(q, Chunks.of(Pages(k, v)))
 
 
 def _by_heads_forward(*qkv: jax.Array) -> tuple:
@@ -209,20 +270,20 @@ def _one_head_backward(
     k: jax.Array,
     v: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients for q [Q, K], k and v [S, M, K], page by page and in each block by block."""
+    """Gradients for q [Q, K], k and v [C, T, K], chunk by chunk and in each block by block."""
     scale = q.shape[-1] ** -0.5
     blocks = (q * scale, of_mixed, log_sum_exp, shift)
     blocks = tuple(_in_blocks(x, BACKWARD_BLOCK) for x in blocks)
 
-    def one_page(of_q: jax.Array, page: tuple) -> tuple:
-        k, v = page
+    def one_chunk(of_q: jax.Array, chunk: tuple) -> tuple:
+        k, v = chunk
 
         def one_block(carry: tuple, block: tuple) -> tuple:
             q, of_mixed, log_sum_exp, shift = block
             weights = jnp.exp(_dot(q, k, (1, 1)) - log_sum_exp[:, None])
             of_scores = weights * (_dot(of_mixed, v, (1, 1)) + shift[:, None])
             weights, of_scores = weights.astype(q.dtype), of_scores.astype(q.dtype)
-            # As [K, M]: a narrow matrix on the left is twice as fast as one on the right.
+            # As [K, T]: a narrow matrix on the left is twice as fast as one on the right.
             of_k, of_v = carry
             carry = of_k + _dot(q, of_scores, (0, 0)), of_v + _dot(of_mixed, weights, (0, 0))
             return carry, _dot(of_scores, k, (1, 0))
@@ -231,7 +292,7 @@ def _one_head_backward(
         (of_k, of_v), of_blocks = jax.lax.scan(one_block, (zeros, zeros), blocks)
         return of_q + of_blocks, (of_k.T.astype(k.dtype), of_v.T.astype(v.dtype))
 
-    of_q, (of_k, of_v) = jax.lax.scan(one_page, jnp.zeros(blocks[0].shape, jnp.float32), (k, v))
+    of_q, (of_k, of_v) = jax.lax.scan(one_chunk, jnp.zeros(blocks[0].shape, jnp.float32), (k, v))
     of_q = (of_q * scale).astype(q.dtype).reshape(-1, q.shape[-1])[: q.shape[0]]
     return of_q, of_k, of_v
 
@@ -244,17 +305,20 @@ def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
 _by_heads.defvjp(_by_heads_forward, _by_heads_backward)
 
 
-def _fold_pages(
-    q: jax.Array,
-    fetch: Callable[[jax.Array | int], tuple],
-    steps: jax.Array | int,
-    with_log_sum_exp: bool,
+def _fold(
+    q: jax.Array, chunks: Chunks, row: tuple, with_log_sum_exp: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Attention of q [..., Q, K] over `steps` pages, by the online softmax if there are several."""
+    """Attention of q [..., Q, K] to chunks, by the online softmax if there are several.
+
+    `row` is the (batch, head) of q; () if it has all of them as its leading axes.
+    """
     q = q * q.shape[-1] ** -0.5
 
-    def scores_of(k: jax.Array) -> jax.Array:
-        return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+    def read(step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        """Scores and values."""
+        k, v, counts = chunks.read(step, q.dtype, row)
+        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+        return scores if counts is None else jnp.where(counts, scores, -jnp.inf), v
 
     def mix(weights: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -263,31 +327,29 @@ def _fold_pages(
         # No result depends on the subtracted maximum, so neither does a gradient.
         return jax.lax.stop_gradient(jnp.maximum(highest, scores.max(axis=-1, keepdims=True)))
 
-    if isinstance(steps, int) and steps == 1:
-        k, v = fetch(0)
-        scores = scores_of(k)
+    if isinstance(chunks.steps, int) and chunks.steps == 1:
+        scores, v = read(0)
         peak = peak_of(scores)
         weights = jnp.exp(scores - peak)
         total = weights.sum(axis=-1, keepdims=True)
         log_sum_exp = (peak + jnp.log(total))[..., 0] if with_log_sum_exp else None
         return mix(weights / total, v).astype(q.dtype), log_sum_exp
 
-    def fold(page: jax.Array | int, carry: tuple) -> tuple:
+    def fold(step: jax.Array | int, carry: tuple) -> tuple:
         highest, total, mixed = carry
-        k, v = fetch(page)
-        scores = scores_of(k)
+        scores, v = read(step)
         peak = peak_of(scores, highest)
         weights = jnp.exp(scores - peak)
         shrink = jnp.exp(highest - peak)
         total = total * shrink + weights.sum(axis=-1, keepdims=True)
         return peak, total, mixed * shrink + mix(weights, v)
 
-    row = q.shape[:-1]
+    row_shape = q.shape[:-1]
     start = (
-        jnp.full((*row, 1), -jnp.inf, jnp.float32),
-        jnp.zeros((*row, 1), jnp.float32),
+        jnp.full((*row_shape, 1), -jnp.inf, jnp.float32),
+        jnp.zeros((*row_shape, 1), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )
-    highest, total, mixed = jax.lax.fori_loop(0, steps, fold, start)
+    highest, total, mixed = jax.lax.fori_loop(0, chunks.steps, fold, start)
     log_sum_exp = (highest + jnp.log(total))[..., 0] if with_log_sum_exp else None
     return (mixed / total).astype(q.dtype), log_sum_exp

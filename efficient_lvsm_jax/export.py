@@ -62,10 +62,11 @@ CONVENTIONS = {
     "scene frame": "origin: mean centre of the input cameras; z: their mean viewing direction; y: "
     "close to their mean image down direction; centres are scaled so that the largest |coordinate| "
     "of an input's is 1 / 1.35. Fixed once for a cache or memory, which embeds it",
-    "cache": "k, v [L, B, H, S, N, K] and count, int32: pages 0 … count-1 hold a view each, the "
-    "rest is zero; uint16 holds the bits of bfloat16, and k_scale, v_scale [L, B, H, S], if there, "
-    "multiply what is stored. remove moves the last page into the hole. The order of pages means "
-    "nothing. Programs do not check count: at least 1 to decode, less than S to append",
+    "cache": "k, v [L, B, H, S, N, K] and used [S] bool: which slots hold a view; what lies in the "
+    "others is never read, so a view is removed by a false there. uint16 holds the bits of "
+    "bfloat16, uint8 those of float8_e4m3fn, and k_scale, v_scale [L, B, H, S], if there, multiply "
+    "what is stored. append takes the first free slot. Which view lies where means nothing. "
+    "Programs do not check used: one at least to decode, one free to append",
     "memory": "what decode takes: a cache, or of LVSM models what encode gives for all views",
     "weights": f"{WEIGHTS_FILE} by name; bfloat16 is stored there as uint16, bit by bit",
 }
@@ -173,11 +174,6 @@ def export(
             "exporting needs flatbuffers: pip install 'efficient-lvsm-jax[export]'"
         ) from error
     shapes.check(model)
-    if model.remembers_by_view and model.config.cache == "bf16":
-        raise InputError(
-            "model.cache='bf16' is stored as other numbers on cpu than elsewhere; export with "
-            "--compute-dtype bfloat16, whose caches are bfloat16, or with int8 or fp8"
-        )
     if cudnn and ("cuda" not in platforms or model.config.dtype != jnp.bfloat16):
         raise InputError(
             "--cudnn: cuDNN attention runs on cuda, in bfloat16; add --compute-dtype bfloat16 and "
@@ -265,17 +261,13 @@ def _programs_of(
     def append(cache: dict, page: dict) -> dict:
         return of_memory.flat(pages.append(of_memory.tree(cache), of_page.tree(page)))
 
-    def remove(cache: dict, index: jax.Array) -> dict:
-        return of_memory.flat(pages.remove(of_memory.tree(cache), index))
+    def replace(cache: dict, slot: jax.Array, page: dict) -> dict:
+        return of_memory.flat(pages.replace(of_memory.tree(cache), slot, of_page.tree(page)))
 
-    def replace(cache: dict, index: jax.Array, page: dict) -> dict:
-        return of_memory.flat(pages.replace(of_memory.tree(cache), index, of_page.tree(page)))
-
-    index = jax.ShapeDtypeStruct((), jnp.int32)
+    slot = jax.ShapeDtypeStruct((), jnp.int32)
     for call, arguments in (
         (append, {"cache": memory, "page": page}),
-        (remove, {"cache": memory, "index": index}),
-        (replace, {"cache": memory, "index": index, "page": page}),
+        (replace, {"cache": memory, "slot": slot, "page": page}),
     ):
         yield Program(call.__name__, f"{call.__name__}-{label}", None, arguments, call)
 

@@ -89,31 +89,32 @@ class Programs:
 
     def decode(self, memory: dict, c2w: Any, fxfycxcy: Any, size: tuple[int, int]) -> jax.Array:
         """Pictures [1, T, Y, X, 3] in [0, 1] of (height, width) = `size` from T cameras."""
-        if "count" in memory and int(memory["count"]) < 1:
+        if "used" in memory and not np.any(memory["used"]):
             raise ValueError("nothing to decode: the cache is empty; append a view first")
         return self._run("decode", size, memory=memory, c2w=c2w, fxfycxcy=fxfycxcy)
 
     def empty(self, size: tuple[int, int]) -> dict:
         """A cache without views for pictures of (height, width) = `size`."""
         for entry in self._programs("decode"):
-            if entry["size"] == list(size) and "count" in entry["arguments"]["memory"]:
+            if entry["size"] == list(size) and "used" in entry["arguments"]["memory"]:
                 return jax.tree.map(_zeros, entry["arguments"]["memory"])
         raise ValueError(f"no cache for pictures of {tuple(size)}; {self._known('decode')}")
 
     def append(self, cache: dict, page: dict) -> dict:
-        """The cache with one view more. `cache` itself is used up, as by `remove`, `replace`."""
-        capacity = cache["k"].shape[3]
-        if int(cache["count"]) >= capacity:
-            raise ValueError(f"all {capacity} pages of the cache are in use; remove one first")
+        """The cache with one view more, in its first free slot; `cache` itself is used up."""
+        if np.all(cache["used"]):
+            raise ValueError(
+                f"all {len(cache['used'])} slots of the cache are in use; remove a view first"
+            )
         return self._run("append", None, cache=cache, page=page)
 
-    def remove(self, cache: dict, index: int) -> dict:
-        """The cache without page `index`, whose place the last page takes."""
-        return self._run("remove", None, cache=cache, index=_checked(cache, index))
+    def remove(self, cache: dict, slot: int) -> dict:
+        """The cache without the view in `slot`."""
+        return {**cache, "used": jnp.asarray(cache["used"]).at[_checked(cache, slot)].set(False)}
 
-    def replace(self, cache: dict, index: int, page: dict) -> dict:
-        """The cache with another view in place of page `index`."""
-        return self._run("replace", None, cache=cache, index=_checked(cache, index), page=page)
+    def replace(self, cache: dict, slot: int, page: dict) -> dict:
+        """The cache with another view in `slot`; `cache` itself is used up."""
+        return self._run("replace", None, cache=cache, slot=_checked(cache, slot), page=page)
 
     def _run(self, function: str, size: tuple[int, int] | None, **arguments: Any) -> Any:
         given = jax.tree.map(described, arguments)
@@ -162,10 +163,11 @@ def _zeros(text: str) -> jax.Array:
     return jnp.zeros([int(side) for side in shape.split(",") if side], dtype)
 
 
-def _checked(cache: dict, index: int) -> np.ndarray:
-    if not 0 <= index < int(cache["count"]):
-        raise ValueError(f"no page {index} in the cache: {int(cache['count'])} pages are in use")
-    return np.asarray(index, np.int32)
+def _checked(cache: dict, slot: int) -> np.ndarray:
+    used = np.flatnonzero(cache["used"]).tolist()
+    if slot not in used:
+        raise ValueError(f"no view in slot {slot} of the cache: there are in {used}")
+    return np.asarray(slot, np.int32)
 
 
 def _line(size: Any, arguments: dict) -> str:

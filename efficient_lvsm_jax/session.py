@@ -101,7 +101,7 @@ class Session:
         self._most: dict[tuple[int, int], int] = {}  # views that max_bytes holds, by their size
         self._centres: dict[int, np.ndarray] = {}  # of the cameras of all views, in world units
         self._cache: pages.ViewCache | None = None
-        self._encoded: list[int] = []  # the view id of every page in use, in slot order
+        self._slots: dict[int, int] = {}  # of the cache, of every view that is encoded
         self._waiting: dict[int, _View] = {}  # added before the frame is fixed, not encoded yet
         self._memory: tuple[list[_View], Any] = [], None  # of an LVSM: views, and what they became
         self._ids = itertools.count()
@@ -110,7 +110,7 @@ class Session:
     @property
     def views(self) -> list[int]:
         """Ids of the views in the scene."""
-        return sorted([*self._encoded, *self._waiting])
+        return sorted([*self._slots, *self._waiting])
 
     def add(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> int:
         """Adds one input view and returns its id.
@@ -143,10 +143,8 @@ class Session:
         self._centres.pop(view, None)
         if self._waiting.pop(view, None) is not None:
             return
-        slot = self._encoded.index(view)
-        self._cache = pages.remove(self._cache, slot)
-        self._encoded[slot] = self._encoded[-1]
-        self._encoded.pop()
+        self._cache = pages.remove(self._cache, self._slots[view])
+        del self._slots[view]
 
     def replace(self, view: int, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> None:
         """Puts another picture in place of a view; the id stays. Arguments and errors as `add`."""
@@ -155,8 +153,7 @@ class Session:
         if view in self._waiting:
             self._waiting[view] = new
         else:
-            page, slot = self._encode(new), self._encoded.index(view)
-            self._cache = pages.replace(self._cache, slot, page)
+            self._cache = pages.replace(self._cache, self._slots[view], self._encode(new))
         self._centres[view] = new.c2w[:3, 3]
 
     def render(
@@ -324,10 +321,11 @@ class Session:
         most = self._most_views(self._size)
         if self._cache is None:
             self._cache = pages.empty(min(self._capacity, most), page)
-        if len(self._encoded) == self._cache.capacity:
+        if len(self._slots) == self._cache.capacity:
             self._cache = pages.grow(self._cache, min(2 * self._cache.capacity, most))
+        free = set(range(self._cache.capacity)).difference(self._slots.values())
         self._cache = pages.append(self._cache, page)
-        self._encoded.append(view_id)
+        self._slots[view_id] = min(free)
 
     def _encode(self, *views: _View) -> Any:
         image, c2w, fxfycxcy = (
@@ -338,7 +336,7 @@ class Session:
         return self._model.encode(Views(image[None], c2w[None], fxfycxcy[None]))
 
     def _known(self, view: int) -> None:
-        if view not in self._encoded and view not in self._waiting:
+        if view not in self._slots and view not in self._waiting:
             raise InputError(f"no view {view!r} in this session; it has {self.views}")
 
     def _checked(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> _View:

@@ -150,7 +150,7 @@ def put_cache(mesh: Mesh, cache: Any) -> Any:
     check_divides(mesh, "pages of the cache", capacity, (CONTEXT,))
     spread = PartitionSpec(None, AXES, None, CONTEXT)
     return jax.tree.map(
-        lambda x: jax.device_put(x, NamedSharding(mesh, spread if x.ndim else PartitionSpec())),
+        lambda x: jax.device_put(x, NamedSharding(mesh, spread if x.ndim > 1 else PartitionSpec())),
         cache,
     )
 

@@ -83,12 +83,12 @@ def test_splash_has_gradients_of_the_log_sum_exp_too(interpreted):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
-def test_splash_reads_only_the_counted_pages_of_a_stack(interpreted):
+def test_splash_reads_only_the_used_pages_of_a_stack(interpreted):
     q, k, v = qkv(70, 3 * 40)
-    pages = [x.reshape(1, 2, 3, 40, 64).at[:, :, 2].set(jnp.nan) for x in (k, v)]
+    pages = [x.reshape(1, 2, 3, 40, 64).at[:, :, 0].set(jnp.nan) for x in (k, v)]
     stack = [jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in pages]
-    mixed = attend(q, *stack, count=jnp.int32(2), layer=jnp.int32(1))
-    expected, _ = reference(q, k[:, :, :80], v[:, :, :80])
+    mixed = attend(q, *stack, used=jnp.array([False, True, True]), layer=jnp.int32(1))
+    expected, _ = reference(q, k[:, :, 40:], v[:, :, 40:])
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
 
 
@@ -130,10 +130,10 @@ def test_cudnn_gets_the_number_of_keys_in_use_as_a_length(cuda):
     q, k, v = qkv(64, 128, dtype=jnp.bfloat16)
     stack = [x.reshape(1, 1, 2, 2, 64, 64) for x in (k, v)]
 
-    def decode(q, k, v, count):
-        return attend(q, k, v, count=count, layer=jnp.int32(0))
+    def decode(q, k, v, used):
+        return attend(q, k, v, used=used, layer=jnp.int32(0))
 
-    text = lowered_for_cuda(decode, q, *stack, jnp.int32(1))
+    text = lowered_for_cuda(decode, q, *stack, jnp.array([False, True]))
     assert cudnn_calls(text) == ["__cudnn$fmhaSoftmax"]
     assert '"mask_type": "PADDING"' in text.replace("\\22", '"')
 
@@ -253,7 +253,7 @@ def test_splash_is_compiled_into_the_loop_over_the_pages_of_a_partly_filled_cach
     config, mesh = SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, sharding.make_mesh("data:4", tpus)
     views = jax.eval_shape(lambda: random_views(1, batch=4, size=(32, 32)))
     pages = jax.ShapeDtypeStruct((config.layers, 4, 2, 8, 16, 64), config.dtype)
-    cache = ViewCache(pages, pages, jax.ShapeDtypeStruct((), jnp.int32))
+    cache = ViewCache(pages, pages, jax.ShapeDtypeStruct((8,), bool))
 
     def render(params, cache, cameras):
         return bind(FAMILY, config, params).decode(cache, cameras)

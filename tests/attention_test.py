@@ -69,14 +69,15 @@ def test_gradients_hold_two_blocks_of_scores_at_most():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_counted_pages_of_a_stack_equal_only_those_pages(size):
+def test_used_pages_of_a_stack_equal_only_those_pages(size):
     q, k, v = arrays(*size)
     stack = [jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k, v)]
-    counted = jax.jit(lambda count: attend(q, *stack, count=count, layer=jnp.int32(1)))
-    for count in range(1, size[1] + 1):
-        expected = reference(q, k[:, :, :count], v[:, :, :count])
-        np.testing.assert_allclose(counted(jnp.int32(count)), expected, atol=2e-6)
-    assert counted._cache_size() == 1
+    some = jax.jit(lambda used: attend(q, *stack, used=used, layer=jnp.int32(1)))
+    for number in range(1, 2 ** size[1]):
+        used = (number >> np.arange(size[1])) % 2 == 1
+        expected = reference(q, k[:, :, used], v[:, :, used])
+        np.testing.assert_allclose(some(jnp.array(used)), expected, atol=2e-6)
+    assert some._cache_size() == 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -166,37 +167,44 @@ def test_views_by_themselves_equal_views_one_after_another():
 @pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100)])
 @pytest.mark.parametrize("mesh", [None, "context:4"])
 def test_stored_pages_with_scales_equal_their_values(implementation, size, mesh):
-    """Of a layer in a stack with and without a count, and of all pages there are."""
+    """Of a layer in a stack with and without free slots, and of all pages there are."""
     q, k, _ = arrays(*size, batch=1)
     rng = np.random.default_rng(0)
     scales = [jnp.asarray(rng.uniform(0.01, 0.03, (3, 1, 2, 4)), jnp.float32) for _ in "kv"]
     stored = [jnp.asarray(rng.integers(-127, 128, (3, *k.shape)), jnp.int8) for _ in "kv"]
     values = [x * scale[..., None, None] for x, scale in zip(stored, scales, strict=True)]
 
-    def check(layer, count, got):
-        pages = slice(0, count)
-        expected = reference(q, *(x[layer][:, :, pages] for x in values))
+    def check(layer, used, got):
+        expected = reference(q, *(x[layer][:, :, used] for x in values))
         np.testing.assert_allclose(got, expected, atol=5e-6)
 
     options = {"implementation": implementation, "spread": "pages"}
     with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
-        for count in (None, 3):
-            found = attend(q, *stored, scales=scales, layer=1, count=count, **options)
-            check(1, count, found)
+        check(1, slice(None), attend(q, *stored, scales=scales, layer=1, **options))
+        used = np.array([True, False, True, True])
+        check(1, used, attend(q, *stored, scales=scales, layer=1, used=jnp.array(used), **options))
         plain = attend(q, *(x[2] for x in stored), scales=[x[2] for x in scales], **options)
-        check(2, None, plain)
+        check(2, slice(None), plain)
 
 
-def test_a_count_and_views_by_themselves_go_together():
+def test_used_pages_and_views_by_themselves_go_together():
     q, k, v = arrays(6, 3, 5)
-    got = attend(q[None], k[None], v[None], count=2)
-    np.testing.assert_allclose(got[0], attend(q, k[:, :, :2], v[:, :, :2]), atol=1e-6)
+    got = attend(q[None], k[None], v[None], used=jnp.array([True, False, True]))
+    np.testing.assert_allclose(got[0], attend(q, k[:, :, ::2], v[:, :, ::2]), atol=1e-6)
 
 
-def test_pages_beyond_the_count_are_never_read():
-    q, k, v = arrays(1100, 3, 100)
-    k, v = k.at[:, :, 2].set(jnp.nan), v.at[:, :, 2].set(jnp.nan)
-    assert np.isfinite(attend(q, k, v, count=jnp.int32(2))).all()
+@pytest.mark.parametrize("size", [(6, 3, 5), (1100, 3, 100), (70, 3, 2050)])
+def test_pages_that_are_not_used_are_never_read(size):
+    q, k, v = arrays(*size)
+    k, v = k.at[:, :, 1].set(jnp.nan), v.at[:, :, 1].set(jnp.nan)
+    used = jnp.array([True, False, True])
+    expected = reference(q, k[:, :, ::2], v[:, :, ::2])
+    np.testing.assert_allclose(attend(q, k, v, used=used), expected, atol=2e-6)
+
+
+def test_used_that_does_not_fit_the_pages_is_refused():
+    with pytest.raises(InputError, match="differ in pages"):
+        attend(*arrays(6, 3, 5), used=jnp.array([True, False]))
 
 
 def test_scores_of_one_block_at_most_exist_at_a_time():

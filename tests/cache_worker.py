@@ -37,7 +37,7 @@ def spread_and_alone(model: Model, mesh: jax.sharding.Mesh, views: int) -> dict[
     some = min(views, 32)
     parts = [model.encode(conftest.random_views(some, seed=i)) for i in range(views // some)]
     k, v = (jnp.concatenate([getattr(part, name) for part in parts], axis=3) for name in "kv")
-    alone, spread = (pages.ViewCache(k, v, jnp.asarray(views, jnp.int32)) for _ in range(2))
+    alone, spread = (pages.ViewCache(k, v, jnp.ones(views, bool)) for _ in range(2))
     page = model.encode(conftest.random_views(1, seed=99))
     with jax.set_mesh(mesh):
         spread = put_cache(mesh, spread)
@@ -67,7 +67,7 @@ def published(mesh: jax.sharding.Mesh, views: int, targets: int, size: int) -> t
     shape = (config.layers, 1, heads, views, tokens, config.head_dim)
     spread = jax.NamedSharding(mesh, jax.P(None, None, None, "context"))
     pool = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=spread)
-    cache = pages.ViewCache(pool, pool, jax.ShapeDtypeStruct((), jnp.int32))
+    cache = pages.ViewCache(pool, pool, jax.ShapeDtypeStruct((views,), bool))
     poses = jax.ShapeDtypeStruct((1, targets, 4, 4), jnp.float32)
     cameras = Cameras(poses, jax.ShapeDtypeStruct((1, targets, 4), jnp.float32), size, size)
     with jax.set_mesh(mesh):

@@ -55,7 +55,7 @@ def page(served, views, index):
 
 
 def same(served_cache, cache):
-    for name in ("k", "v", "count"):
+    for name in ("k", "v", "used"):
         np.testing.assert_array_equal(served_cache[name], getattr(cache, name))
 
 
@@ -100,9 +100,11 @@ def test_replacing_equals_that_of_the_live_cache(served, small_model, cache, liv
 
 def test_a_full_cache_a_missing_page_and_an_empty_cache_are_refused(served, cache):
     new = page(served, random_views(1), 0)
-    with pytest.raises(ValueError, match="no page 3 in the cache: 3 pages are in use"):
+    with pytest.raises(
+        ValueError, match=r"no view in slot 3 of the cache: there are in \[0, 1, 2\]"
+    ):
         served.remove(cache, 3)
-    with pytest.raises(ValueError, match="all 4 pages of the cache are in use"):
+    with pytest.raises(ValueError, match="all 4 slots of the cache are in use"):
         served.append(served.append(cache, new), new)
     views = random_views(1)
     with pytest.raises(ValueError, match="the cache is empty"):
@@ -145,7 +147,7 @@ def test_every_platform_has_programs_with_its_own_attention(folder, served):
         for entry in served.about["programs"]
     }
     alone = {("cpu", "cpu"), ("cuda", "xla"), ("tpu", "splash")}
-    together = ("append", "remove", "replace")
+    together = ("append", "replace")
     assert found == {(f, (p,), a) for f in ("encode", "decode") for p, a in alone} | {
         (name, tuple(PLATFORMS), None) for name in together
     }
@@ -161,7 +163,7 @@ def test_a_flipped_bit_is_found_before_the_file_is_used(copy, name, live):
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: its content differs"):
-        views, memory = random_views(1), {n: getattr(live, n) for n in ("k", "v", "count")}
+        views, memory = random_views(1), {n: getattr(live, n) for n in ("k", "v", "used")}
         Programs(copy).decode(memory, views.c2w, views.fxfycxcy, SIZE)
 
 
@@ -209,6 +211,20 @@ def test_bfloat16_programs_keep_half_the_weights_and_equal_the_live_model(half, 
         np.testing.assert_array_equal(found[name], getattr(expected, name))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
+def test_stored_precisions_are_served_as_live(small_model, tmp_path, precision):
+    config = dataclasses.replace(SMALL, cache=precision)
+    model = dataclasses.replace(small_model, config=config)
+    export(model, tmp_path / "out", Shapes((SIZE,), (1,), 2), platforms=["cpu"])
+    served, view = Programs(tmp_path / "out"), random_views(1)
+    cache = served.append(served.empty(SIZE), page(served, view, 0))
+    expected = model.encode(view)
+    live = pages.append(pages.empty(2, expected), expected)
+    same(cache, live)
+    got = served.decode(cache, view.c2w, view.fxfycxcy, SIZE)
+    np.testing.assert_array_equal(got, model.decode(live, view.cameras))
+
+
 def test_the_guide_serves_what_a_session_renders_without_the_package(small_model, folder, tmp_path):
     inputs, targets = random_views(3), random_views(1, seed=2)
     arrays = {
@@ -219,7 +235,7 @@ def test_the_guide_serves_what_a_session_renders_without_the_package(small_model
         "target_fxfycxcy": targets.fxfycxcy[0],
     }
     np.savez(tmp_path / "arrays.npz", **arrays)
-    serving, frame = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    serving, frame, _ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     program = "\n".join(
         [
             "import sys; sys.modules['efficient_lvsm_jax'] = None  # importing it fails",
@@ -244,12 +260,26 @@ def test_the_guide_serves_what_a_session_renders_without_the_package(small_model
     np.testing.assert_allclose(np.load(tmp_path / "pictures.npy")[0], expected, atol=1e-4)
 
 
+def test_the_guides_twenty_lines_run_the_programs(served, folder):
+    _, _, loader = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    found = {}
+    exec(loader, found)
+    programs, view = found["load"](folder), random_views(1)
+    arguments = {name: getattr(view, name) for name in ("image", "c2w", "fxfycxcy")}
+    got = programs["encode-16x24-cpu.jaxexport"](**arguments)
+    jax.tree.map(np.testing.assert_array_equal, got, served.encode(**arguments))
+    with pytest.raises(ValueError, match="cuda"):
+        programs["encode-16x24-cuda.jaxexport"](**arguments)
+    with pytest.raises(ValueError, match=r"16,\s*24"):
+        programs["encode-16x24-cpu.jaxexport"](**arguments | {"image": np.zeros((1, 1, 8, 8, 3))})
+
+
 def test_the_command_line_exports_a_weights_folder(small_model, tmp_path, capsys):
     info = {"family": small_model.family, "config": dataclasses.asdict(small_model.config)}
     save_weights(tmp_path / "weights", small_model.params, info)
     arguments = ["--size", "16x24", "--targets", "1", "--capacity", "2", "--platforms", "cpu"]
     main([str(tmp_path / "weights"), str(tmp_path / "out"), *arguments])
-    assert "efficient_lvsm, 5 programs in float32" in capsys.readouterr().out
+    assert "efficient_lvsm, 4 programs in float32" in capsys.readouterr().out
     loader = (tmp_path / "out" / "load.py").read_bytes()
     assert loader == Path(load_exported.__file__).read_bytes()
 

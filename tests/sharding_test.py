@@ -162,8 +162,7 @@ def test_updates_keep_the_pages_of_a_cache_spread_and_never_bring_them_together(
     cache = put_cache(make_mesh("context:4"), pages.empty(64, page))
     for update, arguments in (
         (pages._append, (page,)),
-        (pages._replace, (np.int32(0), page)),
-        (pages._remove, (np.int32(0),)),
+        (pages._write, (np.int32(0), page)),
     ):
         compiled = update.lower(cache, *arguments).compile()
         assert compiled.output_shardings.k == cache.k.sharding

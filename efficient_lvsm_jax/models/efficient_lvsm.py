@@ -138,14 +138,14 @@ class EfficientLVSM(ViewModel):
         """
         # A full cache is scanned with the layers, which gradients need; a partly filled one is
         # read page by page, so that empty slots cost nothing.
-        scanned = cache if cache.count is None else None
+        scanned = cache if cache.used is None else None
         attend_pages = functools.partial(
             attend, implementation=self.config.attention, spread="pages"
         )
 
         def step(x: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
             layer, index, pages = xs
-            where = {} if pages is not None else {"count": cache.count, "layer": index}
+            where = {} if pages is not None else {"used": cache.used, "layer": index}
             pages = cache if pages is None else pages
 
             def attend_memory(q: jax.Array) -> jax.Array:
