@@ -33,7 +33,6 @@ from tqdm import tqdm
 
 import efficient_lvsm_jax
 from data_pipeline.evaluation_scenes import EvaluationScene, EvaluationScenes
-from efficient_lvsm_jax.checkpoints import digest, load, write_json
 from efficient_lvsm_jax.comparison import compare
 from efficient_lvsm_jax.configuration import build, command_line
 from efficient_lvsm_jax.errors import InputError, main_exit
@@ -63,7 +62,9 @@ from efficient_lvsm_jax.results import (
     summarise,
 )
 from efficient_lvsm_jax.sharding import make_mesh
+from efficient_lvsm_jax.storage import write_json
 from efficient_lvsm_jax.video import write_film
+from efficient_lvsm_jax.weights import digest, load
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.pipeline import DataConfig, TrainingBatches, training_batches
 from efficient_lvsm_jax import flops
-from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir, load
+from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
 from efficient_lvsm_jax.configuration import build, command_line
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.estimate import estimate
@@ -45,6 +45,7 @@ from efficient_lvsm_jax.provenance import record_start
 from efficient_lvsm_jax.run_log import RunLog
 from efficient_lvsm_jax.sharding import make_mesh, put_batch, replicate, state_shardings
 from efficient_lvsm_jax.training import Recipe, TrainState, init_state, start_from, train_step
+from efficient_lvsm_jax.weights import load
 
 DIVERGED = 4  # exit status
 

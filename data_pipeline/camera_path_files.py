@@ -29,8 +29,8 @@ from data_pipeline.formats.json_values import (
 )
 from data_pipeline.pictures import opencv_from_opengl
 from efficient_lvsm_jax.cameras import check_cameras
-from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.storage import write_json
 
 PERSPECTIVE = "perspective"
 MIN_FOV = 1e-4  # degrees; a telescope's, and large enough to divide by its tangent

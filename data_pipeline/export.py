@@ -15,8 +15,8 @@ from PIL import Image
 
 from data_pipeline.pictures import opencv_from_opengl
 from efficient_lvsm_jax.cameras import check_cameras
-from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.storage import write_json
 
 MAX_PICTURES = 100_000  # with five digits their order is that of their names
 INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")

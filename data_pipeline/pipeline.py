@@ -179,11 +179,10 @@ class TrainingBatches(grain.DatasetIterator):
 
     def __next__(self) -> dict[str, Any]:
         if self._batches is None:
+            self._watch = Watch(WORKER_NAME, self._failed) if self._config.workers else None
             self._batches = iter(self._from(self._next))
-            if self._config.workers:
-                self._watch = Watch(WORKER_NAME, self._failed)
         try:
-            with self._watch.waiting() if self._watch else contextlib.nullcontext():
+            with self._watched():
                 batch = next(self._batches)
         except InputError:
             raise
@@ -191,6 +190,9 @@ class TrainingBatches(grain.DatasetIterator):
             raise InputError(self._failed(str(error))) from error
         self._next += 1
         return batch
+
+    def _watched(self) -> contextlib.AbstractContextManager:
+        return self._watch.waiting() if self._watch else contextlib.nullcontext()
 
     def _failed(self, why: str) -> str:
         return (
@@ -209,11 +211,14 @@ class TrainingBatches(grain.DatasetIterator):
 
     def close(self) -> None:
         """Ends threads and workers; the next batch, if one is asked for, starts others."""
-        if self._batches is not None:
-            self._batches.close()
-        if self._watch is not None:
-            self._watch.close()
-        self._batches = self._watch = None
+        try:
+            if self._batches is not None:
+                with self._watched():
+                    self._batches.close()
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+            self._batches = self._watch = None
 
     def _from(self, first: int) -> grain.IterDataset:
         """Batches from number `first` on, prepared by threads or by processes."""

@@ -37,8 +37,8 @@ from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.scenes import AXES, ReadOptions
 from data_pipeline.shards import Preparation, open_source, sha256, write_shard
 from data_pipeline.workers import end_when_closed, interrupts_held
-from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.storage import write_json
 
 SCENES_PER_SHARD = 200  # half a gigabyte of RealEstate10K at 256 px, and some 300 files
 PLAN = "plan.json"  # of what the unfinished shards beside it are made

@@ -15,8 +15,8 @@ import simplejpeg
 
 from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, Scenes, open_scenes
 from data_pipeline.transforms import portrait_to_square, resize_and_crop
-from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.storage import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -44,41 +45,44 @@ class Watch:
     """
 
     def __init__(self, name: str, error: Callable[[str], str], seconds: float = 30.0):
-        """Starts to watch; `close` ends it.
+        """Starts to watch processes that `multiprocessing` starts from now on; `close` ends it.
 
         Args:
-          name: how the names of the workers, processes of `multiprocessing`, begin.
+          name: how the names of the workers begin.
           error: makes the message of what became of a worker. It is printed before this process
             ends with the exit status of an `InputError`.
-          seconds: how long `waiting` may last with a dead worker.
+          seconds: how long a wait may last with a dead worker.
         """
         self._name, self._error, self._seconds = name, error, seconds
-        self._waiting, self._closed = threading.Event(), threading.Event()
+        self._since: float | None = None  # when the wait began that goes on now
+        self._others = set(multiprocessing.active_children())
+        self._closed = threading.Event()
         threading.Thread(target=self._look_on, daemon=True).start()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """In the block somebody waits for workers."""
-        self._waiting.set()
+        self._since = time.monotonic()
         try:
             yield
         finally:
-            self._waiting.clear()
+            self._since = None
 
     def close(self) -> None:
         """Ends it."""
         self._closed.set()
 
-    def _look_on(self, interval: float = 0.5) -> None:
-        workers, late = set(), 0.0
-        while not self._closed.wait(interval):
-            children = multiprocessing.active_children()
-            workers |= {child for child in children if child.name.startswith(self._name)}
+    def _look_on(self) -> None:
+        workers = set()
+        while not self._closed.wait(0.5):
+            started = set(multiprocessing.active_children()) - self._others
+            workers |= {child for child in started if child.name.startswith(self._name)}
             dead = [worker for worker in workers if wait([worker.sentinel], 0) and worker.exitcode]
-            late = late + interval if dead and self._waiting.is_set() else 0.0
-            if late > self._seconds:
+            since = self._since
+            if dead and since is not None and time.monotonic() - since > self._seconds:
                 message = self._error(f"ended with exit status {dead[0].exitcode}")
                 print(f"error: {message}", file=sys.stderr, flush=True)
+                sys.stdout.flush()
                 os._exit(2)
 
 

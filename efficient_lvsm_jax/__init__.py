@@ -9,10 +9,10 @@ picture = scene.render(c2w, fxfycxcy, size=(256, 256))
 """
 
 from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views
-from efficient_lvsm_jax.checkpoints import load
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models import Model
 from efficient_lvsm_jax.session import Session
+from efficient_lvsm_jax.weights import load
 
 __all__ = ["Cameras", "InputError", "Model", "SceneFrame", "Session", "Views", "load"]
 __version__ = "0.1.0"

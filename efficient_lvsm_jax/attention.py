@@ -43,11 +43,12 @@ def attend(
         [L, B, H, S, M, K].
       implementation: one of IMPLEMENTATIONS, or "auto", see `choose`.
       scales: what stored keys and values are multiplied by, [B, H, S] each, or [L, B, H, S]; None
-        is 1. They may then be of any dtype, such as int8.
-      used: which pages to read, [S] bool. None reads all S. The work follows their number, not S,
-        and changing them compiles nothing. With none in use the result is NaN: callers own that
-        check. Not meant for gradients.
-      layer: which layer of stacked `k` and `v` to read. Pages are fetched from the stack one by
+        is 1. They may then be of any dtype, such as int8; uint16 and uint8 are taken as the bits of
+        bfloat16 and float8_e4m3fn.
+      used: which pages to read, [S] bool. None reads all S. The work follows the chunks of some
+        1,024 keys in which a page is used, not S, and changing them compiles nothing. With none in
+        use the result is NaN: callers own that check. Not meant for gradients.
+      layer: which layer of stacked `k` and `v` to read. Chunks are fetched from the stack one by
         one, so that a large, mostly empty cache is never copied; cuDNN alone wants one layer in
         one piece. Not meant for gradients.
       spread: what a mesh in use spreads over its context axis: "views", the V of all arrays, or

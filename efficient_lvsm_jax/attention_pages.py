@@ -1,4 +1,4 @@
-"""Attention as plain JAX: page after page, and on CPUs head by head and block by block.
+"""Attention as plain JAX: chunk of keys after chunk, and on CPUs head by head and block by block.
 
 A CPU is fastest with scores that stay in its cache. So the loops walk the heads, and in each blocks
 of queries; their backward pass does the same, from the log-sum-exps that the forward pass keeps
@@ -23,8 +23,8 @@ from efficient_lvsm_jax.attention_kernels import SAVED_NAME
 SMALL_SCORES = 2**16
 # Queries at most whose scores exist at a time, and in the backward pass, which holds them twice.
 QUERY_BLOCK, BACKWARD_BLOCK = 1024, 512
-# Keys at most that are folded in at a time: short pages together, long ones in parts. As fast on a
-# CPU as whole rows, and leaner.
+# Keys that are folded in at a time, if pages allow: short ones together, long ones in parts. As
+# fast on a CPU as whole rows, and leaner.
 CHUNK_KEYS = 1024
 
 
@@ -100,7 +100,7 @@ class Chunks:
 
     Attributes:
       pages: what is read. Slices of it as it is: reshaped before, a CPU's compiler may copy it all.
-      together: G.
+      together: G. If it does not divide the pages, the last chunk reaches back into the one before.
       parts: chunks in a page; 1 if `together` is more.
       steps: how many chunks are read: those of which a page is used.
       order: the indices of these come first in it, [C]; None reads all in order.
@@ -114,10 +114,12 @@ class Chunks:
 
     @classmethod
     def of(cls, pages: Pages, together: int = 1, parts: int = 1) -> Chunks:
-        """Equal chunks; `together` or `parts` is 1."""
+        """Equal chunks; `together` or `parts` is 1, and divides what it is of if `used` is None."""
         if pages.used is None:
             return cls(pages, together, parts, pages.slots // together * parts, None)
-        used = jnp.repeat(pages.used, parts).reshape(-1, together).any(axis=-1)
+        missing = -pages.slots % together
+        used = jnp.pad(jnp.repeat(pages.used, parts), (0, missing)).reshape(-1, together)
+        used = used.any(axis=-1)
         return cls(pages, together, parts, used.sum(), _true_first(used))
 
     def read(
@@ -138,7 +140,8 @@ class Chunks:
         batch, heads, _, page_tokens, head_dim = pages.k.shape[-5:]
         index = step if self.order is None else self.order[step]
         tokens = page_tokens // self.parts  # of each page
-        slot, token = index // self.parts * together, index % self.parts * tokens
+        first, token = index // self.parts * together, index % self.parts * tokens
+        slot = jnp.minimum(first, pages.slots - together)
         lead = () if pages.layer is None else (pages.layer,)
         start = (*lead, *(row or (0, 0)), slot)
         size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (together,)
@@ -154,17 +157,30 @@ class Chunks:
         k, v = decoded(pages.k, pages.k_scale), decoded(pages.v, pages.v_scale)
         if pages.used is None or together == 1:
             return k, v, None
-        counts = jnp.repeat(jax.lax.dynamic_slice(pages.used, (slot,), (together,)), tokens)
+        counts = jax.lax.dynamic_slice(pages.used, (slot,), (together,))
+        counts = jnp.repeat(counts & (slot + jnp.arange(together) >= first), tokens)
         return k, jnp.where(counts[:, None], v, 0), counts
 
 
 def in_chunks(pages: Pages) -> Chunks:
     """Several short pages at a time, long ones in parts."""
-    parts = -(-pages.page_tokens // CHUNK_KEYS)
-    if parts > 1:
-        return Chunks.of(pages, parts=parts if pages.page_tokens % parts == 0 else 1)
-    fitting = range(1, CHUNK_KEYS // pages.page_tokens + 1)
-    return Chunks.of(pages, max(number for number in fitting if pages.slots % number == 0))
+    return Chunks.of(pages, *_pages_in_a_chunk(pages.slots, pages.page_tokens, pages.used is None))
+
+
+def _pages_in_a_chunk(slots: int, page_tokens: int, equal: bool) -> tuple[int, int]:
+    """How many pages are read together, and in how many parts each.
+
+    Args:
+      slots, page_tokens: how many pages of how many keys there are.
+      equal: whether pages read together must divide all of them.
+    """
+    if page_tokens > CHUNK_KEYS:
+        fewest = -(-page_tokens // CHUNK_KEYS)
+        # A page with few divisors is read whole rather than in many narrow parts.
+        parts = (n for n in range(fewest, 4 * fewest) if page_tokens % n == 0)
+        return 1, next(parts, 1)
+    most = min(slots, CHUNK_KEYS // page_tokens)
+    return (max(n for n in range(1, most + 1) if slots % n == 0) if equal else most), 1
 
 
 def _true_first(which: jax.Array) -> jax.Array:
@@ -180,7 +196,7 @@ def _decoded(stored: jax.Array, scale: jax.Array | None, dtype: jnp.dtype) -> ja
 def whole_scores(
     q: jax.Array, pages: Pages, *, with_log_sum_exp: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Attention of all heads at once, page after page.
+    """Attention of all heads at once, chunk after chunk.
 
     Args:
       q: [B, H, Q, K].
@@ -210,8 +226,9 @@ def loops(
 
 def _merged(x: jax.Array) -> jax.Array:
     """Pages [B, H, S, M, K] as chunks [B, H, C, T, K]."""
-    chunks = in_chunks(Pages(x, x))
-    return x.reshape(*x.shape[:2], chunks.steps, -1, x.shape[-1])
+    slots, page_tokens, head_dim = x.shape[2:]
+    together, parts = _pages_in_a_chunk(slots, page_tokens, equal=True)
+    return x.reshape(*x.shape[:2], -1, together * page_tokens // parts, head_dim)
 
 
 def _walk_heads(q: jax.Array, chunks: Chunks) -> tuple[jax.Array, jax.Array]:

@@ -19,7 +19,6 @@ import numpy as np
 
 from efficient_lvsm_jax.attention_pages import BITS, from_bits
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.sharding import platform
 
 # How keys and values are stored; "bf16" and "fp8" (e4m3) as BITS: to slice an array of such numbers
 # a CPU would convert all of it.
@@ -55,11 +54,6 @@ class ViewCache:
     def capacity(self) -> int:
         """Number of page slots."""
         return self.k.shape[3]
-
-    @property
-    def count(self) -> jax.Array | int:
-        """Number of pages."""
-        return self.capacity if self.used is None else self.used.sum()
 
     @property
     def precision(self) -> str:
@@ -137,7 +131,7 @@ def empty(capacity: int, page: ViewCache) -> ViewCache:
 
     # Separate buffers: the same zeros for k and v could not be donated.
     def room(x: jax.Array) -> jax.Array:
-        dtype = jnp.uint16 if x.dtype == jnp.bfloat16 and platform() == "cpu" else x.dtype
+        dtype = jnp.uint16 if x.dtype == jnp.bfloat16 else x.dtype
         return jnp.zeros((*x.shape[:3], capacity, *x.shape[4:]), dtype)
 
     pages = jax.tree.map(room, dataclasses.replace(page, used=None))
@@ -162,21 +156,20 @@ def remove(cache: ViewCache, slot: jax.Array | int) -> ViewCache:
     """The cache without the page in `slot`; the others stay in theirs.
 
     Nothing of the page is read any more. Its numbers stay in memory until the slot is used again.
+    The old cache and the new one share keys and values, which a later update of either donates.
 
     Raises:
       InputError: there is no such page (checked outside `jit`).
     """
     cache = _with_slots(cache)
-    _check_slot(cache, slot)
-    return dataclasses.replace(cache, used=_without(cache.used, jnp.asarray(slot, jnp.int32)))
+    return dataclasses.replace(cache, used=_without(cache.used, _checked_slot(cache, slot)))
 
 
 def replace(cache: ViewCache, slot: jax.Array | int, page: ViewCache) -> ViewCache:
     """The cache with the view of `page` in place of that in `slot`. Errors as in `remove`."""
     cache = _with_slots(cache)
     _check_page(cache, page)
-    _check_slot(cache, slot)
-    return _write(cache, jnp.asarray(slot, jnp.int32), page)
+    return _write(cache, _checked_slot(cache, slot), page)
 
 
 def grow(cache: ViewCache, capacity: int) -> ViewCache:
@@ -227,12 +220,14 @@ def _check_page(cache: ViewCache, page: ViewCache) -> None:
         )
 
 
-def _check_slot(cache: ViewCache, slot: jax.Array | int) -> None:
-    if not _known(cache.used) or not _known(slot):
-        return
-    used = np.flatnonzero(cache.used).tolist()
-    if int(slot) not in used:
+def _checked_slot(cache: ViewCache, slot: jax.Array | int) -> jax.Array | np.ndarray:
+    """`slot` as an int32, after a look whether a page is in it if that is known."""
+    if not _known(slot):
+        return slot.astype(jnp.int32)
+    used = np.flatnonzero(cache.used).tolist() if _known(cache.used) else None
+    if used is not None and int(slot) not in used:
         raise InputError(f"no page in slot {int(slot)} of the cache: there are in {used}")
+    return np.asarray(slot, np.int32)
 
 
 def _with_slots(cache: ViewCache) -> ViewCache:

@@ -1,9 +1,7 @@
-"""Weights on disk, training checkpoints on disk, and nothing half-written that looks good.
+"""Training checkpoints on disk, and nothing half-written that looks good.
 
-Two things are stored. A *weights folder* (`save_weights`, `load_weights`) is what a conversion
-makes: orbax parameters and `weights.json` beside them. A *training workdir* (`Checkpoints`) has
-`model.json` and one folder per saved step with the items `params`, `ema` if training keeps an
-average, `optimizer` and `data` (the position in the data). Rendering reads only parameters.
+A training workdir has `model.json` and one folder per saved step with the items `params`, `ema` if
+training keeps an average, `optimizer` and `data` (the position in the data).
 
     WORKDIR/checkpoints/1500/             a finished step with its manifest.json, see `manifest`
     WORKDIR/checkpoints/2000.unfinished/  being written; renamed to 2000 once it has a manifest
@@ -14,18 +12,12 @@ average, `optimizer` and `data` (the position in the data). Rendering reads only
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import functools
-import hashlib
-import json
 import logging
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,184 +28,16 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.manifest import find_damage, read_manifest, sync_folder, write_manifest
-from efficient_lvsm_jax.models import Model, abstract_params, configure
+from efficient_lvsm_jax.manifest import find_damage, sync_folder, write_manifest
+from efficient_lvsm_jax.models import configure
+from efficient_lvsm_jax.storage import first_line, read_json, reporting_writes, write_json
 
-WEIGHTS_FILE = "weights.json"
 MODEL_FILE = "model.json"
 STEPS_FOLDER = "checkpoints"
 UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
 LEFTOVER = re.compile(rf"\d+({re.escape(UNFINISHED)}|{re.escape(REMOVED)})")
 
 log = logging.getLogger(__name__)
-
-
-def digest(params: dict) -> str:
-    """SHA-256 over the paths, shapes, dtypes and values of a nested dict of arrays."""
-    total = hashlib.sha256()
-    for path, value in sorted(
-        (jax.tree_util.keystr(path), np.asarray(value))
-        for path, value in jax.tree_util.tree_leaves_with_path(params)
-    ):
-        total.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        total.update(np.ascontiguousarray(value).tobytes())
-    return total.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON beside `path` and renames it there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in `path`; an InputError says why there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def save_weights(folder: str | Path, params: dict, info: dict) -> None:
-    """Writes a weights folder: orbax parameters and weights.json (`info` and a digest).
-
-    Everything is written to a hidden folder beside and renamed at the end.
-
-    Args:
-      folder: must not exist.
-      params: nested dict of arrays.
-      info: at least `family` and `config`; JSON values.
-
-    Raises:
-      InputError: `folder` exists, or cannot be written (no space, no permission); then nothing is
-        left behind.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists():
-        raise InputError(f"{folder} already exists; name a new folder or remove it first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / "params", params)
-        write_json(partial / WEIGHTS_FILE, {**info, "params_sha256": digest(params)})
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except Exception as error:
-        if _is_write_failure(error):
-            raise InputError(_cannot_write(folder, error)) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def load_weights(folder: str | Path) -> tuple[dict, dict]:
-    """Parameters and info of a weights folder.
-
-    Raises:
-      InputError: missing or unreadable files, tensors that do not belong to the configuration, or
-        values that differ from what was written (digest).
-    """
-    info = read_weights_info(folder)
-    config = configure(info["family"], info["config"])
-    return restore_weights(folder, info, abstract_params(info["family"], config)), info
-
-
-def read_weights_info(folder: str | Path) -> dict:
-    """The info of a weights folder: `family`, `config`, `params_sha256` and what was saved with it.
-
-    Raises:
-      InputError: missing or unreadable.
-    """
-    path = Path(folder).absolute() / WEIGHTS_FILE
-    info = read_json(path)
-    missing = [key for key in ("family", "config", "params_sha256") if key not in info]
-    if missing:
-        raise InputError(f"{path}: has no {', '.join(missing)}; convert again")
-    return info
-
-
-def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
-    """The parameters of a weights folder.
-
-    Args:
-      folder, info: the folder and its info.
-      abstract: shapes and dtypes of all parameters.
-
-    Raises:
-      InputError: other parameters, or values that differ from what was written (digest).
-    """
-    folder = Path(folder).absolute()
-    params = _restore(folder / "params", abstract)
-    if digest(params) != info["params_sha256"]:
-        raise InputError(
-            f"{folder / 'params'}: the values differ from those written (SHA-256); the files are "
-            "damaged: convert or copy them again"
-        )
-    return params
-
-
-def load(path: str | Path) -> Model:
-    """A model from a weights folder, a training workdir or a PyTorch checkpoint file.
-
-    Args:
-      path: folder written by `python -m efficient_lvsm_jax.convert`, `--workdir` of train.py (its
-        newest step; the averaged parameters if it keeps them), or a `.pt`, `.pth` or
-        `.safetensors` file in the published layout (converted in memory on every load).
-
-    Raises:
-      InputError: nothing usable there; the message names the file and what was expected.
-    """
-    path = Path(path)
-    if path.is_file():
-        from efficient_lvsm_jax.convert import read_published
-
-        model = read_published(path)
-        return dataclasses.replace(model, params=jax.device_put(model.params))
-    if (path / WEIGHTS_FILE).is_file():
-        params, info = load_weights(path)
-        return Model(info["family"], configure(info["family"], info["config"]), params)
-    if (path / MODEL_FILE).is_file():
-        return _load_workdir(path)
-    what = "is empty" if path.is_dir() and not any(path.iterdir()) else "holds no weights"
-    if not path.exists():
-        what = "does not exist"
-    raise InputError(
-        f"{path} {what}: expected a folder with {WEIGHTS_FILE} (made by python -m "
-        f"efficient_lvsm_jax.convert), a workdir with {MODEL_FILE} (made by train.py), or a .pt, "
-        ".pth or .safetensors file"
-    )
-
-
-def _load_workdir(workdir: Path) -> Model:
-    """The newest parameters that are as they were written."""
-    family, config = read_model(workdir)
-    steps = saved_steps(workdir / STEPS_FOLDER)
-    for step in steps:
-        folder = workdir / STEPS_FOLDER / str(step)
-        try:
-            files = read_manifest(folder)["files"]
-            item = "ema" if any(name.startswith("ema/") for name in files) else "params"
-        except (OSError, ValueError):
-            item = "params"  # has damage, which is said below
-        damage = find_damage(folder, {"step": step}, under=item)
-        if damage is None:
-            return Model(family, config, _restore(folder / item, abstract_params(family, config)))
-        log.warning("%s: passed over, not as it was written: %s", folder, damage)
-    if steps:
-        raise InputError(
-            f"{workdir / STEPS_FOLDER}: none of its steps ({', '.join(map(str, steps))}) is as it "
-            "was written; name another workdir"
-        )
-    raise InputError(f"{workdir / STEPS_FOLDER}: no finished checkpoint; train.py writes them")
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -239,7 +63,7 @@ def claim_workdir(workdir: Path, family: str, config: Any) -> None:
     """
     stored = {"family": family, "config": dataclasses.asdict(config)}
     if not (workdir / MODEL_FILE).exists():
-        with _reporting_writes(workdir):
+        with reporting_writes(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / MODEL_FILE, stored)
         return
@@ -285,7 +109,7 @@ class Checkpoints:
         self._is_first = jax.process_index() == 0
         self._lock = None
         if self._is_first:
-            with _reporting_writes(self._folder):
+            with reporting_writes(self._folder, self._what_is_left):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock = _locked(workdir / "train.lock")
                 self._remove_leftovers()
@@ -360,7 +184,7 @@ class Checkpoints:
             name: item if isinstance(item, ocp.args.CheckpointArgs) else ocp.args.StandardSave(item)
             for name, item in items.items()
         }
-        with _reporting_writes(self._folder):
+        with reporting_writes(self._folder, self._what_is_left):
             self._checkpointer.save(
                 self._path(step, UNFINISHED), args=ocp.args.Composite(**arguments)
             )
@@ -406,7 +230,7 @@ class Checkpoints:
             )
         except Exception as error:
             raise InputError(
-                f"{self._path(step)}: cannot be restored ({_first_line(error)}); its files are as "
+                f"{self._path(step)}: cannot be restored ({first_line(error)}); its files are as "
                 "they were written, so it is of other settings: use those it was trained with, or "
                 "name another --workdir"
             ) from error
@@ -427,11 +251,15 @@ class Checkpoints:
         """Until the last save counts. Raises InputError if it could not be written."""
         saving, self._saving = self._saving, None
         if saving is not None:
-            with _reporting_writes(self._folder):
+            with reporting_writes(self._folder, self._what_is_left):
                 saving.result()
 
     def _path(self, step: int, kind: str = "") -> Path:
         return self._folder / f"{step}{kind}"
+
+    def _what_is_left(self) -> str:
+        steps = saved_steps(self._folder)
+        return f"; training goes on from step {steps[0]} when started again" if steps else ""
 
     def _remove_old(self) -> None:
         """Removes steps that are neither among the newest nor to be kept for ever."""
@@ -451,7 +279,7 @@ class Checkpoints:
         while aside.exists():
             number += 1
             aside = self._path(step, f"{DAMAGED}-{number}")
-        with _reporting_writes(self._folder):
+        with reporting_writes(self._folder, self._what_is_left):
             self._path(step).rename(aside)
         log.warning(
             "%s: not as it was written: %s; set aside as %s, going on from step %d",
@@ -491,58 +319,3 @@ def _silence_failed_saves() -> None:
     logging.getLogger("asyncio").addFilter(
         lambda record: "exception was never retrieved" not in record.getMessage()
     )
-
-
-@contextlib.contextmanager
-def _reporting_writes(folder: Path) -> Iterator[None]:
-    """Turns a failed write into an InputError that names the folder."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_write_failure(error):
-            raise
-        raise InputError(_cannot_write(folder, error)) from error
-
-
-def _is_write_failure(error: BaseException) -> bool:
-    """Whether saving failed for a reason outside the program: full disk, no permission, quota."""
-    words = ("no space", "file too large", "permission denied", "read-only", "disk quota")
-    return isinstance(error, OSError) or any(word in str(error).lower() for word in words)
-
-
-def _cannot_write(folder: Path, error: BaseException) -> str:
-    return (
-        f"{folder}: cannot be written ({_reason(error)}); free space or name another folder. "
-        f"What is unfinished does not count{_what_is_left(folder)}"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The operating system's words, which the storage library wraps in a page of paths."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else _first_line(error)
-
-
-def _what_is_left(folder: Path) -> str:
-    steps = saved_steps(folder)
-    return f"; training goes on from step {steps[0]} when started again" if steps else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _restore(folder: Path, abstract: dict) -> dict:
-    """One item as arrays like `abstract` on the default device, strictly."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
-    )
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute(), target)
-    except Exception as error:
-        raise InputError(
-            f"{folder}: cannot be read as the parameters of its configuration "
-            f"({_first_line(error)}); the files are damaged or belong to another model"
-        ) from error

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.images import load_image
-from efficient_lvsm_jax.checkpoints import write_json
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.page import (
     METRIC_LOOKS,
@@ -38,6 +37,7 @@ from efficient_lvsm_jax.results import (
     results_folder,
     standard_error,
 )
+from efficient_lvsm_jax.storage import write_json
 
 SHOWN = 10  # scenes in which B lost most, and as many in which it won most
 # Parts of a protocol that must be equal where both have them: with another one, a score of the same

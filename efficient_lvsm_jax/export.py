@@ -2,8 +2,8 @@
 
     python -m efficient_lvsm_jax.export WEIGHTS OUT --size 256 256x384 --targets 1 8 --capacity 16
 
-OUT then holds `encode`, `decode` and, for models with a view cache, `append`, `remove` and
-`replace`, each for the shapes asked for; the weights; manifest.json, which describes all of it; and
+OUT then holds `encode`, `decode` and, for models with a view cache, `append` and `replace`, each
+for the shapes asked for; the weights; manifest.json, which describes all of it; and
 load.py, which runs it with jax, numpy and flatbuffers alone. docs/export.md has an example.
 
 A program is traced for the platform it will run on, wherever this runs: attention is the CPU's
@@ -36,12 +36,12 @@ import efficient_lvsm_jax
 from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax import load_exported
 from efficient_lvsm_jax.cameras import Cameras, Views
-from efficient_lvsm_jax.checkpoints import load
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.load_exported import described
 from efficient_lvsm_jax.manifest import sync_folder, write_manifest
 from efficient_lvsm_jax.models import Model, bind
 from efficient_lvsm_jax.models.transformer import ModelConfig
+from efficient_lvsm_jax.weights import load
 
 # Platforms as jax.export names them: how attention is computed there, and the device to trace for.
 PLATFORMS = {

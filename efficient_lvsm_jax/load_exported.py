@@ -24,7 +24,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 
 
 def described(x: Any) -> str:
@@ -109,7 +109,7 @@ class Programs:
         return self._run("append", None, cache=cache, page=page)
 
     def remove(self, cache: dict, slot: int) -> dict:
-        """The cache without the view in `slot`."""
+        """The cache without the view in `slot`; shares keys and values with `cache`."""
         return {**cache, "used": jnp.asarray(cache["used"]).at[_checked(cache, slot)].set(False)}
 
     def replace(self, cache: dict, slot: int, page: dict) -> dict:

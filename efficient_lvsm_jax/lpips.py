@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from efficient_lvsm_jax import checkpoints, vgg
+from efficient_lvsm_jax import vgg, weights
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import check_range
 
@@ -161,15 +161,15 @@ def load_lpips(folder: str | Path) -> Lpips:
       InputError: no such folder (says where weights come from), other weights, or damaged ones.
     """
     folder = Path(folder)
-    if not (folder / checkpoints.WEIGHTS_FILE).is_file():
+    if not (folder / weights.WEIGHTS_FILE).is_file():
         raise InputError(f"{folder} holds no LPIPS weights: {HOW_TO_GET_WEIGHTS}")
-    info = checkpoints.read_weights_info(folder)
+    info = weights.read_weights_info(folder)
     if (info["family"], info["config"]) != (FAMILY, CONFIG):
         raise InputError(
             f"{folder}: holds weights of {info['family']} {info['config']}, not LPIPS 0.1 with "
             f"VGG16: {HOW_TO_GET_WEIGHTS}"
         )
-    return Lpips(checkpoints.restore_weights(folder, info, abstract_params()))
+    return Lpips(weights.restore_weights(folder, info, abstract_params()))
 
 
 def find_lpips(folder: str | Path) -> Lpips | None:

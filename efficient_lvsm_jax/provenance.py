@@ -18,9 +18,9 @@ from typing import Any
 import jax
 
 import efficient_lvsm_jax
-from efficient_lvsm_jax.checkpoints import read_json, write_json
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.run_log import utc
+from efficient_lvsm_jax.storage import read_json, write_json
 
 RUN_FILE = "run.json"
 # Packages that decide what is computed or read; those that are installed are noted.

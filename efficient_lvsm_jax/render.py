@@ -23,7 +23,7 @@ from data_pipeline.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.export import CaptureWriter
 from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, open_scenes
 from data_pipeline.transforms import portrait_to_square, preprocess_frame
-from efficient_lvsm_jax import checkpoints
+from efficient_lvsm_jax import weights
 from efficient_lvsm_jax.cache import PRECISIONS
 from efficient_lvsm_jax.camera_paths import camera_path, orbit, spiral
 from efficient_lvsm_jax.cameras import SceneFrame
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(arguments)
     scene = _scene(arguments)
     chosen = _chosen(arguments, scene)
-    model = checkpoints.load(arguments.weights)
+    model = weights.load(arguments.weights)
 
     prepared = [_prepare(scene.frames[i], arguments.size, model.config.patch) for i in chosen]
     images, poses, intrinsics = (list(values) for values in zip(*prepared, strict=True))

@@ -30,9 +30,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from efficient_lvsm_jax.checkpoints import read_json, write_json
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.results import json_safe
+from efficient_lvsm_jax.storage import read_json, write_json
 
 METRICS_FILE, SPEED_FILE, STATUS_FILE = "metrics.jsonl", "speed.jsonl", "status.json"
 PICTURES_FOLDER, TENSORBOARD_FOLDER = "pictures", "tensorboard"

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from efficient_lvsm_jax.checkpoints import MODEL_FILE, STEPS_FOLDER, read_json, saved_steps
+from efficient_lvsm_jax.checkpoints import MODEL_FILE, STEPS_FOLDER, saved_steps
 from efficient_lvsm_jax.curves import MOST_CURVES, Panel, draw_curves
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.page import table, write_page
@@ -41,6 +41,7 @@ from efficient_lvsm_jax.run_log import (
     read_status,
     utc,
 )
+from efficient_lvsm_jax.storage import read_json
 
 # Without a sign for so long a run counts as silent: at least this many seconds, and this many times
 # the longest silence it had before.

@@ -323,9 +323,9 @@ class Session:
             self._cache = pages.empty(min(self._capacity, most), page)
         if len(self._slots) == self._cache.capacity:
             self._cache = pages.grow(self._cache, min(2 * self._cache.capacity, most))
-        free = set(range(self._cache.capacity)).difference(self._slots.values())
+        slot = int(np.argmin(self._cache.used))  # the first free one, as `append` takes it
         self._cache = pages.append(self._cache, page)
-        self._slots[view_id] = min(free)
+        self._slots[view_id] = slot
 
     def _encode(self, *views: _View) -> Any:
         image, c2w, fxfycxcy = (

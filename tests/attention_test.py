@@ -24,8 +24,9 @@ def reference(q, k, v):
     return jnp.einsum("BHQS,BHSK->BHQK", jax.nn.softmax(scores, axis=-1), v)
 
 
-# Small: one einsum. Long rows: heads one by one. Many pages: folded one after another.
-SIZES = [(6, 3, 5), (1100, 2, 100), (90, 5, 1024)]
+# Small: one einsum. Long rows: heads one by one. Many pages: folded one after another. Short ones:
+# several at a time, the last chunk reaching back. Long ones: in parts, by heads and in one einsum.
+SIZES = [(6, 3, 5), (1100, 2, 100), (90, 5, 1024), (200, 5, 400), (70, 2, 2048), (6, 2, 1026)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -164,7 +165,7 @@ def test_views_by_themselves_equal_views_one_after_another():
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "xla"])
-@pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100)])
+@pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100), (70, 4, 300), (70, 4, 2048)])
 @pytest.mark.parametrize("mesh", [None, "context:4"])
 def test_stored_pages_with_scales_equal_their_values(implementation, size, mesh):
     """Of a layer in a stack with and without free slots, and of all pages there are."""
@@ -178,12 +179,12 @@ def test_stored_pages_with_scales_equal_their_values(implementation, size, mesh)
         expected = reference(q, *(x[layer][:, :, used] for x in values))
         np.testing.assert_allclose(got, expected, atol=5e-6)
 
-    options = {"implementation": implementation, "spread": "pages"}
+    compiled = jax.jit(functools.partial(attend, implementation=implementation, spread="pages"))
     with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
-        check(1, slice(None), attend(q, *stored, scales=scales, layer=1, **options))
+        check(1, slice(None), compiled(q, *stored, scales=scales, layer=1))
         used = np.array([True, False, True, True])
-        check(1, used, attend(q, *stored, scales=scales, layer=1, used=jnp.array(used), **options))
-        plain = attend(q, *(x[2] for x in stored), scales=[x[2] for x in scales], **options)
+        check(1, used, compiled(q, *stored, scales=scales, layer=1, used=jnp.array(used)))
+        plain = compiled(q, *(x[2] for x in stored), scales=[x[2] for x in scales])
         check(2, slice(None), plain)
 
 
@@ -193,13 +194,44 @@ def test_used_pages_and_views_by_themselves_go_together():
     np.testing.assert_allclose(got[0], attend(q, k[:, :, ::2], v[:, :, ::2]), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(6, 3, 5), (1100, 3, 100), (70, 3, 2050)])
-def test_pages_that_are_not_used_are_never_read(size):
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
+@pytest.mark.parametrize("size", [(6, 3, 5), (1100, 3, 100), (70, 3, 2050), (200, 7, 400)])
+def test_pages_that_are_not_used_are_never_read(size, implementation):
     q, k, v = arrays(*size)
-    k, v = k.at[:, :, 1].set(jnp.nan), v.at[:, :, 1].set(jnp.nan)
-    used = jnp.array([True, False, True])
-    expected = reference(q, k[:, :, ::2], v[:, :, ::2])
-    np.testing.assert_allclose(attend(q, k, v, used=used), expected, atol=2e-6)
+    used = np.array([True, False, True, False, False, False, True])[: size[1]]
+    expected = reference(q, k[:, :, used], v[:, :, used])
+    k, v = (x.at[:, :, ~used].set(jnp.nan) for x in (k, v))
+    mixed = attend(q, k, v, used=jnp.array(used), implementation=implementation)
+    np.testing.assert_allclose(mixed, expected, atol=2e-6)
+
+
+def test_a_whole_layer_has_used_pages_first_and_then_zeros():
+    """What kernels get that read so many leading keys."""
+    stored = np.random.default_rng(0).integers(-127, 128, (2, 3, 1, 2, 5, 4, 8)).astype(np.int8)
+    scales = np.random.default_rng(1).uniform(0.5, 2, (2, 3, 1, 2, 5)).astype(np.float32)
+    used = np.array([False, True, False, True, True])
+    scales[..., 0] = np.nan
+    pages = attention_pages.Pages(*stored, *scales, jnp.array(used), jnp.int32(1))
+    for got, x, scale in zip(pages.whole_layer(jnp.float32), stored, scales, strict=True):
+        expected = (x * scale[..., None, None])[1][:, :, used]
+        np.testing.assert_array_equal(got[:, :, :3], expected)
+        np.testing.assert_array_equal(got[:, :, 3:], 0)
+
+
+def test_pages_are_read_in_chunks_of_about_a_thousand_keys():
+    sizes = {
+        (64, 64): (16, 1),
+        (17, 64): (16, 1),
+        (5, 1024): (1, 1),
+        (2, 4096): (1, 4),
+        (2, 2560): (1, 4),
+        (3, 8100): (1, 9),
+        (2, 2053): (1, 1),
+    }
+    for (slots, page_tokens), expected in sizes.items():
+        found = attention_pages._pages_in_a_chunk(slots, page_tokens, equal=False)
+        assert found == expected, (slots, page_tokens)
+    assert attention_pages._pages_in_a_chunk(6, 400, equal=True) == (2, 1)
 
 
 def test_used_that_does_not_fit_the_pages_is_refused():

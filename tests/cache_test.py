@@ -133,7 +133,6 @@ def test_two_thousand_random_operations_equal_a_fresh_cache_without_recompiling(
                 render(small_model, cache), render(small_model, fresh), atol=1e-5
             )
     assert [function._cache_size() for function in functions] == compiled
-    assert int(cache.count) == len(held)
     assert set(np.flatnonzero(cache.used)) == set(held)
     for slot, view in held.items():
         np.testing.assert_array_equal(cache.k[:, :, :, slot], stock[view].k[:, :, :, 0])
@@ -171,7 +170,7 @@ def test_rendering_copies_no_cache_however_large(small_model, precision):
         lowered = jax.jit(small_model.decode).lower(pages.empty(capacity, page), views.cameras)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(128) - temporary(16) < page.page_bytes
+    assert temporary(256) - temporary(64) < page.page_bytes
 
 
 def test_an_update_consumes_the_old_cache(small_model):

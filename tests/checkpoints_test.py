@@ -1,4 +1,3 @@
-import json
 import shutil
 import subprocess
 import sys
@@ -11,94 +10,10 @@ from conftest import SMALL
 
 import efficient_lvsm_jax as elvsm
 from data_pipeline.pipeline import DataConfig, TrainingBatches
-from efficient_lvsm_jax.checkpoints import (
-    Checkpoints,
-    claim_workdir,
-    digest,
-    load_weights,
-    save_weights,
-    write_json,
-)
+from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models import abstract_params
 from efficient_lvsm_jax.sharding import make_mesh, state_shardings
-
-INFO = {"family": "efficient_lvsm", "config": vars(SMALL)}
-
-
-@pytest.fixture
-def weights(small_model, tmp_path):
-    save_weights(tmp_path / "weights", small_model.params, INFO)
-    return tmp_path / "weights"
-
-
-def test_weights_come_back_bit_for_bit(small_model, weights):
-    params, info = load_weights(weights)
-    jax.tree.map(np.testing.assert_array_equal, params, small_model.params)
-    assert info["config"] == vars(SMALL)
-    model = elvsm.load(weights)
-    assert model.config == SMALL and model.family == "efficient_lvsm"
-
-
-def test_an_existing_folder_is_not_touched(small_model, weights):
-    with pytest.raises(InputError, match="already exists"):
-        save_weights(weights, small_model.params, INFO)
-    load_weights(weights)
-
-
-def test_one_flipped_bit_is_found(weights):
-    payloads = [
-        p for p in (weights / "params").rglob("*") if p.is_file() and p.stat().st_size > 4096
-    ]
-    largest = max(payloads, key=lambda path: path.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
-    with pytest.raises(InputError, match=str(weights)):
-        load_weights(weights)
-
-
-def test_a_failed_write_leaves_nothing(small_model, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("efficient_lvsm_jax.checkpoints.write_json", full)
-    with pytest.raises(InputError, match=r"weights: cannot be written .*No space left.*free space"):
-        save_weights(tmp_path / "weights", small_model.params, INFO)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_weights_of_another_shape_are_refused(weights):
-    info = json.loads((weights / "weights.json").read_text())
-    info["config"]["width"] = 64
-    write_json(weights / "weights.json", info)
-    with pytest.raises(InputError, match="params: cannot be read"):
-        load_weights(weights)
-
-
-def test_what_is_missing_is_named(weights, tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(InputError, match="empty is empty: expected a folder with"):
-        elvsm.load(empty)
-    with pytest.raises(InputError, match="does not exist"):
-        elvsm.load(tmp_path / "absent")
-    shutil.rmtree(weights / "params")
-    with pytest.raises(InputError, match="params: cannot be read"):
-        elvsm.load(weights)
-    (weights / "weights.json").write_text("{")
-    with pytest.raises(InputError, match=r"weights\.json: not a readable JSON"):
-        elvsm.load(weights)
-    write_json(weights / "weights.json", {"family": "efficient_lvsm"})
-    with pytest.raises(InputError, match="has no config, params_sha256"):
-        elvsm.load(weights)
-
-
-def test_digest_sees_names_shapes_and_values():
-    base = {"a": np.arange(4.0), "b": np.zeros(2)}
-    assert digest(base) == digest(dict(reversed(base.items())))
-    assert digest(base) != digest({"a": np.arange(4.0).reshape(2, 2), "b": np.zeros(2)})
-    assert digest(base) != digest({"c": np.arange(4.0), "b": np.zeros(2)})
 
 
 def test_a_workdir_belongs_to_one_model(tmp_path):

@@ -9,7 +9,6 @@ from torch_files import ORDERED_DICT, rebuilt, storage, write_arrays, write_lega
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax import lpips as lpips_module
-from efficient_lvsm_jax.checkpoints import save_weights
 from efficient_lvsm_jax.convert.__main__ import main
 from efficient_lvsm_jax.convert.lpips import convert_lpips
 from efficient_lvsm_jax.convert.stored import contiguous_strides
@@ -23,6 +22,7 @@ from efficient_lvsm_jax.lpips import (
     load_lpips,
     lpips_loss,
 )
+from efficient_lvsm_jax.weights import save_weights
 
 FEATURES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 

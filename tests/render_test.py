@@ -15,9 +15,9 @@ from data_pipeline.scenes import open_scenes
 from data_pipeline.transforms import preprocess_frame
 from efficient_lvsm_jax import SceneFrame, Session
 from efficient_lvsm_jax.camera_paths import orbit
-from efficient_lvsm_jax.checkpoints import load, save_weights
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.render import main, spread
+from efficient_lvsm_jax.weights import load, save_weights
 
 AZIMUTHS = np.array([-30.0, -25, 0, 10, 30])
 

@@ -15,11 +15,11 @@ from conftest import SMALL, one_view, random_views
 
 from efficient_lvsm_jax import Session, load_exported
 from efficient_lvsm_jax import cache as pages
-from efficient_lvsm_jax.checkpoints import save_weights
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.export import CUDNN_CALL, PLATFORMS, Shapes, export, main
 from efficient_lvsm_jax.load_exported import Programs
 from efficient_lvsm_jax.models import Model, configure, init_params
+from efficient_lvsm_jax.weights import save_weights
 
 SIZE = (16, 24)
 SHAPES = Shapes(sizes=(SIZE,), targets=(1, 3), capacity=4)
@@ -173,8 +173,8 @@ def test_a_changed_manifest_and_another_format_are_refused(copy):
     manifest.write_text(text.replace('"patch": 8', '"patch": 4'))
     with pytest.raises(ValueError, match=r"manifest.json is damaged"):
         Programs(copy)
-    manifest.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(ValueError, match="of format 2, this reads 1"):
+    manifest.write_text(text.replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match="of format 1, this reads 2"):
         Programs(copy)
 
 
@@ -206,7 +206,7 @@ def test_bfloat16_programs_keep_half_the_weights_and_equal_the_live_model(half, 
     assert size_of_halves < 0.6 * (folder / "weights.npz").stat().st_size
     view = random_views(1)
     found, expected = page(Programs(tmp_path / "out"), view, 0), half.encode(view)
-    assert found["k"].dtype == "bfloat16"
+    assert found["k"].dtype == "bfloat16"  # of a page; a cache keeps its bits
     for name in ("k", "v"):
         np.testing.assert_array_equal(found[name], getattr(expected, name))
 

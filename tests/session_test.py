@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -217,6 +221,40 @@ def test_after_warm_up_nothing_is_compiled(small_model):
     assert not compiled
     fresh, _ = session_of(small_model, [0, 1, 2], frame=frame)
     np.testing.assert_allclose(pictures, fresh.render(*targets(11)), atol=1e-6)
+
+
+STARTING = """
+import jax
+from conftest import SMALL
+from efficient_lvsm_jax import Session
+from efficient_lvsm_jax.models import Model, init_params
+
+seen = []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
+params = init_params("efficient_lvsm", SMALL, jax.random.key(0))
+Session(Model("efficient_lvsm", SMALL, params)).warm_up((16, 24))
+print(*(seen.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")))
+"""
+
+
+def test_a_second_start_finds_all_programs_of_the_first(tmp_path):
+    where = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", STARTING],
+            env=os.environ | where,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    (_, compiled), (hits, misses) = found
+    assert int(compiled) > 5 and int(hits) >= int(compiled) and misses == "0"
 
 
 def test_warm_up_comes_first_and_leaves_the_frame_open(small_model):

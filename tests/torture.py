@@ -445,7 +445,7 @@ def unfinished(workdir: Path) -> bool:
 
 def parameters(workdir: Path) -> str:
     """Digest of what rendering would load."""
-    from efficient_lvsm_jax.checkpoints import digest, load
+    from efficient_lvsm_jax.weights import digest, load
 
     return digest(load(workdir).params)
 

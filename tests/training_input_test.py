@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import signal
@@ -115,10 +116,8 @@ import gc, multiprocessing, sys
 from grain._src.python.dataset.transformations.process_prefetch import (
     ProcessPrefetchDatasetIterator,
 )
-from data_pipeline import pipeline, workers
+from data_pipeline import pipeline
 from efficient_lvsm_jax.errors import main_exit
-
-workers.Watch.__init__.__defaults__ = (1.0,)
 
 def main():
     batches = pipeline.training_batches(
@@ -129,6 +128,7 @@ def main():
     )
     next(batches)
     if sys.argv[2] == "with a lock":  # as if the worker held it
+        batches._watch._seconds = 1.0
         (of_grain,) = (x for x in gc.get_objects() if type(x) is ProcessPrefetchDatasetIterator)
         of_grain._prefetch_should_stop._cond.acquire()
     for worker in multiprocessing.active_children():
@@ -141,8 +141,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("killed", ["by itself", "with a lock"])
-def test_a_killed_worker_is_one_clear_error(data, tmp_path, killed):
+@pytest.mark.parametrize(
+    ("killed", "message"),
+    [
+        ("by itself", "Worker process was .* exit code -9"),
+        ("with a lock", "ended with exit status -9"),
+    ],
+)
+def test_a_killed_worker_is_one_clear_error(data, tmp_path, killed, message):
     (tmp_path / "killer.py").write_text(KILLER)
     ended = subprocess.run(
         [sys.executable, str(tmp_path / "killer.py"), str(data), killed],
@@ -151,7 +157,28 @@ def test_a_killed_worker_is_one_clear_error(data, tmp_path, killed):
         timeout=120,
     )
     assert ended.returncode == 2, ended.stderr
-    assert re.search(r"error: preparing batch \d+ failed in a worker process: ", ended.stderr)
+    said = rf"error: preparing batch \d+ failed in a worker process: {message}"
+    assert re.search(said, ended.stderr)
+
+
+def test_the_watch_over_workers_lets_those_live_that_wait_for_others(config, monkeypatch):
+    """Killed workers of one pipeline do not end a process that waits for another."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    dying, living = (training_batches(dataclasses.replace(config, workers=1), seed=0) for _ in "ab")
+    next(dying)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    next(living)
+    living._watch._seconds = 0.0
+    living.set_state({"next_index": 3})  # ends its worker and starts another
+    for _ in range(20):
+        next(living)
+    living._watch._seconds = 0.0
+    with living._watched():
+        living._watch._closed.wait(1.5)
+    living.close()
+    assert not ended
 
 
 READER = """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from efficient_lvsm_jax import checkpoints
+from efficient_lvsm_jax import weights
 from efficient_lvsm_jax.convert.published import Published, bring_in, bring_out, count_tensors
 from efficient_lvsm_jax.convert.safetensors_file import write_safetensors
 from efficient_lvsm_jax.convert.source import HUB, fetch, open_state_dict, sha256
@@ -81,7 +81,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
             "sha256": digest,
             "tensors": published.tensors,
         }
-        checkpoints.save_weights(destination, published.params, info)
+        weights.save_weights(destination, published.params, info)
     parameters = sum(x.size for x in jax.tree.leaves(published.params))
     return Conversion(
         published.family,
@@ -109,6 +109,6 @@ def _read(path: Path) -> Published:
 
 
 def _published_from_folder(folder: Path) -> Published:
-    model = checkpoints.load(folder)
+    model = weights.load(folder)
     tensors = count_tensors(model.family, model.config)
     return Published(model.family, model.params, model.config, tensors, {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from efficient_lvsm_jax import checkpoints
+from efficient_lvsm_jax import weights
 from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.convert.lpips import PUBLISHED, convert_lpips
 from efficient_lvsm_jax.convert.reference import compare, read_reference
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"left out {count} tensors: {reason}")
     if reference is None:
         return 0
-    model = checkpoints.load(arguments.destination)
+    model = weights.load(arguments.destination)
     differences = []
     for difference in compare(model, reference):
         print(difference, flush=True)

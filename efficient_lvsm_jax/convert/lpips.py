@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_lvsm_jax import checkpoints
+from efficient_lvsm_jax import weights
 from efficient_lvsm_jax.convert.source import HUB, fetch, open_state_dict, sha256
 from efficient_lvsm_jax.convert.stored import StoredTensor, printable
 from efficient_lvsm_jax.convert.table import FLOATS
@@ -109,7 +109,7 @@ def convert_lpips(sources: Sequence[str | Path], destination: str | Path) -> Lpi
         "config": CONFIG,
         "sources": [{"source": name, "sha256": digest} for name, digest in used],
     }
-    checkpoints.save_weights(destination, params, info)
+    weights.save_weights(destination, params, info)
     known = tuple(PUBLISHED.values())
     return LpipsConversion(
         parameters=sum(value.size for layer in params.values() for value in layer.values()),

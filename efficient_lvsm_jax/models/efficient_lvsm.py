@@ -136,8 +136,8 @@ class EfficientLVSM(ViewModel):
 
         `layers`, their order and the errors are as in `encode_with_taps`.
         """
-        # A full cache is scanned with the layers, which gradients need; a partly filled one is
-        # read page by page, so that empty slots cost nothing.
+        # One straight from `encode` is scanned with the layers, which gradients need; one with
+        # slots is read chunk by chunk, so that those with nothing in use cost nothing.
         scanned = cache if cache.used is None else None
         attend_pages = functools.partial(
             attend, implementation=self.config.attention, spread="pages"

@@ -1,0 +1,66 @@
+"""JSON files that are whole or not there, and what to say when something cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from efficient_lvsm_jax.errors import InputError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON beside `path` and renames it there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`; an InputError says why there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def reporting_writes(folder: Path, hint: Callable[[], str] = str) -> Iterator[None]:
+    """Turns a failed write into an InputError that names the folder and ends with the hint."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_write_failure(error):
+            raise
+        raise InputError(
+            f"{folder}: cannot be written ({_reason(error)}); free space or name another folder. "
+            f"What is unfinished does not count{hint()}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message; of its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _is_write_failure(error: BaseException) -> bool:
+    """Whether saving failed for a reason outside the program: full disk, no permission, quota."""
+    words = ("no space", "file too large", "permission denied", "read-only", "disk quota")
+    return isinstance(error, OSError) or any(word in str(error).lower() for word in words)
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's words, which the storage library wraps in a page of paths."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else first_line(error)

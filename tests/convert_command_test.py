@@ -1,0 +1,104 @@
+"""The command line that converts, and files of the hub."""
+
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+from conftest import GOLDENS
+
+from efficient_lvsm_jax.convert import convert, read_published
+from efficient_lvsm_jax.convert.source import sha256
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.weights import load_weights
+
+
+def run(*arguments, **environment):
+    """The command line in a process of its own: exit status, output, errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "efficient_lvsm_jax.convert", *map(str, arguments)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        cwd=GOLDENS.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_command_line_reports_what_it_wrote_and_what_is_wrong(tmp_path):
+    status, output, _ = run(GOLDENS / "square.pt", tmp_path / "weights")
+    assert status == 0
+    assert (
+        "efficient_lvsm (width 64, head_dim 32, patch 8, mlp_ratio 4, layers 3), 418368 parameters"
+        in output
+    )
+    assert f"sha256 {sha256(GOLDENS / 'square.pt')}" in output
+    status, output, errors = run(GOLDENS / "square.pt", tmp_path / "weights")
+    assert status == 2 and not output
+    assert errors.startswith("error: ") and "already exists" in errors
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the hub does for owner/repo, which has square.pt on main."""
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.wfile.write(self.answer())
+
+    def answer(self):
+        found = self.path == "/owner/repo/resolve/main/weights/square.pt"
+        body = (GOLDENS / "square.pt").read_bytes() if found else b"Entry not found"
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", "0123456789" * 4)
+        if found:
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        return body
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_hub_files_are_fetched_and_named(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hub"),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        source = "hf://owner/repo/weights/square.pt"
+        status, _, errors = run(source, tmp_path / "weights", **environment)
+        assert status == 0, errors
+        absent = run("hf://owner/repo/absent.pt", tmp_path / "absent", **environment)
+        server.shutdown()
+    params, info = load_weights(tmp_path / "weights")
+    assert info["source"] == source and info["sha256"] == sha256(GOLDENS / "square.pt")
+    expected = read_published(GOLDENS / "square.pt").params
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    status, _, errors = absent
+    assert status == 2
+    assert errors.startswith("error: hf://owner/repo/absent.pt: cannot be downloaded (")
+    assert not (tmp_path / "absent").exists()
+
+
+def test_hub_sources_need_the_extra_and_three_parts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"pip install 'efficient-lvsm-jax\[hub\]'"):
+        convert("hf://owner/repo/x.pt", tmp_path / "w")
+    for source in ("hf://", "hf://owner/x.pt", "hf://owner/repo/../x.pt"):
+        with pytest.raises(InputError, match="expected hf://OWNER/REPO/FILE"):
+            convert(source, tmp_path / "w")
