@@ -26,8 +26,6 @@ QUERY_BLOCK, BACKWARD_BLOCK = 1024, 512
 # Keys that are folded in at a time, if pages allow: short ones together, long ones in parts. As
 # fast on a CPU as whole rows, and leaner.
 CHUNK_KEYS = 1024
-
-
 # What arrays of unsigned integers are the bits of.
 BITS = {jnp.dtype(jnp.uint16): jnp.bfloat16, jnp.dtype(jnp.uint8): jnp.float8_e4m3fn}
 

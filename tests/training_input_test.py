@@ -221,7 +221,9 @@ def test_workers_end_with_the_training_that_is_stopped(data, tmp_path, stop):
         # The pipes, which workers have too, end only when all have ended.
         _, said = process.communicate(timeout=30)
     if stop == signal.SIGINT:
-        assert process.returncode == 130 and said == "interrupted\n"
+        # Python may add that it removed shared memory, of batches grain's workers had ready.
+        said = [line for line in said.splitlines() if "resource_tracker" not in line]
+        assert process.returncode == 130 and said == ["interrupted"]
 
 
 @pytest.fixture
