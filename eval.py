@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 import efficient_lvsm_jax
 from data_pipeline.evaluation_scenes import EvaluationScene, EvaluationScenes
+from efficient_lvsm_jax.commands import command_line
 from efficient_lvsm_jax.comparison import compare
-from efficient_lvsm_jax.configuration import build, command_line
+from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.evaluation import (
     Scorer,

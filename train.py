@@ -29,7 +29,8 @@ from ml_collections import ConfigDict
 from data_pipeline.pipeline import DataConfig, TrainingBatches, training_batches
 from efficient_lvsm_jax import flops
 from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
-from efficient_lvsm_jax.configuration import build, command_line
+from efficient_lvsm_jax.commands import command_line
+from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.estimate import estimate
 from efficient_lvsm_jax.heldout import open_heldout, render_heldout

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from efficient_lvsm_jax.commands import command_line
 from efficient_lvsm_jax.compiled_step import (
     Compiled,
     Question,
@@ -29,7 +30,6 @@ from efficient_lvsm_jax.compiled_step import (
     question,
     topology_devices,
 )
-from efficient_lvsm_jax.configuration import command_line
 from efficient_lvsm_jax.errors import InputError, main_exit
 from efficient_lvsm_jax.estimate import Estimate, estimate
 from efficient_lvsm_jax.flops import Flops, TrainFlops

@@ -1,14 +1,11 @@
-"""Configuration files, their overrides on the command line, and frozen dataclasses from both."""
+"""Frozen dataclasses from plain values, with errors that name what was meant."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from efficient_lvsm_jax.errors import InputError
 
@@ -28,7 +25,7 @@ def build(settings_class: type[Settings], values: Mapping[str, Any], where: str)
     """
     fields = {field.name: field for field in dataclasses.fields(settings_class)}
     for key in values:
-        _check_key(key, fields, where)
+        check_key(key, fields, where)
     missing = [
         name
         for name, field in fields.items()
@@ -43,80 +40,8 @@ def build(settings_class: type[Settings], values: Mapping[str, Any], where: str)
     )
 
 
-def command_line(
-    argv: Sequence[str],
-    define_flags: Callable[[flags.FlagValues], None] | None = None,
-    *,
-    usage: str,
-    workdir: bool = True,
-) -> tuple[ConfigDict, flags.FlagValues]:
-    """Reads `--config FILE --config.a.b=value --workdir DIR` and the caller's own flags.
-
-    Args:
-      argv: with the program's name first.
-      define_flags: defines further flags on the FlagValues it is given.
-      usage: what to print for --help.
-      workdir: whether there is a --workdir, which then must be given.
-
-    Returns:
-      The configuration with its overrides, and all flags.
-
-    Raises:
-      InputError: no or unreadable configuration file, unknown flag or setting (the message names
-        the nearest one), a value of the wrong type, stray arguments.
-    """
-
-    def parse(arguments: Sequence[str]) -> tuple[list[str], flags.FlagValues]:
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file(
-            "config", None, "configuration file", flag_values=values, sys_argv=list(arguments)
-        )
-        if workdir:
-            flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
-        flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
-        if define_flags is not None:
-            define_flags(values)
-        return values(arguments)[1:], values
-
-    overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
-    try:
-        stray, values = parse([argument for argument in argv if argument not in overrides])
-        if values.help:
-            print(usage.strip(), values.get_help(), sep="\n\n")
-            raise SystemExit(0)
-        if stray:
-            raise InputError(f"unexpected argument {stray[0]!r}; see --help")
-        for name in ("config", "workdir") if workdir else ("config",):
-            if values[name].value is None:
-                raise InputError(f"--{name} is missing; see --help")
-        values.config.keys()  # raises what went wrong while reading the file
-        for override in overrides:
-            _check_override(values.config, override)
-        _, values = parse(argv)
-    except flags.Error as error:
-        raise InputError(f"{error}; see --help") from error
-    except OSError as error:
-        raise InputError(f"--config: {' '.join(str(error).split())}") from error
-    return values.config, values
-
-
-def _check_override(config: ConfigDict, override: str) -> None:
-    """Raises an InputError unless `--config.a.b=value` names a setting of `config`."""
-    name, equals, _ = override.removeprefix("--").partition("=")
-    if not equals:
-        raise InputError(f"{override}: expected --{name}=VALUE")
-    where, *keys = name.split(".")
-    group: Any = config
-    for key in keys:
-        if not isinstance(group, ConfigDict):
-            raise InputError(f"--{name}: {where} is a single setting, it has no .{key}")
-        _check_key(key, group.keys(), where)
-        group, where = group[key], f"{where}.{key}"
-    if isinstance(group, ConfigDict):
-        raise InputError(f"--{name}: a group of settings ({', '.join(group)}), not one")
-
-
-def _check_key(key: str, known: Iterable[str], where: str) -> None:
+def check_key(key: str, known: Iterable[str], where: str) -> None:
+    """Raises an InputError, which names the nearest one, unless `key` is among `known`."""
     known = list(known)
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)

@@ -6,7 +6,6 @@ A NaN in a picture makes its score NaN.
 
 from __future__ import annotations
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +53,8 @@ def ssim(prediction: jax.Array, target: jax.Array, *, mask: jax.Array | None = N
         raise InputError(
             f"SSIM of {height}x{width} pictures: both sides must be at least {SSIM_WINDOW} pixels"
         )
+    import dm_pix  # here, so that whoever renders needs jax, flax and numpy alone
+
     a, b = (x.reshape(-1, height, width, channels) for x in (prediction, target))
     scores = dm_pix.ssim(
         a,

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from efficient_lvsm_jax.configuration import build, command_line
+from efficient_lvsm_jax.commands import command_line
+from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError, main_exit
 
 CONFIG = """

@@ -1,0 +1,85 @@
+"""What all programs share: configuration files and their overrides on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from efficient_lvsm_jax.configuration import check_key
+from efficient_lvsm_jax.errors import InputError
+
+
+def command_line(
+    argv: Sequence[str],
+    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    *,
+    usage: str,
+    workdir: bool = True,
+) -> tuple[ConfigDict, flags.FlagValues]:
+    """Reads `--config FILE --config.a.b=value --workdir DIR` and the caller's own flags.
+
+    Args:
+      argv: with the program's name first.
+      define_flags: defines further flags on the FlagValues it is given.
+      usage: what to print for --help.
+      workdir: whether there is a --workdir, which then must be given.
+
+    Returns:
+      The configuration with its overrides, and all flags.
+
+    Raises:
+      InputError: no or unreadable configuration file, unknown flag or setting (the message names
+        the nearest one), a value of the wrong type, stray arguments.
+    """
+
+    def parse(arguments: Sequence[str]) -> tuple[list[str], flags.FlagValues]:
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file(
+            "config", None, "configuration file", flag_values=values, sys_argv=list(arguments)
+        )
+        if workdir:
+            flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+        flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
+        if define_flags is not None:
+            define_flags(values)
+        return values(arguments)[1:], values
+
+    overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
+    try:
+        stray, values = parse([argument for argument in argv if argument not in overrides])
+        if values.help:
+            print(usage.strip(), values.get_help(), sep="\n\n")
+            raise SystemExit(0)
+        if stray:
+            raise InputError(f"unexpected argument {stray[0]!r}; see --help")
+        for name in ("config", "workdir") if workdir else ("config",):
+            if values[name].value is None:
+                raise InputError(f"--{name} is missing; see --help")
+        values.config.keys()  # raises what went wrong while reading the file
+        for override in overrides:
+            _check_override(values.config, override)
+        _, values = parse(argv)
+    except flags.Error as error:
+        raise InputError(f"{error}; see --help") from error
+    except OSError as error:
+        raise InputError(f"--config: {' '.join(str(error).split())}") from error
+    return values.config, values
+
+
+def _check_override(config: ConfigDict, override: str) -> None:
+    """Raises an InputError unless `--config.a.b=value` names a setting of `config`."""
+    name, equals, _ = override.removeprefix("--").partition("=")
+    if not equals:
+        raise InputError(f"{override}: expected --{name}=VALUE")
+    where, *keys = name.split(".")
+    group: Any = config
+    for key in keys:
+        if not isinstance(group, ConfigDict):
+            raise InputError(f"--{name}: {where} is a single setting, it has no .{key}")
+        check_key(key, group.keys(), where)
+        group, where = group[key], f"{where}.{key}"
+    if isinstance(group, ConfigDict):
+        raise InputError(f"--{name}: a group of settings ({', '.join(group)}), not one")
