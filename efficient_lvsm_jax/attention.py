@@ -32,6 +32,7 @@ def attend(
     scales: tuple[jax.Array | None, jax.Array | None] = (None, None),
     used: jax.Array | None = None,
     layer: jax.Array | None = None,
+    most: int | None = None,
     spread: str | None = None,
     with_log_sum_exp: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -49,8 +50,10 @@ def attend(
         1,024 keys in which a page is used, not S, and changing them compiles nothing. With none in
         use the result is NaN: callers own that check. Not meant for gradients.
       layer: which layer of stacked `k` and `v` to read. Chunks are fetched from the stack one by
-        one, so that a large, mostly empty cache is never copied; cuDNN alone wants one layer in
-        one piece. Not meant for gradients.
+        one, so that a large, mostly empty cache is never copied. Not meant for gradients.
+      most: with `used`, how many pages are in use at most, known when this is compiled; None is S.
+        cuDNN alone asks: it wants its keys in one piece, for which so many pages are gathered. More
+        pages in use than that would not be read: callers own that check.
       spread: what a mesh in use spreads over its context axis: "views", the V of all arrays, or
         "pages", the S of k and v; every device then attends to its pages and the results are
         combined. None: nothing.
@@ -78,7 +81,7 @@ def attend(
     if used is not None and used.shape != k.shape[-3:-2]:
         raise InputError(f"attend: used {used.shape} and k {k.shape} differ in pages")
     layer = None if layer is None else jnp.asarray(layer, jnp.int32)
-    pages = Pages(k, v, *scales, used, layer)
+    pages = Pages(k, v, *scales, used, layer, most)
     if mesh is None:
         mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, pages)
     else:
@@ -188,7 +191,7 @@ def _attend_spread(
         partial = _attend_here(name, with_log_sum_exp or bool(by_pages), q, pages)
         return _combine_over(by_pages, *partial) if by_pages else partial
 
-    specs = {"used": P(by_pages), "layer": P()}
+    specs = {"used": P(by_pages), "layer": P(), "most": pages.most}
     fields = (field.name for field in dataclasses.fields(Pages))
     return jax.shard_map(
         here,

@@ -38,7 +38,7 @@ def from_bits(x: jax.Array) -> jax.Array:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("k", "v", "k_scale", "v_scale", "used", "layer"),
-    meta_fields=(),
+    meta_fields=("most",),
 )
 @dataclasses.dataclass(frozen=True)
 class Pages:
@@ -50,6 +50,7 @@ class Pages:
         is 1.
       used: which pages to read, [S] bool; None reads all.
       layer: which layer to read.
+      most: how many pages are in use at most; None is all.
     """
 
     k: jax.Array
@@ -58,6 +59,7 @@ class Pages:
     v_scale: jax.Array | None = None
     used: jax.Array | None = None
     layer: jax.Array | None = None
+    most: int | None = None
 
     @property
     def slots(self) -> int:
@@ -75,7 +77,12 @@ class Pages:
         return self.used is None and self.layer is None
 
     def whole_layer(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of the layer, [B, H, S, M, K]: of pages in use first, then zeros."""
+        """Keys and values of the layer, [B, H, S, M, K]: of pages in use first, then zeros.
+
+        With `used` only `most` pages come, and only they are decoded: a GPU's compiler makes one
+        kernel of fetching, decoding and transposing them, whose cost is that of `most` pages.
+        """
+        pages = min(self.most or self.slots, self.slots)
 
         def read(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
             if self.layer is not None:
@@ -83,11 +90,16 @@ class Pages:
                     lambda x: jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False),
                     (stored, scale),
                 )
+            if self.used is not None:
+                first = _true_first(self.used)[:pages]
+                stored, scale = jax.tree.map(
+                    lambda x: jnp.take(x, first, axis=2, mode="clip"), (stored, scale)
+                )
             x = _decoded(stored, None if scale is None else scale[..., None, None], dtype)
             if self.used is None:
                 return x
-            in_use = jnp.arange(self.slots) < self.used.sum()
-            return jnp.where(in_use[:, None, None], jnp.take(x, _true_first(self.used), axis=2), 0)
+            in_use = jnp.arange(pages) < self.used.sum()
+            return jnp.where(in_use[:, None, None], x, 0)
 
         return read(self.k, self.k_scale), read(self.v, self.v_scale)
 

@@ -30,7 +30,7 @@ LARGEST = {jnp.dtype(jnp.int8): 127.0, jnp.dtype(jnp.float8_e4m3fn): 448.0}
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("k", "v", "k_scale", "v_scale", "used"),
-    meta_fields=(),
+    meta_fields=("most",),
 )
 @dataclasses.dataclass(frozen=True)
 class ViewCache:
@@ -42,6 +42,8 @@ class ViewCache:
         gradients can flow through).
       k_scale, v_scale: what stored numbers are multiplied by, [L, B, H, S] float32: one scale for
         each page of a head; None if they are stored as they are.
+      most: what `bounded` says: how many slots are in use at most, known when a reader is compiled;
+        None is all of them.
     """
 
     k: jax.Array
@@ -49,6 +51,7 @@ class ViewCache:
     used: jax.Array | None = None
     k_scale: jax.Array | None = None
     v_scale: jax.Array | None = None
+    most: int | None = None
 
     @property
     def capacity(self) -> int:
@@ -184,6 +187,21 @@ def grow(cache: ViewCache, capacity: int) -> ViewCache:
 
     pages = jax.tree.map(grown, dataclasses.replace(cache, used=None))
     return dataclasses.replace(pages, used=jnp.pad(cache.used, (0, room)))
+
+
+def bounded(cache: ViewCache) -> ViewCache:
+    """The cache with `most`: its views, rounded up to a power of two or to all slots.
+
+    For readers that want all keys in one piece, as cuDNN does. They compile once for each such
+    number, log2(capacity) + 1 times at most, and what they gather follows the views in use. It is
+    for reading alone; a cache that is changed has no `most`. Under `jit` the number of views is not
+    known, and the cache comes back as it is.
+    """
+    if cache.used is None or not _known(cache.used):
+        return cache
+    views = int(np.count_nonzero(cache.used))
+    most = 2 ** max(views - 1, 0).bit_length()
+    return dataclasses.replace(cache, most=min(most, cache.capacity))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

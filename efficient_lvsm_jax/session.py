@@ -229,15 +229,22 @@ class Session:
         frame, ids, self.frame = self.frame, self._ids, SceneFrame.identity()
         self._ids = itertools.count()
         camera = np.eye(4), np.array([size[1], size[0], size[1] / 2, size[0] / 2])
+        rooms = [1]  # numbers of views that rendering compiles for
+        while self._model.reads_in_one_piece and rooms[-1] < self._room(size):
+            rooms.append(min(2 * rooms[-1], self._room(size)))
         steps = [(each, count) for each in render_sizes for count in targets]
+        total = 1 + len(rooms) * len(steps)
+        picture = np.zeros((*size, 3), np.float32)
         try:
-            with tqdm(total=1 + len(steps), desc="compiling", disable=not progress) as bar:
-                view = self.add(np.zeros((*size, 3), np.float32), *camera)
-                self.replace(view, np.zeros((*size, 3), np.float32), *camera)
+            with tqdm(total=total, desc="compiling", disable=not progress) as bar:
+                self.replace(self.add(picture, *camera), picture, *camera)
                 bar.update()
-                for each, count in steps:
-                    self.render(*(np.stack([x] * count) for x in camera), each)
-                    bar.update()
+                for room in rooms:
+                    while len(self.views) < room:
+                        self.add(picture, *camera)
+                    for each, count in steps:
+                        self.render(*(np.stack([x] * count) for x in camera), each)
+                        bar.update()
         finally:
             for view in self.views:
                 self.remove(view)
@@ -317,10 +324,14 @@ class Session:
                 )
         return self._most[size]
 
+    def _room(self, size: tuple[int, int]) -> int:
+        """Slots of the first cache for views of a size."""
+        return min(self._capacity, self._most_views(size))
+
     def _append(self, view_id: int, page: pages.ViewCache) -> None:
         most = self._most_views(self._size)
         if self._cache is None:
-            self._cache = pages.empty(min(self._capacity, most), page)
+            self._cache = pages.empty(self._room(self._size), page)
         if len(self._slots) == self._cache.capacity:
             self._cache = pages.grow(self._cache, min(2 * self._cache.capacity, most))
         slot = int(np.argmin(self._cache.used))  # the first free one, as `append` takes it

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -216,6 +217,11 @@ def test_a_whole_layer_has_used_pages_first_and_then_zeros():
         expected = (x * scale[..., None, None])[1][:, :, used]
         np.testing.assert_array_equal(got[:, :, :3], expected)
         np.testing.assert_array_equal(got[:, :, 3:], 0)
+    for most in (3, 4, 9):
+        few = dataclasses.replace(pages, most=most)
+        both = few.whole_layer(jnp.float32), pages.whole_layer(jnp.float32)
+        for got, whole in zip(*both, strict=True):
+            np.testing.assert_array_equal(got, whole[:, :, :most])
 
 
 def test_pages_are_read_in_chunks_of_about_a_thousand_keys():

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from efficient_lvsm_jax.attention import choose
+from efficient_lvsm_jax.cache import bounded
 from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
@@ -111,6 +113,12 @@ class Model:
         """Whether memory is a `cache.ViewCache`, to which views are added one by one."""
         return isinstance(self.config, EfficientLVSMConfig)
 
+    @property
+    def reads_in_one_piece(self) -> bool:
+        """Whether rendering compiles for numbers of views (powers of two): see `cache.bounded`."""
+        config = self.config
+        return choose(config.attention, config.dtype, config.head_dim, platform()) == "cudnn"
+
     def encode(self, views: Views) -> Any:
         """Views [B, V, Y, X, 3] to a memory: of Efficient-LVSM a cache with one page per view.
 
@@ -120,6 +128,8 @@ class Model:
 
     def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""
+        if self.remembers_by_view and self.reads_in_one_piece:
+            memory = bounded(memory)
         return _call(self.family, self.config, "decode", self._ready, memory, cameras)
 
     def input_tokens(self, views: Views) -> jax.Array:

@@ -145,7 +145,8 @@ class EfficientLVSM(ViewModel):
 
         def step(x: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
             layer, index, pages = xs
-            where = {} if pages is not None else {"used": cache.used, "layer": index}
+            where = {"used": cache.used, "layer": index, "most": cache.most}
+            where = {} if pages is not None else where
             pages = cache if pages is None else pages
 
             def attend_memory(q: jax.Array) -> jax.Array:

@@ -1,0 +1,101 @@
+"""Rendering from a cache with cuDNN, for whose kernel plain JAX stands in: what it is given."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_views
+
+from efficient_lvsm_jax import Session, attention_kernels, models, sharding
+from efficient_lvsm_jax import cache as pages
+from efficient_lvsm_jax.cameras import SceneFrame
+
+SIZE = (16, 24)
+VIEWS = random_views(9, seed=3, size=SIZE)
+TARGETS = random_views(2, seed=4, size=SIZE)
+
+
+@pytest.fixture
+def keys_read(monkeypatch):
+    """How many keys the stand-in was given, whenever a program with it was traced."""
+    given = []
+
+    def cudnn(q, k, v, *, length=None):
+        given.append(k.shape[2])
+        scores = jnp.einsum("BHQK,BHMK->BHQM", q, k, preferred_element_type=jnp.float32)
+        scores *= q.shape[-1] ** -0.5
+        if length is not None:
+            scores = jnp.where(jnp.arange(k.shape[2]) < length, scores, -jnp.inf)
+        return jnp.einsum("BHQM,BHMK->BHQK", jax.nn.softmax(scores), v).astype(q.dtype)
+
+    monkeypatch.setattr(attention_kernels, "cudnn", cudnn)
+    for module in (sharding, models):
+        monkeypatch.setattr(module, "platform", lambda: "cuda")
+    return given
+
+
+@pytest.fixture
+def fused(small_model, keys_read):
+    """The small model as a GPU would compute it."""
+    config = dataclasses.replace(small_model.config, compute_dtype="bfloat16", attention="cudnn")
+    return dataclasses.replace(small_model, config=config)
+
+
+def view(index):
+    return VIEWS.image[0, index], VIEWS.c2w[0, index], VIEWS.fxfycxcy[0, index]
+
+
+def test_what_is_gathered_follows_the_views_in_use_not_the_room_for_them(fused, keys_read):
+    tokens = 2 * 3
+    session = Session(fused, frame=SceneFrame.identity(), capacity=64)
+    ids = []
+    for views, gathered in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16)):
+        while len(ids) < views:
+            ids.append(session.add(*view(len(ids))))
+        keys_read.clear()
+        session.render(TARGETS.c2w[0], TARGETS.fxfycxcy[0], SIZE)
+        assert max(keys_read) == gathered * tokens
+    keys_read.clear()
+    for index in ids[2:]:
+        session.remove(index)
+        session.render(TARGETS.c2w[0], TARGETS.fxfycxcy[0], SIZE)
+    assert keys_read == []  # all these numbers of views were compiled for
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_random_changes_render_as_a_fresh_cache_would_and_compile_for_few_numbers(fused, precision):
+    fused = dataclasses.replace(fused, config=dataclasses.replace(fused.config, cache=precision))
+    session = Session(fused, frame=SceneFrame.identity(), capacity=8)
+    session.warm_up(SIZE, targets=(2,))
+    compiled = models._call._cache_size()
+    rng = np.random.default_rng(0)
+    held = {}
+    for _ in range(60):
+        if held and (len(held) == 8 or rng.random() < 0.4):
+            leaving = rng.choice(list(held))
+            session.remove(leaving)
+            del held[leaving]
+        else:
+            index = int(rng.integers(9))
+            held[session.add(*view(index))] = index
+        if held:
+            picture = session.render(TARGETS.c2w[0], TARGETS.fxfycxcy[0], SIZE)
+    assert models._call._cache_size() == compiled
+    fresh = Session(fused, frame=SceneFrame.identity(), capacity=8)
+    for index in held.values():
+        fresh.add(*view(index))
+    expected = fresh.render(TARGETS.c2w[0], TARGETS.fxfycxcy[0], SIZE)
+    np.testing.assert_allclose(picture, expected, atol=2e-3)  # bfloat16, other order of pages
+
+
+def test_a_bound_is_for_reading_alone(small_model):
+    page = small_model.encode(jax.tree.map(lambda x: x[:, :1], VIEWS))
+    cache = pages.empty(6, page)
+    assert pages.bounded(cache).most == 1  # with nothing in use a page is read that counts nothing
+    for most in (1, 2, 4, 4, 6, 6):
+        cache = pages.append(cache, page)
+        assert pages.bounded(cache).most == most and cache.most is None
+    assert jax.jit(lambda cache: pages.bounded(cache))(cache).most is None
+    assert pages.bounded(page).most is None
