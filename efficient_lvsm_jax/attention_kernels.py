@@ -22,17 +22,17 @@ SPLASH_LANES = 128  # sequences come in multiples of it
 SPLASH_BLOCK = 1024  # the largest tile; the kernel's own default of 128 is many times slower
 
 
-def saved_outputs(primitive: core.Primitive, *_: object, **params: object) -> bool:
-    """A remat policy: keep what attention returns and what its backward pass needs of it.
+def saves(*names: str) -> Callable[..., bool]:
+    """A remat policy: keep what attention returns, its backward pass needs of it, and `names`.
 
     The kernel of cuDNN gives its results no name, so it is known by its own.
     """
-    if primitive.name == "dot_product_attention_fwd_wrapper":
-        return True
-    return _named(primitive, **params)
+    named = jax.checkpoint_policies.save_only_these_names(SAVED_NAME, *names)
 
+    def policy(primitive: core.Primitive, *_: object, **params: object) -> bool:
+        return primitive.name == "dot_product_attention_fwd_wrapper" or named(primitive, **params)
 
-_named = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
+    return policy
 
 
 def cudnn(

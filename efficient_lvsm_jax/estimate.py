@@ -148,6 +148,11 @@ def activations(
         with_self_attention = with_both = 1.0
     elif config.remat == "attention":
         with_self_attention, with_both = 1 + heads, 1 + 2 * heads
+    elif config.remat == "products":
+        # Layer inputs, queries, keys, values, mixed, projected back, hidden channels; the last
+        # projection is what the next layer's input has more.
+        with_self_attention = 5 + heads + config.mlp_ratio
+        with_both = with_self_attention + 2 + heads
     else:
         # Read off the trace: 6 of D channels and 9 of heads stay in float32, whatever the dtype.
         wide = (6 + 9 * heads) * 4 / config.dtype.itemsize
@@ -155,7 +160,7 @@ def activations(
         with_both = with_self_attention + 1  # what one attention more mixes
     if isinstance(config, EfficientLVSMConfig):
         # Keys and values of the input views, and their gradients, wait for the decoder.
-        pages = 4
+        pages = 4 if config.remat != "products" else 4 + 3  # what they are made of, before norms
         kept = config.layers * (inputs * (with_self_attention + pages) + targets * with_both)
         return int(kept * unit), int(WORKING_UNITS * max(inputs, targets) * unit)
     # Sequences of an LVSM, in views of N tokens: memory and one target, and what the encoder reads.

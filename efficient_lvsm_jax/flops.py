@@ -156,11 +156,11 @@ def train_step(
     tokenizers += _pixels_to_width(config, pixels, RAY_CHANNELS) * targets
     backward = once * 2 + tokenizers * -1
 
-    again = {"none": 0, "attention": 0, "full": once.attention}[config.remat]
-    if fused_attention or config.remat == "attention":
+    again = once.attention if config.remat == "full" else 0
+    if fused_attention or config.remat in ("products", "attention"):
         again += once.attention // 2  # one of the two products
     recompute = Flops(0, again)
-    if config.remat != "none":
+    if config.remat in ("attention", "full"):
         recompute += _recomputed_projections(config, inputs, targets, pixels // config.patch**2)
     return TrainFlops(once * scenes, backward * scenes, recompute * scenes)
 

@@ -12,10 +12,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from efficient_lvsm_jax.attention import attend
 from efficient_lvsm_jax.sharding import views_are_spread
 
+PRODUCT = "product"  # name of what projections return, for remat policies
 NORM_EPSILON = 1e-5  # the published value; Flax's own default of 1e-6 is a different model
 
 Initializer = Callable[[jax.Array, tuple[int, ...], int], jax.Array]
@@ -59,7 +61,8 @@ class Projection(nnx.Module):
         rows = x.reshape(*x.shape[:3], matrix.shape[0])
         if not views_are_spread():  # else rows of different devices would have to mix
             rows = rows.reshape(-1, matrix.shape[0])
-        return _product(rows, matrix).reshape(*x.shape[:3], *self.outputs)
+        product = checkpoint_name(_product(rows, matrix), PRODUCT)
+        return product.reshape(*x.shape[:3], *self.outputs)
 
 
 @jax.custom_vjp

@@ -160,7 +160,7 @@ def gradient(config, params, views, targets):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["attention", "full"])
+@pytest.mark.parametrize("remat", ["products", "attention", "full"])
 def test_rematerialisation_changes_no_gradient(small_model, remat):
     views, targets = random_views(2), random_views(2, seed=4)
     plain = gradient(SMALL, small_model.params, views, targets)
@@ -301,7 +301,7 @@ def test_image_not_divisible_by_the_patch_says_how_to_resize(small_model):
         ({"widht": 64}, "did you mean model.width"),
         ({"width": 100}, "not a multiple of head_dim"),
         ({"layers": 0}, "positive integer"),
-        ({"remat": "some"}, "none, attention, full"),
+        ({"remat": "some"}, "none, products, attention, full"),
         ({"compute_dtype": "float16"}, "float32, bfloat16"),
     ],
 )

@@ -63,7 +63,7 @@ def test_the_encoder_decoder_lvsm_costs_what_is_published(inputs, tera):
     assert sum(part.total for part in parts.values()) / 1e12 == pytest.approx(tera, rel=6e-3)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", "products", "full"])
 @pytest.mark.parametrize("family", ["lvsm_decoder_only", "lvsm_encoder_decoder"])
 def test_a_training_step_of_an_lvsm_costs_what_its_program_does(family, remat):
     layers = {"layers": 3} if family == "lvsm_decoder_only" else {"latents": 10}
@@ -105,7 +105,7 @@ def dots(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+@pytest.mark.parametrize("remat", ["none", "products", "attention", "full"])
 def test_a_training_step_computes_exactly_these_products(remat):
     config = dataclasses.replace(SMALL, remat=remat)
     inputs, targets = random_views(2, batch=3), random_views(3, batch=3)
@@ -124,7 +124,7 @@ def test_a_training_step_computes_exactly_these_products(remat):
     assert (expected.recompute.total == 0) == (remat == "none")
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+@pytest.mark.parametrize("remat", ["none", "products", "attention", "full"])
 def test_attention_in_loops_computes_scores_again_and_nothing_more(remat):
     config = dataclasses.replace(SMALL, remat=remat)
     inputs, targets = (random_views(2, size=(136, 136)) for _ in "it")  # 17 x 17 tokens

@@ -106,7 +106,7 @@ def test_every_parameter_has_a_gradient(model):
         assert np.abs(gradient).max() > 0, path
 
 
-@pytest.mark.parametrize("remat", ["attention", "full"])
+@pytest.mark.parametrize("remat", ["products", "attention", "full"])
 def test_what_is_kept_for_the_backward_pass_changes_no_gradient(model, remat):
     views, cameras = random_views(2), random_views(2, seed=1).cameras
 

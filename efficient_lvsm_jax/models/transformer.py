@@ -16,11 +16,12 @@ import numpy as np
 from flax import nnx
 
 from efficient_lvsm_jax.attention import IMPLEMENTATIONS
-from efficient_lvsm_jax.attention_kernels import saved_outputs
+from efficient_lvsm_jax.attention_kernels import saves
 from efficient_lvsm_jax.cameras import Cameras, Views, plucker, rays
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.layers import (
     MLP,
+    PRODUCT,
     Initializer,
     LayerNorm,
     Projection,
@@ -35,7 +36,8 @@ RAY_CHANNELS = 6
 
 REMAT_POLICIES = {
     "none": None,
-    "attention": saved_outputs,
+    "products": saves(PRODUCT),
+    "attention": saves(),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 INITS = ("uniform", "depth")
@@ -58,8 +60,9 @@ class ModelConfig:
         error, never replaced.
       compute_dtype: "float32" or "bfloat16" for matmuls and the residual stream. Parameters,
         norms, softmax and losses stay float32.
-      remat: what training keeps for the backward pass: "none" (everything), "attention" (only
-        attention outputs) or "full" (only layer inputs).
+      remat: what training keeps for the backward pass: "none" (everything), "products" (what
+        attention and projections return; norms, GELU and sums are computed again), "attention"
+        (only attention outputs) or "full" (only layer inputs).
     """
 
     width: int = 768
