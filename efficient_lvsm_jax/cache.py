@@ -199,9 +199,18 @@ def bounded(cache: ViewCache) -> ViewCache:
     """
     if cache.used is None or not _known(cache.used):
         return cache
-    views = int(np.count_nonzero(cache.used))
+    return bounded_by(cache, int(np.count_nonzero(cache.used)))
+
+
+def bounded_by(cache: ViewCache, views: int) -> ViewCache:
+    """`bounded`, the number of views being known; the cache may be abstract."""
     most = 2 ** max(views - 1, 0).bit_length()
     return dataclasses.replace(cache, most=min(most, cache.capacity))
+
+
+def lower_append(cache: ViewCache, page: ViewCache) -> jax.stages.Lowered:
+    """The program that `append` runs, to be compiled, for arguments that may be abstract."""
+    return _append.lower(cache, page)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,13 +26,6 @@ from efficient_lvsm_jax.objective import Alignment, FrozenNetworks, LossConfig, 
 from efficient_lvsm_jax.optimizer import OptimizerConfig
 from efficient_lvsm_jax.sharding import AXES, make_mesh, state_shardings
 from efficient_lvsm_jax.training import Recipe, init_state, train_step
-
-# This host has no TPU and no metadata server; libtpu looks for both and complains at length.
-_NOT_A_TPU_HOST = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any that exists; the topology is what counts
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of the step, on each chip.
+    """What the compiler made of a program, on each chip.
 
     Attributes:
       bytes: kind to bytes; temporaries are what is in use at once.
@@ -150,28 +142,6 @@ def _abstract_vgg19() -> dict:
     return params
 
 
-def topology_devices(name: str) -> Sequence[jax.Device]:
-    """The devices of a TPU slice that need not exist.
-
-    Raises:
-      InputError: libtpu is not installed, or knows no such slice.
-    """
-    try:
-        import libtpu  # noqa: F401 - whether it is there
-    except ImportError as error:
-        raise InputError(
-            "compiling for a TPU needs libtpu: pip install 'efficient-lvsm-jax[tpu-aot]'; "
-            "--estimate answers without it"
-        ) from error
-    from jax.experimental import topologies
-
-    os.environ.update(_NOT_A_TPU_HOST)
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise InputError(f"topology {name!r}: {str(error).splitlines()[0]}") from error
-
-
 def compile_step(asked: Question, devices: Sequence[jax.Device]) -> Compiled:
     """Compiles `training.train_step` for devices, from shapes alone.
 
@@ -183,24 +153,36 @@ def compile_step(asked: Question, devices: Sequence[jax.Device]) -> Compiled:
     shardings = state_shardings(mesh, state)
     batch = _abstract_batch(mesh, asked)
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), asked.frozen)
-    frozen = _placed(asked.frozen, everywhere)
+    frozen = placed(asked.frozen, everywhere)
     with jax.set_mesh(mesh):
-        lowered = train_step.lower(asked.recipe, _placed(state, shardings), batch, frozen)
+        lowered = train_step.lower(asked.recipe, placed(state, shardings), batch, frozen)
         compiled = lowered.compile()
-    memory = compiled.memory_analysis()
     kinds = {
         **state_bytes(state, shardings),
         "networks of losses": bytes_per_device(frozen, everywhere),
         "batch": bytes_per_device(batch, jax.tree.map(lambda x: x.sharding, batch)),
+    }
+    return what_became_of(compiled, kinds)
+
+
+def what_became_of(
+    compiled: jax.stages.Compiled,
+    arguments: dict[str, int],
+    *,
+    rest: str = "padding of arguments",
+) -> Compiled:
+    """A compiled program with its bytes by kind; `rest` is what is not in known `arguments`."""
+    memory = compiled.memory_analysis()
+    kinds = {
+        **arguments,
         "temporaries": memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
+        rest: memory.argument_size_in_bytes - sum(arguments.values()),
     }
-    arguments = sum(kinds[kind] for kind in kinds if kind not in ("temporaries", "program"))
-    kinds["padding of arguments"] = memory.argument_size_in_bytes - arguments
     return Compiled(kinds, read_program(compiled.as_text()))
 
 
-def _placed(shapes: Any, shardings: Any) -> Any:
+def placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,

@@ -63,7 +63,12 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One call of a hand-written kernel, `times` a step."""
+    """One call of a kernel that the compiler did not write, `times` a step.
+
+    On a TPU it has the name of its call; on GPUs it is "cudnn fmhaSoftmax" (attention), another of
+    cuDNN's, "cublas gemm", "cublas lt matmul" or, as XLA has Triton compile its products,
+    "triton gemm".
+    """
 
     name: str
     times: int
@@ -132,9 +137,11 @@ def read_program(text: str, *, largest: int = 8) -> Program:
                 first = collectives.setdefault(key, collective)
                 if collective.times < first.times:
                     collectives[key] = collective
-            if 'custom_call_target="tpu_custom_call"' in instruction.rest:
-                kernels.append(Kernel(re.sub(r"\.\d+$", "", instruction.name), times[name]))
-            if name not in inner and instruction.opcode not in _NO_ARRAY:
+            if kernel := _kernel(instruction):
+                kernels.append(Kernel(kernel, times[name]))
+            # What begins something returns its operands as well; what ends it, the result.
+            begins = instruction.opcode.endswith("-start")
+            if name not in inner and instruction.opcode not in _NO_ARRAY and not begins:
                 for array in instruction.arrays:
                     if array.in_hbm:
                         # Of equal arrays, most are one that is updated in place.
@@ -246,16 +253,27 @@ def _trip_count(computations: dict[str, list[_Instruction]], loop: _Instruction)
     return None
 
 
+def _kernel(instruction: _Instruction) -> str:
+    """The name of the kernel that is called, or ""."""
+    target = instruction.attribute(r'custom_call_target="([^"]*)"')
+    if target == "tpu_custom_call":
+        return re.sub(r"\.\d+$", "", instruction.name)
+    if target.startswith("__cu"):
+        return target.removeprefix("__").replace("$", " ")
+    triton = instruction.attribute(r'"kind":\s*"__(triton\w*)"')
+    return "triton gemm" if "gemm" in triton else ""
+
+
 def _collective(instruction: _Instruction, computation: str, times: int) -> Collective | None:
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
     arrays = instruction.arrays
     size = sum(array.bytes for array in arrays)
+    devices = _group_size(instruction)
     if instruction.opcode.endswith("-start") and len(arrays) > 1:
         size = max(array.bytes for array in arrays)  # the operand stands in the result, too
-    devices = _group_size(instruction)
-    if kind == "reduce-scatter":
+    elif kind == "reduce-scatter":
         size *= devices or 1
     if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # the compiler's name for the two in one

@@ -23,28 +23,10 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
+from efficient_lvsm_jax.chips import PEAK_FLOPS
+
 WIDTH = 100  # columns of the line
 REMEMBERED = 10  # readings the remaining time is judged by
-
-# Peak of bfloat16 matrix products without sparsity, FLOP/s, by `jax.Device.device_kind`; from the
-# makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-}
 
 
 def peak_flops(device_kind: str | None = None) -> float | None:

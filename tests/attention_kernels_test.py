@@ -15,10 +15,11 @@ from conftest import random_views
 from efficient_lvsm_jax import attention, attention_kernels, sharding
 from efficient_lvsm_jax.attention import attend
 from efficient_lvsm_jax.cache import ViewCache
-from efficient_lvsm_jax.compiled_step import topology_devices
+from efficient_lvsm_jax.chips import read_topology
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.hlo import read_program
 from efficient_lvsm_jax.models import EfficientLVSMConfig, abstract_params, bind
+from efficient_lvsm_jax.topologies import topology_devices
 
 FAMILY = "efficient_lvsm"
 SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM = EfficientLVSMConfig(
@@ -213,7 +214,7 @@ def tpus():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("compiling for a TPU needs libtpu")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is run on a TPU
-    return topology_devices("v5e:2x2")
+    return topology_devices(read_topology("v5e:2x2"))
 
 
 def placed(tree, mesh, partition):

@@ -1,3 +1,5 @@
+import collections
+
 from conftest import GOLDENS
 
 from efficient_lvsm_jax.hlo import arrays_of, read_program
@@ -84,3 +86,39 @@ def test_a_collective_printed_in_parts_counts_once():
     part = "  %r.2 = f32[8]{0} all-reduce(%r), channel_id=1, replica_groups=[2,4]<=[8]\n  ROOT %t"
     program = read_program(LOOP.replace("ATTRIBUTES", "").replace("  ROOT %t", part))
     assert len(program.collectives) == 1
+
+
+# What XLA made of five layers of cuDNN attention with weights split over fsdp:4, for H100s that
+# were not there (jax 0.11.2).
+FOR_GPUS = (GOLDENS / "gpu_program.txt").read_text()
+
+
+def test_collectives_that_run_beside_other_work_on_gpus_are_found():
+    program = read_program(FOR_GPUS)
+    found = {c.kind: (c.bytes, c.times, c.devices) for c in program.collectives}
+    layer = 128 * 128 * 2
+    assert found == {"all-gather": (layer, LAYERS, 4), "reduce-scatter": (layer, LAYERS, 4)}
+    assert program.unknown_loops == 0
+
+
+def test_kernels_of_gpus_are_found_by_whose_they_are():
+    times = collections.Counter()
+    for kernel in read_program(FOR_GPUS).kernels:
+        times[kernel.name] += kernel.times
+    assert times == {
+        "cudnn fmhaSoftmax": LAYERS,
+        "cudnn fmhaSoftmaxBackward": LAYERS,
+        "triton gemm": 3 * LAYERS,
+    }
+
+
+def test_cublas_calls_are_found():
+    call = '  %g = f32[8]{0} custom-call(%a), custom_call_target="__cublas$lt$matmul"\n  ROOT %w'
+    program = read_program(LOOP.replace("ATTRIBUTES", "").replace("  ROOT %w", call))
+    assert [kernel.name for kernel in program.kernels] == ["cublas lt matmul"]
+
+
+def test_what_begins_an_asynchronous_operation_is_not_counted_as_what_it_reads():
+    start = "  %s = ((f32[9]{0}), f32[8]{0}) fusion-start(%a), calls=%none\n  ROOT %w"
+    program = read_program(LOOP.replace("ATTRIBUTES", "").replace("  ROOT %w", start))
+    assert "f32[9]" not in [array.text for array, _ in program.arrays]

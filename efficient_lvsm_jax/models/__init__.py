@@ -141,6 +141,23 @@ class Model:
         return _call(self.family, self.config, "target_tokens", self._ready, cameras)
 
 
+def abstract_ready(family: str, config: ModelConfig) -> dict:
+    """Shapes and dtypes of the parameters as a `Model` holds them for rendering on accelerators."""
+    cast = functools.partial(_cast_kernels, dtype=config.dtype)
+    return jax.eval_shape(cast, abstract_params(family, config))
+
+
+def lower(family: str, config: ModelConfig, method: str, params: dict, *args: Any) -> Any:
+    """The program that a `Model` runs for a method ("remember" is its encode), to be compiled.
+
+    Args:
+      family, config, method: of the model.
+      params: as `abstract_ready`, placed.
+      args: of the method, placed; abstract ones will do.
+    """
+    return _call.lower(family, config, method, params, *args)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _call(family: str, config: ModelConfig, method: str, params: dict, *args: Any) -> Any:
     return getattr(bind(family, config, params), method)(*args)
