@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint fuzz torture bench bench-data bench-train lock clean
+.PHONY: demo test lint fuzz torture accelerator bench bench-data bench-train lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -41,6 +41,15 @@ bench-train: $(VENV)/installed ## a training step of the full model beside PyTor
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(RUN) benchmarks/training_speed.py --size 128 --programs 'ours, keep all|ours, keep attention|PyTorch'
 	$(RUN) benchmarks/training_speed.py --size 256 --rounds 3
+
+# What a machine with a GPU and no network needs besides jax, flax, optax, orbax and Pillow.
+TRAVELS := benchmarks data_pipeline efficient_lvsm_jax pyproject.toml tests/goldens tests/peers
+
+accelerator: ## dist/accelerator.tar.gz, all that benchmarks/accelerator.py needs elsewhere; 64 MiB at most
+	@mkdir -p dist
+	git archive --format=tar.gz -o dist/accelerator.tar.gz HEAD $(TRAVELS)
+	@size=$$(wc -c < dist/accelerator.tar.gz); echo "dist/accelerator.tar.gz: $$((size / 1024)) KiB"; \
+	  test $$size -le 67108864 || { echo "error: more than 64 MiB" >&2; exit 2; }
 
 torture: $(VENV)/installed ## kills, flipped bits, full disks: what a run loses; ten minutes
 	$(RUN) tests/torture.py

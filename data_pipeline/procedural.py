@@ -239,7 +239,7 @@ def _render_all(recipe: SceneRecipe, count: int, seed: int, split: str, progress
         batch = {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
         c2w[start:stop] = batch["c2w"][: stop - start]
         fxfycxcy[start:stop] = batch["fxfycxcy"][: stop - start]
-        image[start:stop] = np.asarray(_render(batch, size, recipe.room))[: stop - start]
+        image[start:stop] = np.asarray(render_scenes(batch, recipe))[: stop - start]
     return (c2w, fxfycxcy), image
 
 
@@ -361,6 +361,16 @@ def _turn(vector, row):
 
 def _light(scene, lambert):
     return scene["ambient"] + (1 - scene["ambient"]) * jnp.maximum(lambert, 0)
+
+
+def render_scenes(scenes: dict, recipe: SceneRecipe) -> jax.Array:
+    """Images uint8 [B, V, Y, X, 3], on the device, of scenes as `scene_parameters` draws them.
+
+    Args:
+      scenes: arrays of `scene_parameters` with a leading axis B.
+      recipe: they were drawn by.
+    """
+    return _render(scenes, recipe.size, recipe.room)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

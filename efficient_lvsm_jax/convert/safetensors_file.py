@@ -38,6 +38,7 @@ FORMAT_DTYPES = {
     "U8": DTYPES["uint8"],
     "BOOL": DTYPES["bool"],
 }
+WRITTEN = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -84,7 +85,11 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes float32 `tensors` in their order, beside `path`, and renames the whole to it.
+    """Writes `tensors` in their order, beside `path`, and renames the whole to it.
+
+    Args:
+      path: a new file.
+      tensors: float32 or float16.
 
     Raises:
       InputError: `path` exists, or cannot be written; then nothing is left behind.
@@ -95,7 +100,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     end = 0
     for name, array in tensors.items():
         start, end = end, end + array.nbytes
-        table[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [start, end]}
+        dtype = WRITTEN[array.dtype]
+        table[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
     encoded = json.dumps(table, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of eight bytes
 
@@ -108,7 +114,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             partial = Path(file.name)
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for array in tensors.values():
-                file.write(np.ascontiguousarray(array, "<f4").data)
+                file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
             file.flush()
             os.fsync(file.fileno())
         partial.chmod(0o644)

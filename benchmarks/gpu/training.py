@@ -1,0 +1,144 @@
+"""Section "training": a step of the published model on one device, by what it keeps.
+
+199 M parameters, 2 inputs and 6 targets at 256 px (once at 512), squared error, AdamW, bfloat16.
+MFU counts the model's FLOPs alone against the data sheet's peak. Flags are tried one by one on the
+first row's step; each is compiled anew. PyTorch is the peer under torch.compile and bf16 autocast
+with fused AdamW, turn by turn with ours at a batch that both hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from benchmarks.gpu.context import Context, Rows, columns, memory_gib, seconds_of, turns
+from benchmarks.training_speed import random_batch
+from efficient_lvsm_jax import flops
+from efficient_lvsm_jax.chips import PEAK_FLOPS
+from efficient_lvsm_jax.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training import Recipe, init_state, train_step
+
+INPUTS, TARGETS = 2, 6
+FLAGS = (
+    "xla_gpu_enable_latency_hiding_scheduler",
+    "xla_gpu_enable_while_loop_double_buffering",
+    "xla_gpu_enable_cublaslt",
+)
+# Scenes that 80 GB hold, by remat policy, largest first: docs/training.md has what was compiled.
+BATCHES = {"products": (16, 28), "attention": (64,), "none": (8,), "full": (96,)}
+
+
+def rows(context: Context) -> Rows:
+    """The published step first; what it depends on after."""
+    size, large = context.pick(256, 32), 512
+    batches = context.pick(BATCHES, {"products": (2,)})
+    step = functools.partial(_step, context)
+    first = batches["products"][0]
+    yield f"{size} px, {first} scenes, products", functools.partial(step, size, first, "products")
+    if context.has_torch:
+        batch = context.pick(8, 1)
+        yield f"{size} px, {batch} scenes, beside PyTorch", lambda: _beside(context, size, batch)
+    for remat, counts in batches.items():
+        for batch in counts[1:] if remat == "products" else counts:
+            title = f"{size} px, {batch} scenes, {remat}"
+            yield title, functools.partial(step, size, batch, remat)
+    for flag in FLAGS if context.on_gpu else ():
+        title = f"{size} px, {first} scenes, products, {flag}"
+        yield title, functools.partial(step, size, first, "products", flag=flag)
+    if not context.dry:
+        yield f"{large} px, 4 scenes, products", functools.partial(step, large, 4, "products")
+
+
+def recipe_of(context: Context, remat: str) -> Recipe:
+    """The published model's step; all sections take it from here, so that it compiles once."""
+    model = dataclasses.replace(context.model().config, remat=remat)
+    return Recipe("efficient_lvsm", model, OptimizerConfig())
+
+
+def batch_of(size: int, batch: int) -> dict:
+    """Random pictures and cameras on the device."""
+    request = argparse.Namespace(size=size, batch=batch, inputs=INPUTS, targets=TARGETS)
+    return jax.device_put(random_batch(request))
+
+
+@dataclasses.dataclass
+class _Ours:
+    """A compiled step with its state, which it changes."""
+
+    run: Callable[[], float]
+    compile_s: float
+    temporaries: int
+
+
+def _ours(context: Context, size: int, batch: int, remat: str, flag: str | None = None) -> _Ours:
+    recipe = recipe_of(context, remat)
+    state = jax.jit(functools.partial(init_state, recipe))(jax.random.key(0))
+    data = batch_of(size, batch)
+    began = time.perf_counter()
+    options = {flag: "true"} if flag else None
+    step = train_step.lower(recipe, state, data).compile(compiler_options=options)
+    seconds = time.perf_counter() - began
+    kept = {"state": state}
+
+    def run() -> float:
+        kept["state"], metrics = step(kept["state"], data)
+        return float(metrics["loss"])
+
+    return _Ours(run, seconds, step.memory_analysis().temp_size_in_bytes)
+
+
+def _step(context: Context, size: int, batch: int, remat: str, *, flag: str | None = None) -> dict:
+    ours = _ours(context, size, batch, remat, flag)
+    loss = ours.run()
+    ours.run()
+    began, times = time.monotonic(), []
+    most, least = context.pick((10, 5), (2, 1))
+    while len(times) < least or (len(times) < most and time.monotonic() - began < 8):
+        times.append(seconds_of(ours.run))
+    seconds = sorted(times)[len(times) // 2]
+    work = flops.train_step(
+        recipe_of(context, remat).model, batch, INPUTS, TARGETS, size**2, fused_attention=True
+    )
+    figures = {
+        "step, ms": 1e3 * seconds,
+        "scenes/s": batch / seconds,
+        "model TFLOP/s": work.model.total / seconds / 1e12,
+        "compile, s": ours.compile_s,
+        "temporaries, GiB": ours.temporaries / 2**30,
+        **memory_gib(),
+        "loss": loss,
+        "ok": loss == loss,
+    }
+    if peak := PEAK_FLOPS.get(context.device_kind):
+        figures["MFU"] = work.model.total / seconds / peak
+    return figures
+
+
+def _beside(context: Context, size: int, batch: int) -> dict:
+    import torch
+
+    from tests.peers.efficient_lvsm_torch import EfficientLVSM, make_optimizer
+    from tests.peers.efficient_lvsm_torch import train_step as peer_step
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    peer = EfficientLVSM(**context.sizes).to(device)
+    optimizer = make_optimizer(peer)
+    compiled = torch.compile(peer) if device == "cuda" else peer
+    data = {}
+    for side, arrays in batch_of(size, batch).items():
+        image, c2w, fxfycxcy = (torch.from_numpy(np.array(x)).to(device) for x in arrays.values())
+        data[side] = image.permute(0, 1, 4, 2, 3).contiguous(), c2w, fxfycxcy
+    programs = {
+        "ours": _ours(context, size, batch, "products").run,
+        "PyTorch": lambda: peer_step(compiled, optimizer, data, torch.bfloat16),
+    }
+    runs, seconds = context.pick((8, 20.0), (2, 1.0))
+    figures = columns(turns(programs, runs=runs, most_seconds=seconds))
+    figures["PyTorch's time / ours"] = figures["PyTorch, ms"] / figures["ours, ms"]
+    return figures
