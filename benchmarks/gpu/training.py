@@ -132,7 +132,8 @@ def _beside(context: Context, size: int, batch: int) -> dict:
     compiled = torch.compile(peer) if device == "cuda" else peer
     data = {}
     for side, arrays in batch_of(size, batch).items():
-        image, c2w, fxfycxcy = (torch.from_numpy(np.array(x)).to(device) for x in arrays.values())
+        named = (arrays[name] for name in ("image", "c2w", "fxfycxcy"))
+        image, c2w, fxfycxcy = (torch.from_numpy(np.array(x)).to(device) for x in named)
         data[side] = image.permute(0, 1, 4, 2, 3).contiguous(), c2w, fxfycxcy
     programs = {
         "ours": _ours(context, size, batch, "products").run,
