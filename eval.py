@@ -32,27 +32,20 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import efficient_lvsm_jax
-from data_pipeline.evaluation_scenes import EvaluationScene, EvaluationScenes
+from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.commands import command_line
-from efficient_lvsm_jax.comparison import compare
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError, main_exit
-from efficient_lvsm_jax.evaluation import (
-    Scorer,
-    added_one_by_one,
-    batches,
-    fly_through,
-    folder_renders,
-    model_renders,
-    padded_size,
+from efficient_lvsm_jax.evaluation.comparison import compare
+from efficient_lvsm_jax.evaluation.predictions import NAMED, Predictions, save_pictures, to_bytes
+from efficient_lvsm_jax.evaluation.protocol import (
+    EvaluationConfig,
+    OpenedScenes,
+    open_evaluation,
+    protocol_of,
 )
-from efficient_lvsm_jax.lpips import WEIGHTS_FOLDER, find_lpips
-from efficient_lvsm_jax.models import Model
-from efficient_lvsm_jax.predictions import NAMED, Predictions, save_pictures, to_bytes
-from efficient_lvsm_jax.profiling import StepTrace
-from efficient_lvsm_jax.protocol import EvaluationConfig, OpenedScenes, open_evaluation, protocol_of
-from efficient_lvsm_jax.report import ShownScene, choose_shown, write_report
-from efficient_lvsm_jax.results import (
+from efficient_lvsm_jax.evaluation.report import ShownScene, choose_shown, write_report
+from efficient_lvsm_jax.evaluation.results import (
     ResultsFile,
     SceneScores,
     baselines,
@@ -62,10 +55,22 @@ from efficient_lvsm_jax.results import (
     scores_csv,
     summarise,
 )
-from efficient_lvsm_jax.sharding import make_mesh
-from efficient_lvsm_jax.storage import write_json
-from efficient_lvsm_jax.video import write_film
-from efficient_lvsm_jax.weights import digest, load
+from efficient_lvsm_jax.evaluation.scoring import (
+    Scorer,
+    added_one_by_one,
+    batches,
+    fly_through,
+    folder_renders,
+    model_renders,
+    padded_size,
+)
+from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.media.video import write_film
+from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, find_lpips
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.parallel.sharding import make_mesh
+from efficient_lvsm_jax.runs.profiling import StepTrace
+from efficient_lvsm_jax.weights.folder import digest, load
 
 
 @dataclasses.dataclass(frozen=True)

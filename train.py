@@ -26,27 +26,27 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipeline.pipeline import DataConfig, TrainingBatches, training_batches
-from efficient_lvsm_jax import flops
-from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
+from data_pipeline.batches.pipeline import DataConfig, TrainingBatches, training_batches
 from efficient_lvsm_jax.commands import command_line
 from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.cost import flops
+from efficient_lvsm_jax.cost.memory import estimate
 from efficient_lvsm_jax.errors import InputError, main_exit
-from efficient_lvsm_jax.estimate import estimate
-from efficient_lvsm_jax.heldout import open_heldout, render_heldout
-from efficient_lvsm_jax.interruption import Interruption, exit_by
-from efficient_lvsm_jax.models import Model, configure
-from efficient_lvsm_jax.objective import FrozenNetworks, LossConfig, load_frozen
-from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.processes import join_processes
-from efficient_lvsm_jax.profiling import STEPS, StepTrace
-from efficient_lvsm_jax.progress import Progress, StepClock, peak_flops
-from efficient_lvsm_jax.protocol import EvaluationConfig
-from efficient_lvsm_jax.provenance import record_start
-from efficient_lvsm_jax.run_log import RunLog
-from efficient_lvsm_jax.sharding import make_mesh, put_batch, replicate, state_shardings
-from efficient_lvsm_jax.training import Recipe, TrainState, init_state, start_from, train_step
-from efficient_lvsm_jax.weights import load
+from efficient_lvsm_jax.evaluation.heldout import open_heldout, render_heldout
+from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
+from efficient_lvsm_jax.models.model import Model, configure
+from efficient_lvsm_jax.parallel.processes import join_processes
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, replicate, state_shardings
+from efficient_lvsm_jax.runs.profiling import STEPS, StepTrace
+from efficient_lvsm_jax.runs.progress import Progress, StepClock, peak_flops
+from efficient_lvsm_jax.runs.provenance import record_start
+from efficient_lvsm_jax.runs.run_log import RunLog
+from efficient_lvsm_jax.training.checkpoints import Checkpoints, claim_workdir
+from efficient_lvsm_jax.training.interruption import Interruption, exit_by
+from efficient_lvsm_jax.training.objective import FrozenNetworks, LossConfig, load_frozen
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state, start_from, train_step
+from efficient_lvsm_jax.weights.folder import load
 
 DIVERGED = 4  # exit status
 

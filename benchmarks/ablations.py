@@ -30,16 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.toy_training import behind, parameters, squeezed, study_parser, trained_score
 from configs import tiny
-from efficient_lvsm_jax.cache import ViewCache
-from efficient_lvsm_jax.cameras import Views
-from efficient_lvsm_jax.layers import Initializer
-from efficient_lvsm_jax.models import FAMILIES
+from efficient_lvsm_jax.geometry.cameras import Views
 from efficient_lvsm_jax.models.efficient_lvsm import (
     DecoderLayer,
     EfficientLVSM,
     EfficientLVSMConfig,
 )
-from efficient_lvsm_jax.models.transformer import scan_layers, stack
+from efficient_lvsm_jax.models.model import FAMILIES
+from efficient_lvsm_jax.models.view_synthesis import scan_layers, stack
+from efficient_lvsm_jax.nn.cache import ViewCache
+from efficient_lvsm_jax.nn.layers import Initializer
 
 
 class LastLayerOnly(EfficientLVSM):

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.toy_training import behind, parameters, squeezed, study_parser, trained_score
 from configs import tiny, tiny_lvsm_decoder_only, tiny_lvsm_encoder_decoder
-from data_pipeline.pipeline import training_batches
-from efficient_lvsm_jax.compiled_step import question
-from efficient_lvsm_jax.curves import Panel, draw_curves
-from efficient_lvsm_jax.runs import read_run
-from efficient_lvsm_jax.training import init_state, train_step
+from data_pipeline.batches.pipeline import training_batches
+from efficient_lvsm_jax.aot.training_step import question
+from efficient_lvsm_jax.media.curves import Panel, draw_curves
+from efficient_lvsm_jax.runs.__main__ import read_run
+from efficient_lvsm_jax.training.step import init_state, train_step
 
 OURS = "Efficient-LVSM"
 MODELS = {

@@ -31,9 +31,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.pipeline import DataConfig, training_batches
-from data_pipeline.prepare import Preparation, prepare
-from data_pipeline.views import draw_window
+from data_pipeline.batches.pipeline import DataConfig, training_batches
+from data_pipeline.batches.views import draw_window
+from data_pipeline.prepare.__main__ import Preparation, prepare
 
 WIDTH, HEIGHT, SIZE = 640, 360, 256
 SETTINGS = {

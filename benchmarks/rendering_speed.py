@@ -110,8 +110,8 @@ def jax_program(name: str) -> Callable[[dict], dict]:
     import jax
 
     from efficient_lvsm_jax import SceneFrame, Session
-    from efficient_lvsm_jax.cameras import Cameras, Views
-    from efficient_lvsm_jax.models import Model, configure, init_params
+    from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+    from efficient_lvsm_jax.models.model import Model, configure, init_params
 
     family = FAMILIES[name.removesuffix(HALF)]
     dtype = "bfloat16" if name.endswith(HALF) else "float32"
@@ -226,7 +226,7 @@ def answers(
         run, again = job
         again()
         if "profile" in request:
-            from efficient_lvsm_jax.profiling import traced
+            from efficient_lvsm_jax.runs.profiling import traced
 
             with contextlib.redirect_stdout(sys.stderr), traced(request["profile"]):
                 run()
@@ -260,8 +260,8 @@ def resident(what: str) -> int:
 
 def work(row: Row, program: str) -> int:
     """Analytic FLOPs of a row."""
-    from efficient_lvsm_jax import flops
-    from efficient_lvsm_jax.models import configure
+    from efficient_lvsm_jax.cost import flops
+    from efficient_lvsm_jax.models.model import configure
 
     family = FAMILIES.get(program.removesuffix(HALF), FAMILIES[OURS])
     config, pixels = configure(family, {}), row.size**2
@@ -389,7 +389,7 @@ def _median(results: dict, like: dict, program: str) -> float | None:
 
 def picture(results: dict, path: Path) -> None:
     """Seconds over targets, and over views that are added one by one."""
-    from efficient_lvsm_jax.curves import Panel, draw_curves
+    from efficient_lvsm_jax.media.curves import Panel, draw_curves
 
     names = list(dict.fromkeys(row["program"] for row in results["rows"]))
     panels = []

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from efficient_lvsm_jax.models import abstract_params, configure
-from efficient_lvsm_jax.weights import load
+from efficient_lvsm_jax.models.model import abstract_params, configure
+from efficient_lvsm_jax.weights.folder import load
 from eval import Options, evaluate
 from train import train
 

@@ -50,10 +50,10 @@ def jax_program(arguments: argparse.Namespace, remat: str):
     """Yields what compiling took and needs, then one (seconds, loss) per `next`."""
     import jax
 
-    from efficient_lvsm_jax import flops
-    from efficient_lvsm_jax.models import configure
-    from efficient_lvsm_jax.optimizer import OptimizerConfig
-    from efficient_lvsm_jax.training import Recipe, init_state, train_step
+    from efficient_lvsm_jax.cost import flops
+    from efficient_lvsm_jax.models.model import configure
+    from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+    from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
 
     model = configure("efficient_lvsm", FULL | {"remat": remat, "compute_dtype": arguments.dtype})
     recipe = Recipe("efficient_lvsm", model, OptimizerConfig())

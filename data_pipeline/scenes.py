@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def open_scenes(
     Raises:
       InputError: nothing that can be read there, or damaged; the message names the file.
     """
-    from data_pipeline import formats  # the formats are made of this module's classes
+    from data_pipeline import formats
 
     return formats.open_as(Path(path), options or ReadOptions(), format)
 

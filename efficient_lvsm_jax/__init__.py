@@ -8,11 +8,11 @@ view = scene.add(image, c2w, fxfycxcy)
 picture = scene.render(c2w, fxfycxcy, size=(256, 256))
 """
 
-from efficient_lvsm_jax.cameras import Cameras, SceneFrame, Views
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import Model
-from efficient_lvsm_jax.session import Session
-from efficient_lvsm_jax.weights import load
+from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.sessions.session import Session
+from efficient_lvsm_jax.weights.folder import load
 
 __all__ = ["Cameras", "InputError", "Model", "SceneFrame", "Session", "Views", "load"]
 __version__ = "0.1.0"

@@ -5,13 +5,14 @@ import pytest
 from conftest import GOLDENS
 
 from configs import objaverse_512, re10k_256, re10k_512, re10k_512_finetune
-from efficient_lvsm_jax import aot, topologies
-from efficient_lvsm_jax.chips import CHIPS, GIB, read_topology
-from efficient_lvsm_jax.compiled_step import Compiled, question
+from efficient_lvsm_jax.aot import __main__ as aot
+from efficient_lvsm_jax.aot import topologies
+from efficient_lvsm_jax.aot.hlo import read_program
+from efficient_lvsm_jax.aot.training_step import Compiled, question
+from efficient_lvsm_jax.cost.chips import CHIPS, GIB, read_topology
+from efficient_lvsm_jax.cost.memory import estimate
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.estimate import estimate
-from efficient_lvsm_jax.hlo import read_program
-from efficient_lvsm_jax.sharding import mesh_sizes
+from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 
 COMMAND = ["aot", "--config", "configs/re10k_256.py", "--config.data.batch_size=64"]
 

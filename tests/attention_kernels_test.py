@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from conftest import random_views
 
-from efficient_lvsm_jax import attention, attention_kernels, sharding
-from efficient_lvsm_jax.attention import attend
-from efficient_lvsm_jax.cache import ViewCache
-from efficient_lvsm_jax.chips import read_topology
+from efficient_lvsm_jax.aot.hlo import read_program
+from efficient_lvsm_jax.aot.topologies import topology_devices
+from efficient_lvsm_jax.cost.chips import read_topology
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.hlo import read_program
-from efficient_lvsm_jax.models import EfficientLVSMConfig, abstract_params, bind
-from efficient_lvsm_jax.topologies import topology_devices
+from efficient_lvsm_jax.models.model import EfficientLVSMConfig, abstract_params, bind
+from efficient_lvsm_jax.nn import attention
+from efficient_lvsm_jax.nn import kernels as attention_kernels
+from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.cache import ViewCache
+from efficient_lvsm_jax.parallel import sharding
 
 FAMILY = "efficient_lvsm"
 SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM = EfficientLVSMConfig(

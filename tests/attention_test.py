@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficient_lvsm_jax import attention_pages
-from efficient_lvsm_jax.attention import attend, combine
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.sharding import make_mesh
+from efficient_lvsm_jax.nn import paged as attention_pages
+from efficient_lvsm_jax.nn.attention import attend, combine
+from efficient_lvsm_jax.parallel.sharding import make_mesh
 
 
 def arrays(queries: int, pages: int, tokens: int, *, batch: int = 2, heads: int = 2) -> list:

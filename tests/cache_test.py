@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import one_view, random_views
 
-from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import Model
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.nn import cache as pages
 
 VIEWS = random_views(6, seed=1)
 TARGETS = random_views(2, seed=2).cameras

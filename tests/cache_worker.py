@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax import cache as pages
-from efficient_lvsm_jax.cameras import Cameras
-from efficient_lvsm_jax.hlo import read_program
-from efficient_lvsm_jax.models import EfficientLVSMConfig, Model, _call, init_params
-from efficient_lvsm_jax.sharding import make_mesh, put_cache
+from efficient_lvsm_jax.aot.hlo import read_program
+from efficient_lvsm_jax.geometry.cameras import Cameras
+from efficient_lvsm_jax.models.model import EfficientLVSMConfig, Model, _call, init_params
+from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_cache
 
 FAMILY = "efficient_lvsm"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from five_cameras import five_cameras
 
-from data_pipeline.camera_path_files import read_camera_path, write_camera_path
+from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
 from efficient_lvsm_jax.errors import InputError
 
 SIZE = (54, 96)

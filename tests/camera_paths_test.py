@@ -5,9 +5,9 @@ import pytest
 from cameras_test import random_cameras, random_rotations
 from conftest import golden
 
-from efficient_lvsm_jax.camera_paths import camera_path, orbit, spiral
-from efficient_lvsm_jax.cameras import check_cameras, nearest_camera
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import check_cameras, nearest_camera
+from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
 
 
 @pytest.mark.parametrize("order", [0, 1])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import golden
 
-from efficient_lvsm_jax.cameras import (
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import (
     Cameras,
     SceneFrame,
     Views,
@@ -17,7 +18,6 @@ from efficient_lvsm_jax.cameras import (
     plucker,
     rays,
 )
-from efficient_lvsm_jax.errors import InputError
 
 
 def random_rotations(rng, count):

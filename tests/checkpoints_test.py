@@ -9,11 +9,11 @@ import pytest
 from conftest import SMALL
 
 import efficient_lvsm_jax as elvsm
-from data_pipeline.pipeline import DataConfig, TrainingBatches
-from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
+from data_pipeline.batches.pipeline import DataConfig, TrainingBatches
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import abstract_params
-from efficient_lvsm_jax.sharding import make_mesh, state_shardings
+from efficient_lvsm_jax.models.model import abstract_params
+from efficient_lvsm_jax.parallel.sharding import make_mesh, state_shardings
+from efficient_lvsm_jax.training.checkpoints import Checkpoints, claim_workdir
 
 
 def test_a_workdir_belongs_to_one_model(tmp_path):
@@ -116,7 +116,7 @@ def test_a_step_without_manifest_is_never_under_its_final_name(tmp_path, monkeyp
     def killed(folder, about):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("efficient_lvsm_jax.checkpoints.write_manifest", killed)
+    monkeypatch.setattr("efficient_lvsm_jax.training.checkpoints.write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         saved(tmp_path, (1,), SCALARS)
     assert step_names(tmp_path / "checkpoints") == []
@@ -130,7 +130,7 @@ def test_a_failed_background_save_is_an_error_of_the_next_and_older_steps_stay(
     def full(path, about):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("efficient_lvsm_jax.checkpoints.write_manifest", full)
+    monkeypatch.setattr("efficient_lvsm_jax.training.checkpoints.write_manifest", full)
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(2, {"params": SCALARS})
     with pytest.raises(InputError, match=r"No space left.*goes on from step 1 when started again"):
@@ -154,7 +154,7 @@ def test_rendering_reads_the_newest_good_parameters(small_model, tmp_path, caplo
 
 def test_two_runs_do_not_share_a_workdir(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from efficient_lvsm_jax.checkpoints import _locked\n"
+        "import sys; from pathlib import Path; from efficient_lvsm_jax.training.checkpoints import _locked\n"
         "_locked(Path(sys.argv[1]) / 'train.lock')"
     )
     with Checkpoints(tmp_path, keep=2):

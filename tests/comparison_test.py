@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from results_test import row, write
 
-from efficient_lvsm_jax.comparison import compare
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.predictions import save_pictures
+from efficient_lvsm_jax.evaluation.comparison import compare
+from efficient_lvsm_jax.evaluation.predictions import save_pictures
 
 PROTOCOL = {"metrics": {"psnr": "dB"}, "pictures": {"size": 16}, "renderer": {"sha256": "a"}}
 

@@ -13,9 +13,9 @@ import pytest
 from conftest import GOLDENS
 
 from efficient_lvsm_jax.convert import convert, read_published
-from efficient_lvsm_jax.convert.source import sha256
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.weights import load_weights
+from efficient_lvsm_jax.weights.folder import load_weights
+from efficient_lvsm_jax.weights.source import sha256
 
 
 def run(*arguments, **environment):

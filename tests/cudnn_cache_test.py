@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from conftest import random_views
 
-from efficient_lvsm_jax import Session, attention_kernels, models, sharding
-from efficient_lvsm_jax import cache as pages
-from efficient_lvsm_jax.cameras import SceneFrame
+from efficient_lvsm_jax import Session
+from efficient_lvsm_jax.geometry.cameras import SceneFrame
+from efficient_lvsm_jax.models import model as models
+from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn import kernels as attention_kernels
+from efficient_lvsm_jax.parallel import sharding
 
 SIZE = (16, 24)
 VIEWS = random_views(9, seed=3, size=SIZE)

@@ -7,12 +7,10 @@ import pytest
 from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, one_view, random_views
 
 import efficient_lvsm_jax as elvsm
-from efficient_lvsm_jax import cache as pages
-from efficient_lvsm_jax import models
-from efficient_lvsm_jax.attention import attend
-from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import (
+from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.models import model as models
+from efficient_lvsm_jax.models.model import (
     EfficientLVSMConfig,
     Model,
     abstract_params,
@@ -20,6 +18,8 @@ from efficient_lvsm_jax.models import (
     configure,
     init_params,
 )
+from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn.attention import attend
 
 PUBLISHED = EfficientLVSMConfig()
 FAMILY = "efficient_lvsm"
@@ -138,7 +138,7 @@ def test_views_one_at_a_time_equal_views_together(small_model, monkeypatch):
         return module.decode(module.encode(views), targets)
 
     together = jax.jit(render)(small_model.params)
-    monkeypatch.setattr("efficient_lvsm_jax.models.transformer.CPU_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("efficient_lvsm_jax.models.view_synthesis.CPU_TOKENS_AT_ONCE", 1)
     apart = jax.jit(lambda params: render(params))(small_model.params)
     np.testing.assert_allclose(apart, together, atol=1e-6)
 

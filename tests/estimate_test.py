@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from data_pipeline.pipeline import DataConfig
+from data_pipeline.batches.pipeline import DataConfig
+from efficient_lvsm_jax.cost.memory import GIB, Estimate, activations, estimate
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.estimate import GIB, Estimate, activations, estimate
-from efficient_lvsm_jax.models import EfficientLVSMConfig, configure
-from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.training import Recipe, init_state, train_step
+from efficient_lvsm_jax.models.model import EfficientLVSMConfig, configure
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
 
 FAMILY = "efficient_lvsm"
 ONE = {"data": 1, "fsdp": 1}

@@ -14,11 +14,11 @@ from results_test import row, write
 
 import eval as program
 from configs import capture_evaluation
-from efficient_lvsm_jax import evaluation
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.predictions import Predictions
-from efficient_lvsm_jax.results import read_results
-from efficient_lvsm_jax.weights import save_weights
+from efficient_lvsm_jax.evaluation import scoring as evaluation
+from efficient_lvsm_jax.evaluation.predictions import Predictions
+from efficient_lvsm_jax.evaluation.results import read_results
+from efficient_lvsm_jax.weights.folder import save_weights
 
 SAMPLE = GOLDENS / "re10k_sample"
 GENERATED = {

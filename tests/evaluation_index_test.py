@@ -6,8 +6,8 @@ import json
 import pytest
 from conftest import GOLDENS, channels_last, golden
 
-from data_pipeline.evaluation_index import read_index
-from data_pipeline.evaluation_scenes import Preparation, indexed_scenes
+from data_pipeline.evaluation.index import read_index
+from data_pipeline.evaluation.scenes import Preparation, indexed_scenes
 from data_pipeline.scenes import ReadOptions, open_scenes
 from efficient_lvsm_jax.errors import InputError
 

@@ -9,18 +9,18 @@ from capture_writers import objects
 from five_cameras import five_cameras
 from PIL import Image
 
-from data_pipeline.evaluation_index import ChosenFrames, EvaluationIndex
-from data_pipeline.evaluation_scenes import (
+from data_pipeline.evaluation.index import ChosenFrames, EvaluationIndex
+from data_pipeline.evaluation.scenes import (
     Preparation,
     generated_scenes,
     indexed_scenes,
     same_views,
 )
+from data_pipeline.pictures.transforms import preprocess_frame
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Frame, Scene, Scenes, open_scenes
-from data_pipeline.transforms import preprocess_frame
-from efficient_lvsm_jax.cameras import normalise_poses
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import normalise_poses
 
 PREPARE = Preparation(size=16)
 

@@ -9,14 +9,14 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from scenes_to_score import scene
 
-from data_pipeline.evaluation_scenes import EvaluationScene, EvaluationScenes
-from efficient_lvsm_jax import evaluation
-from efficient_lvsm_jax.cameras import nearest_camera
+from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation import Scorer, batches, model_renders, padded_size
-from efficient_lvsm_jax.metrics import psnr
-from efficient_lvsm_jax.results import SceneScores, baselines
-from efficient_lvsm_jax.sharding import AXES, make_mesh
+from efficient_lvsm_jax.evaluation import scoring as evaluation
+from efficient_lvsm_jax.evaluation.results import SceneScores, baselines
+from efficient_lvsm_jax.evaluation.scoring import Scorer, batches, model_renders, padded_size
+from efficient_lvsm_jax.geometry.cameras import nearest_camera
+from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh
 
 SCENES = [scene(index) for index in range(7)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from five_cameras import assert_reads_as, five_cameras
 
-from data_pipeline.export import CaptureWriter
+from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.scenes import open_scenes
 from efficient_lvsm_jax.errors import InputError
 

@@ -7,8 +7,9 @@ from conftest import SMALL, random_views
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from efficient_lvsm_jax import flops, lpips
-from efficient_lvsm_jax.models import (
+from efficient_lvsm_jax.cost import flops
+from efficient_lvsm_jax.metrics import lpips
+from efficient_lvsm_jax.models.model import (
     DecoderOnlyConfig,
     EfficientLVSMConfig,
     EncoderDecoderConfig,

@@ -28,14 +28,14 @@ from five_cameras import HEIGHT, WIDTH, five_cameras
 from PIL import Image
 from vgg19_files import drawn_convolutions, layers, write_layers
 
-from data_pipeline.camera_path_files import read_camera_path, write_camera_path
-from data_pipeline.evaluation_index import read_index
+from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
+from data_pipeline.evaluation.index import read_index
 from data_pipeline.formats import array_record
-from data_pipeline.images import decode_jpeg_into
+from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
-from efficient_lvsm_jax.cameras import check_cameras
-from efficient_lvsm_jax.convert.vgg19_mat import read_vgg19
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import check_cameras
+from efficient_lvsm_jax.weights.vgg19 import read_vgg19
 
 TRUTH, OTHER = five_cameras(), five_cameras(seed=1)
 SHARED, CENTRED = five_cameras(same_intrinsics=True), five_cameras(centred=True)

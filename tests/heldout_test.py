@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.heldout import open_heldout, render_heldout, sheet
-from efficient_lvsm_jax.metrics import psnr
-from efficient_lvsm_jax.protocol import EvaluationConfig
-from efficient_lvsm_jax.sharding import make_mesh
+from efficient_lvsm_jax.evaluation.heldout import open_heldout, render_heldout, sheet
+from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
+from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.parallel.sharding import make_mesh
 
 SETTINGS = EvaluationConfig(scenes=6, views=6, size=16, inputs=(1, 4), targets=(0, 2, 3, 5))
 
@@ -69,6 +69,8 @@ def test_scenes_of_several_shapes_are_refused(scenes, monkeypatch):
         scenes[1], targets=scenes[1].targets | {"image": scenes[1].targets["image"][:, :, :8]}
     )
     opened = type("Opened", (), {"scenes": [scenes[0], narrow]})
-    monkeypatch.setattr("efficient_lvsm_jax.heldout.open_evaluation", lambda *_, **__: opened)
+    monkeypatch.setattr(
+        "efficient_lvsm_jax.evaluation.heldout.open_evaluation", lambda *_, **__: opened
+    )
     with pytest.raises(InputError, match=r"several shapes.*square_crop"):
         open_heldout(SETTINGS, seed=3, count=2)

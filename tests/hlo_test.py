@@ -2,7 +2,7 @@ import collections
 
 from conftest import GOLDENS
 
-from efficient_lvsm_jax.hlo import arrays_of, read_program
+from efficient_lvsm_jax.aot.hlo import arrays_of, read_program
 
 # What libtpu made of five layers of splash attention with weights split over fsdp:4 (jax 0.10.2).
 RECORDED = (GOLDENS / "tpu_program.txt").read_text()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import images
-from data_pipeline.images import load_image
+from data_pipeline.pictures import images
+from data_pipeline.pictures.images import load_image
 from efficient_lvsm_jax.errors import InputError
 
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from efficient_lvsm_jax import interruption
-from efficient_lvsm_jax.interruption import Interruption, exit_by
+from efficient_lvsm_jax.training import interruption
+from efficient_lvsm_jax.training.interruption import Interruption, exit_by
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -7,9 +7,9 @@ from conftest import GOLDENS
 from torch_file_test import FOUR, payloads, read, refused
 from torch_files import ORDERED_DICT, Raw, call, encode, name, rebuilt, storage, write_legacy
 
-from efficient_lvsm_jax.convert import legacy_torch_file
-from efficient_lvsm_jax.convert.torch_file import open_torch
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files import legacy_torch_file
+from efficient_lvsm_jax.files.torch_file import open_torch
 
 VALUES = np.frombuffer(FOUR, "<f4")
 

@@ -22,9 +22,9 @@ for name in {modules}:
 MODULES = (
     "efficient_lvsm_jax",
     "efficient_lvsm_jax.convert.reference",
-    "efficient_lvsm_jax.flops",
-    "efficient_lvsm_jax.metrics",
-    "efficient_lvsm_jax.training",
+    "efficient_lvsm_jax.cost.flops",
+    "efficient_lvsm_jax.metrics.pictures",
+    "efficient_lvsm_jax.training.step",
     "data_pipeline.procedural",
 )
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import golden
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.losses import mean_squared_error, projection_loss, psnr_of_batch
+from efficient_lvsm_jax.training.losses import mean_squared_error, projection_loss, psnr_of_batch
 
 
 @pytest.mark.parametrize("kind", ["cos", "l2", "sl1"])

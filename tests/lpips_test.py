@@ -8,12 +8,11 @@ from conftest import channels_last, golden
 from torch_files import ORDERED_DICT, rebuilt, storage, write_arrays, write_legacy
 
 import efficient_lvsm_jax as elvsm
-from efficient_lvsm_jax import lpips as lpips_module
 from efficient_lvsm_jax.convert.__main__ import main
-from efficient_lvsm_jax.convert.lpips import convert_lpips
-from efficient_lvsm_jax.convert.stored import contiguous_strides
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.lpips import (
+from efficient_lvsm_jax.files.stored import contiguous_strides
+from efficient_lvsm_jax.metrics import lpips as lpips_module
+from efficient_lvsm_jax.metrics.lpips import (
     SCALE,
     SHIFT,
     STAGES,
@@ -22,7 +21,8 @@ from efficient_lvsm_jax.lpips import (
     load_lpips,
     lpips_loss,
 )
-from efficient_lvsm_jax.weights import save_weights
+from efficient_lvsm_jax.weights.folder import save_weights
+from efficient_lvsm_jax.weights.lpips import convert_lpips
 
 FEATURES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 

@@ -14,14 +14,21 @@ import efficient_lvsm_jax as elvsm
 import train as trainer
 from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.convert.__main__ import main as convert_main
-from efficient_lvsm_jax.convert.published import bring_out, count_tensors
-from efficient_lvsm_jax.convert.torch_file import open_torch
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.losses import psnr_of_batch
-from efficient_lvsm_jax.models import FAMILIES, Model, abstract_params, bind, configure, init_params
-from efficient_lvsm_jax.objective import LossConfig, load_frozen
-from efficient_lvsm_jax.optimizer import OptimizerConfig, make_optimizer
-from efficient_lvsm_jax.sharding import make_mesh
+from efficient_lvsm_jax.files.torch_file import open_torch
+from efficient_lvsm_jax.models.model import (
+    FAMILIES,
+    Model,
+    abstract_params,
+    bind,
+    configure,
+    init_params,
+)
+from efficient_lvsm_jax.parallel.sharding import make_mesh
+from efficient_lvsm_jax.training.losses import psnr_of_batch
+from efficient_lvsm_jax.training.objective import LossConfig, load_frozen
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from efficient_lvsm_jax.weights.published import bring_out, count_tensors
 from eval import Options, evaluate
 
 DECODER_ONLY, ENCODER_DECODER = "lvsm_decoder_only", "lvsm_encoder_decoder"
@@ -88,7 +95,7 @@ def test_targets_together_equal_targets_alone(model):
 def test_a_cpu_walks_long_targets_one_by_one(model, monkeypatch):
     views, cameras = random_views(2, batch=2), random_views(3, seed=1, batch=2).cameras
     at_once = render(model, views, cameras)
-    monkeypatch.setattr("efficient_lvsm_jax.models.transformer.CPU_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("efficient_lvsm_jax.models.view_synthesis.CPU_TOKENS_AT_ONCE", 1)
     module = bind(model.family, model.config, model.params)
     walked = module.decode(module.encode(views), cameras)
     np.testing.assert_allclose(walked, at_once, atol=2e-6)

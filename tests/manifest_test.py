@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from efficient_lvsm_jax.manifest import find_damage, read_manifest, write_manifest
+from efficient_lvsm_jax.files.manifest import find_damage, read_manifest, write_manifest
 
 
 @pytest.fixture

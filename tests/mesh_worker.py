@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.sharding import make_mesh, put_batch, state_shardings
-from efficient_lvsm_jax.training import Recipe, TrainState, init_state, train_step
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, state_shardings
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state, train_step
 
 FAMILY = "efficient_lvsm"
 # Matrices by Muon, the rest by AdamW.

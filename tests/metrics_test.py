@@ -4,7 +4,7 @@ import pytest
 from conftest import channels_last, golden
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.metrics import check_range, psnr, ssim
+from efficient_lvsm_jax.metrics.pictures import check_range, psnr, ssim
 
 
 def pair(size=(16, 20)):

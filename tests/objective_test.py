@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from conftest import GOLDENS, SMALL, random_views
 
-from efficient_lvsm_jax.convert.teachers import load_teacher
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
-from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.perceptual import DEPTHS
-from efficient_lvsm_jax.repa import parse_layer_map
-from efficient_lvsm_jax.training import Recipe, init_state, train_step
+from efficient_lvsm_jax.metrics.perceptual import DEPTHS
+from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.repa import parse_layer_map
+from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
+from efficient_lvsm_jax.weights.backbones import load_teacher
 
 OPTIMIZER = OptimizerConfig(warmup_steps=1, learning_rate=1e-3)
 PLAIN = Recipe("efficient_lvsm", SMALL, OPTIMIZER)

@@ -5,9 +5,9 @@ import pytest
 from conftest import GOLDENS, channels_last, golden
 from vgg19_files import drawn_convolutions, layers, write_layers
 
-from efficient_lvsm_jax import perceptual
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.perceptual import activations, load_vgg19, perceptual_loss
+from efficient_lvsm_jax.metrics import perceptual
+from efficient_lvsm_jax.metrics.perceptual import activations, load_vgg19, perceptual_loss
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.procedural import NOISE, ProceduralScenes, SceneRecipe, scene_parameters
-from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 RECIPE = SceneRecipe(size=32, views=5)
 

@@ -1,8 +1,8 @@
 import pytest
 
-from efficient_lvsm_jax import processes
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.processes import join_processes
+from efficient_lvsm_jax.parallel import processes
+from efficient_lvsm_jax.parallel.processes import join_processes
 
 NAMED = {
     "JAX_COORDINATOR_ADDRESS": "host0:1234",

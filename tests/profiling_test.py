@@ -11,7 +11,7 @@ from train_test import small_config
 import eval as program
 import train as trainer
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.profiling import StepTrace, traced
+from efficient_lvsm_jax.runs.profiling import StepTrace, traced
 
 
 def written(folder):

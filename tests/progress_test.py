@@ -5,7 +5,7 @@ import pty
 import jax.numpy as jnp
 import pytest
 
-from efficient_lvsm_jax.progress import (
+from efficient_lvsm_jax.runs.progress import (
     WIDTH,
     Progress,
     Reading,

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from efficient_lvsm_jax import provenance
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.provenance import git_state, package_versions, read_starts, record_start
+from efficient_lvsm_jax.runs import provenance
+from efficient_lvsm_jax.runs.provenance import (
+    git_state,
+    package_versions,
+    read_starts,
+    record_start,
+)
 
 COMMAND = ["/home/someone/main/train.py", "--config", "configs/tiny.py"]
 

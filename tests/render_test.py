@@ -9,15 +9,15 @@ import pytest
 from camera_paths_test import ring
 from conftest import SMALL
 
-from data_pipeline.camera_path_files import write_camera_path
-from data_pipeline.export import CaptureWriter
+from data_pipeline.captures.camera_path_files import write_camera_path
+from data_pipeline.captures.export import CaptureWriter
+from data_pipeline.pictures.transforms import preprocess_frame
 from data_pipeline.scenes import open_scenes
-from data_pipeline.transforms import preprocess_frame
 from efficient_lvsm_jax import SceneFrame, Session
-from efficient_lvsm_jax.camera_paths import orbit
 from efficient_lvsm_jax.errors import InputError, main_exit
-from efficient_lvsm_jax.render import main, spread
-from efficient_lvsm_jax.weights import load, save_weights
+from efficient_lvsm_jax.geometry.paths import orbit
+from efficient_lvsm_jax.render.__main__ import main, spread
+from efficient_lvsm_jax.weights.folder import load, save_weights
 
 AZIMUTHS = np.array([-30.0, -25, 0, 10, 30])
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from conftest import GOLDENS, channels_last, golden
 
-from efficient_lvsm_jax.convert.teachers import load_teacher
+from efficient_lvsm_jax.backbones.backbone import PUBLISHED, Teacher, abstract_params
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.losses import projection_loss
-from efficient_lvsm_jax.repa import (
+from efficient_lvsm_jax.training.losses import projection_loss
+from efficient_lvsm_jax.training.repa import (
     init_projectors,
     parse_layer_map,
     project,
     repa_loss,
     teacher_labels,
 )
-from efficient_lvsm_jax.teachers import PUBLISHED, Teacher, abstract_params
+from efficient_lvsm_jax.weights.backbones import load_teacher
 
 FAMILIES = ["dinov3", "dinov2"]
 PUBLISHED_GRID = (32, 32)
@@ -141,7 +141,7 @@ def test_pictures_are_labelled_each_by_itself_and_alike_each_time():
 def test_views_walked_one_by_one_get_the_labels_they_get_together(monkeypatch):
     images = np.random.default_rng(0).random((2, 3, 16, 24, 3), np.float32)
     together = labels_of(small("dinov2"), images, (1, 2), (4, 6))
-    monkeypatch.setattr("efficient_lvsm_jax.repa.CPU_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("efficient_lvsm_jax.training.repa.CPU_TOKENS_AT_ONCE", 1)
     one_by_one = jax.jit(lambda *args: teacher_labels(*args, (1, 2), (4, 6)))
     np.testing.assert_allclose(one_by_one(small("dinov2"), images), together, atol=1e-5)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from results_test import row
 
-from efficient_lvsm_jax.page import ERROR_COLOURS, error_map
-from efficient_lvsm_jax.report import ShownScene, choose_shown, write_report
-from efficient_lvsm_jax.results import SceneScores, baselines, leak_report, summarise
+from efficient_lvsm_jax.evaluation.report import ShownScene, choose_shown, write_report
+from efficient_lvsm_jax.evaluation.results import SceneScores, baselines, leak_report, summarise
+from efficient_lvsm_jax.media.page import ERROR_COLOURS, error_map
 
 PICTURES = [
     np.random.default_rng(0).integers(0, 256, (count, 16, 24, 3), np.uint8) for count in (2, 3, 3)

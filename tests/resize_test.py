@@ -4,7 +4,7 @@ import pytest
 from conftest import channels_last, golden
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.resize import bicubic, bicubic_antialiased
+from efficient_lvsm_jax.nn.resize import bicubic, bicubic_antialiased
 
 DATA = golden("resize")
 

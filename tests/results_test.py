@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.results import (
+from efficient_lvsm_jax.evaluation.results import (
     FILE,
     ResultsFile,
     SceneScores,

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from efficient_lvsm_jax import run_log
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.run_log import RunLog, Status, picture_path, read_status
+from efficient_lvsm_jax.runs import run_log
+from efficient_lvsm_jax.runs.run_log import RunLog, Status, picture_path, read_status
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import efficient_lvsm_jax
-from efficient_lvsm_jax.checkpoints import claim_workdir
-from efficient_lvsm_jax.curves import COLOURS, Panel, draw_curves
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import EfficientLVSMConfig
-from efficient_lvsm_jax.provenance import record_start
-from efficient_lvsm_jax.run_log import RunLog, Status
-from efficient_lvsm_jax.runs import draw_runs, find_runs, listing, read_run, state_of
-from efficient_lvsm_jax.storage import write_json
+from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.media.curves import COLOURS, Panel, draw_curves
+from efficient_lvsm_jax.models.model import EfficientLVSMConfig
+from efficient_lvsm_jax.runs.__main__ import draw_runs, find_runs, listing, read_run, state_of
+from efficient_lvsm_jax.runs.provenance import record_start
+from efficient_lvsm_jax.runs.run_log import RunLog, Status
+from efficient_lvsm_jax.training.checkpoints import claim_workdir
 
 ROOT = Path(efficient_lvsm_jax.__file__).parents[1]
 NOW = 1_800_000_000.0

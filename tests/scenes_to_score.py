@@ -2,8 +2,8 @@
 
 from conftest import random_views
 
-from data_pipeline.evaluation_index import ChosenFrames
-from data_pipeline.evaluation_scenes import EvaluationScene
+from data_pipeline.evaluation.index import ChosenFrames
+from data_pipeline.evaluation.scenes import EvaluationScene
 
 
 def scene(index: int, inputs: int = 2, targets: int = 3, size=(16, 24)) -> EvaluationScene:

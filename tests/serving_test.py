@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from conftest import SMALL, one_view, random_views
 
-from efficient_lvsm_jax import Session, load_exported
-from efficient_lvsm_jax import cache as pages
+from efficient_lvsm_jax import Session
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.export import CUDNN_CALL, PLATFORMS, Shapes, export, main
-from efficient_lvsm_jax.load_exported import Programs
-from efficient_lvsm_jax.models import Model, configure, init_params
-from efficient_lvsm_jax.weights import save_weights
+from efficient_lvsm_jax.export import load_exported
+from efficient_lvsm_jax.export.__main__ import CUDNN_CALL, PLATFORMS, Shapes, export, main
+from efficient_lvsm_jax.export.load_exported import Programs
+from efficient_lvsm_jax.models.model import Model, configure, init_params
+from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.weights.folder import save_weights
 
 SIZE = (16, 24)
 SHAPES = Shapes(sizes=(SIZE,), targets=(1, 3), capacity=4)

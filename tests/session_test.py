@@ -10,7 +10,7 @@ import pytest
 from conftest import random_views
 
 from efficient_lvsm_jax import InputError, SceneFrame, Session
-from efficient_lvsm_jax.models import _call
+from efficient_lvsm_jax.models.model import _call
 
 VIEWS = random_views(5, seed=11)
 TARGETS = random_views(11, seed=12)

@@ -11,11 +11,11 @@ import pytest
 from conftest import SMALL, random_views
 from jax.sharding import PartitionSpec
 
-from efficient_lvsm_jax import cache as pages
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.sharding import make_mesh, put_batch, put_cache, state_shardings
-from efficient_lvsm_jax.training import Recipe, init_state
+from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, put_cache, state_shardings
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.step import Recipe, init_state
 
 WORKER = [sys.executable, str(Path(__file__).with_name("mesh_worker.py"))]
 # Most of a worker's time goes to compiling, so it compiles quickly what runs slowly.

@@ -7,12 +7,12 @@ import pytest
 from conftest import GOLDENS, channels_last, golden
 from torch_files import write_arrays
 
-from efficient_lvsm_jax.convert.safetensors_file import write_safetensors
-from efficient_lvsm_jax.convert.source import open_state_dict
-from efficient_lvsm_jax.convert.teachers import load_teacher
+from efficient_lvsm_jax.backbones.backbone import PUBLISHED, Teacher, abstract_params
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.repa import IMAGENET_DEVIATION, IMAGENET_MEAN
-from efficient_lvsm_jax.teachers import PUBLISHED, Teacher, abstract_params
+from efficient_lvsm_jax.files.safetensors_file import write_safetensors
+from efficient_lvsm_jax.training.repa import IMAGENET_DEVIATION, IMAGENET_MEAN
+from efficient_lvsm_jax.weights.backbones import load_teacher
+from efficient_lvsm_jax.weights.source import open_state_dict
 
 SIZES = {"dinov3": "64x96", "dinov2": "70x98"}
 WHOLE_TABLE = (37, 37)

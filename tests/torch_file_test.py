@@ -21,10 +21,10 @@ from torch_files import (
     write_zip,
 )
 
-from efficient_lvsm_jax.convert import pickle_machine, torch_file
-from efficient_lvsm_jax.convert.stored import StoredTensor
-from efficient_lvsm_jax.convert.torch_file import open_torch
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files import pickle_machine, torch_file
+from efficient_lvsm_jax.files.stored import StoredTensor
+from efficient_lvsm_jax.files.torch_file import open_torch
 
 FOUR = np.arange(4, dtype="<f4").tobytes()
 

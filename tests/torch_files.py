@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_lvsm_jax.convert.stored import contiguous_strides
+from efficient_lvsm_jax.files.stored import contiguous_strides
 
 STORAGES = {
     "float32": "FloatStorage",

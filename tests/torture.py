@@ -169,7 +169,7 @@ class Torture:
 
     def change(self, count: int) -> None:
         """Changes files of the newest checkpoint; the one before must be found, and be restored."""
-        from efficient_lvsm_jax.checkpoints import Checkpoints
+        from efficient_lvsm_jax.training.checkpoints import Checkpoints
 
         workdir = self._folder / "changed"
         shutil.copytree(self._whole, workdir)
@@ -321,7 +321,7 @@ def unfinished(workdir: Path) -> bool:
 
 def parameters(workdir: Path) -> str:
     """Digest of what rendering would load."""
-    from efficient_lvsm_jax.weights import digest, load
+    from efficient_lvsm_jax.weights.folder import digest, load
 
     return digest(load(workdir).params)
 

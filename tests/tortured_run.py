@@ -59,10 +59,10 @@ def train_stand_in(workdir: Path, steps: int) -> None:
     """Saves, resumes and logs as train.py does; a "step" only adds. Compiles nothing: for tests."""
     import jax
 
-    from efficient_lvsm_jax.checkpoints import Checkpoints, claim_workdir
-    from efficient_lvsm_jax.interruption import Interruption, exit_by
-    from efficient_lvsm_jax.models import abstract_params, configure
-    from efficient_lvsm_jax.run_log import METRICS_FILE, open_rows
+    from efficient_lvsm_jax.models.model import abstract_params, configure
+    from efficient_lvsm_jax.runs.run_log import METRICS_FILE, open_rows
+    from efficient_lvsm_jax.training.checkpoints import Checkpoints, claim_workdir
+    from efficient_lvsm_jax.training.interruption import Interruption, exit_by
 
     model = configure("efficient_lvsm", small_config(steps).model.to_dict())
     claim_workdir(workdir, "efficient_lvsm", model)

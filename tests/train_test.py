@@ -11,12 +11,12 @@ import pytest
 import efficient_lvsm_jax as elvsm
 import train as trainer
 from configs import tiny
-from data_pipeline.pipeline import DataConfig
+from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import configure
-from efficient_lvsm_jax.objective import LossConfig
-from efficient_lvsm_jax.optimizer import OptimizerConfig
+from efficient_lvsm_jax.models.model import configure
+from efficient_lvsm_jax.training.objective import LossConfig
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 
 ROOT = Path(trainer.__file__).parent
 

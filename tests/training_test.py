@@ -9,9 +9,9 @@ from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, random
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import Model, init_params
-from efficient_lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from efficient_lvsm_jax.training import Recipe, init_state, start_from, train_step
+from efficient_lvsm_jax.models.model import Model, init_params
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from efficient_lvsm_jax.training.step import Recipe, init_state, start_from, train_step
 
 FAMILY = "efficient_lvsm"
 PUBLISHED = Recipe(FAMILY, SMALL, OptimizerConfig(warmup_steps=4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import channels_last, golden
 
-from data_pipeline.transforms import (
+from data_pipeline.pictures.transforms import (
     crop_into,
     portrait_to_square,
     preprocess_frame,

@@ -19,8 +19,8 @@ from vgg19_files import (
     write_layers,
 )
 
-from efficient_lvsm_jax.convert.vgg19_mat import read_vgg19
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.weights.vgg19 import read_vgg19
 
 LINK = re.escape("https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat")
 

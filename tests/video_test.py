@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.video import write_film
+from efficient_lvsm_jax.media.video import write_film
 
 
 def test_frames_come_back(tmp_path):

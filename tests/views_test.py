@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import random_views
 
-from data_pipeline.views import (
+from data_pipeline.batches.views import (
     check_counts,
     draw_views,
     draw_window,
@@ -16,8 +16,8 @@ from data_pipeline.views import (
     permute_colours,
     split_views,
 )
-from efficient_lvsm_jax.cameras import check_cameras, normalise_poses
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import check_cameras, normalise_poses
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from conftest import SMALL
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.storage import write_json
-from efficient_lvsm_jax.weights import digest, load_weights, save_weights
+from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.weights.folder import digest, load_weights, save_weights
 
 INFO = {"family": "efficient_lvsm", "config": vars(SMALL)}
 
@@ -52,7 +52,7 @@ def test_a_failed_write_leaves_nothing(small_model, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("efficient_lvsm_jax.weights.write_json", full)
+    monkeypatch.setattr("efficient_lvsm_jax.weights.folder.write_json", full)
     with pytest.raises(InputError, match=r"weights: cannot be written .*No space left.*free space"):
         save_weights(tmp_path / "weights", small_model.params, INFO)
     assert list(tmp_path.iterdir()) == []

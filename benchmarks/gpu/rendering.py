@@ -28,9 +28,9 @@ from benchmarks.gpu.context import Context, Rows, columns, memory_gib, turns
 from benchmarks.gpu.right import random_views
 from benchmarks.rendering_speed import DECODER_ONLY, OURS, Row, work
 from efficient_lvsm_jax import Session
-from efficient_lvsm_jax import cache as pages
-from efficient_lvsm_jax.cameras import Cameras, SceneFrame
-from efficient_lvsm_jax.chips import PEAK_FLOPS
+from efficient_lvsm_jax.cost.chips import PEAK_FLOPS
+from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame
+from efficient_lvsm_jax.nn import cache as pages
 
 SLOTS = 64
 PATCH = 8

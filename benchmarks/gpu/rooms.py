@@ -24,15 +24,15 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.gpu.context import Context, Rows, memory_gib
+from data_pipeline.batches.views import draw_views
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe, render_scenes, scene_parameters
-from data_pipeline.views import draw_views
-from efficient_lvsm_jax.cameras import Cameras, Views, normalise_poses
-from efficient_lvsm_jax.convert.published import bring_out
-from efficient_lvsm_jax.convert.safetensors_file import write_safetensors
-from efficient_lvsm_jax.metrics import psnr
-from efficient_lvsm_jax.models import Model, configure
-from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.training import Recipe, TrainState, init_state, train_step
+from efficient_lvsm_jax.files.safetensors_file import write_safetensors
+from efficient_lvsm_jax.geometry.cameras import Cameras, Views, normalise_poses
+from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.models.model import Model, configure
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state, train_step
+from efficient_lvsm_jax.weights.published import bring_out
 
 FAMILY, SEED = "efficient_lvsm", 0
 TARGETS = 4

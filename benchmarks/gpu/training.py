@@ -19,10 +19,10 @@ import numpy as np
 
 from benchmarks.gpu.context import Context, Rows, columns, memory_gib, seconds_of, turns
 from benchmarks.training_speed import random_batch
-from efficient_lvsm_jax import flops
-from efficient_lvsm_jax.chips import PEAK_FLOPS
-from efficient_lvsm_jax.optimizer import OptimizerConfig
-from efficient_lvsm_jax.training import Recipe, init_state, train_step
+from efficient_lvsm_jax.cost import flops
+from efficient_lvsm_jax.cost.chips import PEAK_FLOPS
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
 
 INPUTS, TARGETS = 2, 6
 FLAGS = (

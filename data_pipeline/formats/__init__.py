@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from data_pipeline.files import inside
 from data_pipeline.formats import (
     array_record,
     blender,
@@ -27,9 +26,10 @@ from data_pipeline.formats import (
     realestate,
     torch_chunks,
 )
-from data_pipeline.pictures import PICTURE_SUFFIXES
+from data_pipeline.pictures.frames import PICTURE_SUFFIXES
 from data_pipeline.scenes import ReadOptions, Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside
 
 # In the order in which they are tried: a folder may look like several. Captures made with COLMAP
 # keep its model beside the file that was made of it; that file comes first, since it may leave

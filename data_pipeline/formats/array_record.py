@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.files import inside, read_json_object
-from data_pipeline.images import decode_image
+from data_pipeline.formats.splits import choose_split
+from data_pipeline.pictures.images import decode_image
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes
-from data_pipeline.splits import choose_split
-from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside, read_json_object
+from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 NAME = "posed_scenes"
 LOOKS_FOR = "manifest-SPLIT.json of python -m data_pipeline.prepare"

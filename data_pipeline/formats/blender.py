@@ -13,11 +13,11 @@ import dataclasses
 import os
 from pathlib import Path, PurePosixPath
 
-from data_pipeline.files import inside
 from data_pipeline.formats.transforms_json import read_frames, read_listed
-from data_pipeline.pictures import PICTURE_SUFFIXES
+from data_pipeline.pictures.frames import PICTURE_SUFFIXES
 from data_pipeline.scenes import ReadOptions, Scene, check_unique
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside
 
 NAME = "blender"
 FILES = {split: f"transforms_{split}.json" for split in ("train", "val", "test")}

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.distortion import undistortion
-from data_pipeline.files import inside
 from data_pipeline.formats.colmap_model import (
     ModelCamera,
     ModelImage,
@@ -26,7 +24,8 @@ from data_pipeline.formats.colmap_model import (
     read_images,
     read_points,
 )
-from data_pipeline.pictures import PICTURE_FOLDERS, picture_frame
+from data_pipeline.pictures.distortion import undistortion
+from data_pipeline.pictures.frames import PICTURE_FOLDERS, picture_frame
 from data_pipeline.scenes import (
     Frame,
     Observations,
@@ -37,6 +36,7 @@ from data_pipeline.scenes import (
     scene_of,
 )
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside
 
 NAME = "colmap"
 LOOKS_FOR = "sparse/0 or the folder itself with cameras.bin and images.bin, or .txt"

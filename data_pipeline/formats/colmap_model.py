@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.distortion import FISHEYE, Distortion, perspective
-from data_pipeline.files import read_bytes, read_text
+from data_pipeline.pictures.distortion import FISHEYE, Distortion, perspective
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import read_bytes, read_text
 
 MAX_MODEL_BYTES = 2 * 2**30  # of a binary file: tens of millions of observations
 # Name and number of parameters by model id.

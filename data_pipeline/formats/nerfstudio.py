@@ -15,17 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_pipeline.files import inside
 from data_pipeline.formats.json_values import items
-from data_pipeline.formats.transforms_json import (
-    ListedFrame,
-    listed_name,
-    read_frames,
-    read_listed,
-)
-from data_pipeline.pictures import COPIES
+from data_pipeline.formats.transforms_json import ListedFrame, listed_name, read_frames, read_listed
+from data_pipeline.pictures.frames import COPIES
 from data_pipeline.scenes import ReadOptions, Scene
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside
 
 NAME = "nerfstudio"
 LOOKS_FOR = "transforms.json or colmap/transforms.json"

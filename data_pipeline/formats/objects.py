@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.files import inside
 from data_pipeline.formats.npy_arrays import read_numbers
-from data_pipeline.images import oriented_size
-from data_pipeline.pictures import picture_frame, world_from_camera
+from data_pipeline.pictures.frames import picture_frame, world_from_camera
+from data_pipeline.pictures.images import oriented_size
 from data_pipeline.scenes import Frame, ReadOptions, Scene, scene_of
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside
 
 NAME = "objects"
 LOOKS_FOR = "renders 000.png with cameras 000.npy"

@@ -18,13 +18,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from data_pipeline.files import inside, read_json_object, read_text
 from data_pipeline.formats.json_values import fields, items, numbers, required, text
-from data_pipeline.images import load_image
-from data_pipeline.pictures import picture_frame, world_from_camera
+from data_pipeline.formats.splits import choose_split
+from data_pipeline.pictures.frames import picture_frame, world_from_camera
+from data_pipeline.pictures.images import load_image
 from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes, scene_of
-from data_pipeline.splits import choose_split
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside, read_json_object, read_text
 
 NAME = "prepared"
 LOOKS_FOR = "metadata/SCENE.json beside images"

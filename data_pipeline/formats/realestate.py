@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.files import inside, read_text
-from data_pipeline.images import load_image, oriented_size
-from data_pipeline.pictures import picture_frame, world_from_camera
+from data_pipeline.formats.splits import choose_split
+from data_pipeline.pictures.frames import picture_frame, world_from_camera
+from data_pipeline.pictures.images import load_image, oriented_size
 from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes, scene_of
-from data_pipeline.splits import choose_split
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import inside, read_text
 
 NAME = "realestate10k"
 LOOKS_FOR = "camera files named by 16 hex digits, .txt, perhaps in train or test"

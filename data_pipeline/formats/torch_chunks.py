@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.files import MAX_PICTURE_BYTES, inside, read_json_object
-from data_pipeline.images import JPEG_START, decode_image, image_size
-from data_pipeline.pictures import world_from_camera
+from data_pipeline.formats.splits import choose_split
+from data_pipeline.pictures.frames import world_from_camera
+from data_pipeline.pictures.images import JPEG_START, decode_image, image_size
 from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes, scene_of
-from data_pipeline.splits import choose_split
-from efficient_lvsm_jax.cameras import check_cameras
-from efficient_lvsm_jax.convert.stored import StoredTensor
-from efficient_lvsm_jax.convert.torch_file import open_torch
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import MAX_PICTURE_BYTES, inside, read_json_object
+from efficient_lvsm_jax.files.stored import StoredTensor
+from efficient_lvsm_jax.files.torch_file import open_torch
+from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 NAME = "pixelsplat"
 LOOKS_FOR = "*.torch chunks"

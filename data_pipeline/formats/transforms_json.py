@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline import distortion
-from data_pipeline.files import read_json_object
 from data_pipeline.formats.json_values import (
     MAX_SIDE,
     fields,
@@ -27,11 +25,13 @@ from data_pipeline.formats.json_values import (
     truth,
     whole_number,
 )
-from data_pipeline.images import oriented_size
-from data_pipeline.pictures import opencv_from_opengl, picture_frame
+from data_pipeline.pictures import distortion
+from data_pipeline.pictures.frames import opencv_from_opengl, picture_frame
+from data_pipeline.pictures.images import oriented_size
 from data_pipeline.scenes import Frame, ReadOptions, Scene, check_unique, scene_of
-from efficient_lvsm_jax.cameras import check_cameras
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import read_json_object
+from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 # What each camera_model's coefficients mean; None: it has none.
 CAMERA_MODELS = {

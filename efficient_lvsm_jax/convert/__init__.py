@@ -16,12 +16,12 @@ from pathlib import Path
 
 import jax
 
-from efficient_lvsm_jax import weights
-from efficient_lvsm_jax.convert.published import Published, bring_in, bring_out, count_tensors
-from efficient_lvsm_jax.convert.safetensors_file import write_safetensors
-from efficient_lvsm_jax.convert.source import HUB, fetch, open_state_dict, sha256
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import Model, ModelConfig
+from efficient_lvsm_jax.files.safetensors_file import write_safetensors
+from efficient_lvsm_jax.models.model import Model, ModelConfig
+from efficient_lvsm_jax.weights import folder as weights
+from efficient_lvsm_jax.weights.published import Published, bring_in, bring_out, count_tensors
+from efficient_lvsm_jax.weights.source import HUB, fetch, open_state_dict, sha256
 
 __all__ = ["Conversion", "convert", "read_published"]
 

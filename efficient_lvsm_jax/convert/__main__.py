@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from efficient_lvsm_jax import weights
 from efficient_lvsm_jax.convert import convert
-from efficient_lvsm_jax.convert.lpips import PUBLISHED, convert_lpips
 from efficient_lvsm_jax.convert.reference import compare, read_reference
 from efficient_lvsm_jax.errors import main_exit
+from efficient_lvsm_jax.weights import folder as weights
+from efficient_lvsm_jax.weights.lpips import PUBLISHED, convert_lpips
 
 ABOVE_LIMIT = 3
 

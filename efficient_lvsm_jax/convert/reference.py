@@ -20,11 +20,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from efficient_lvsm_jax import cache as pages
-from efficient_lvsm_jax.cameras import Cameras, Views, check_cameras, rays
-from efficient_lvsm_jax.convert.stored import printable
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models import Model
+from efficient_lvsm_jax.files.stored import printable
+from efficient_lvsm_jax.geometry.cameras import Cameras, Views, check_cameras, rays
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.nn import cache as pages
 
 # Quantities, the arrays they are compared by, and the largest absolute difference allowed; of the
 # encoder-decoder LVSM correct programs differ more, as un-normalised tokens enter its encoder.

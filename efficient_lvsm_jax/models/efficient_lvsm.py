@@ -19,12 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.attention import attend
-from efficient_lvsm_jax.cache import PRECISIONS, ViewCache, store
-from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.layers import MLP, CrossAttention, Initializer, SelfAttention
-from efficient_lvsm_jax.models.transformer import (
+from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.models.view_synthesis import (
     ModelConfig,
     SelfAttentionLayer,
     ViewModel,
@@ -32,6 +29,9 @@ from efficient_lvsm_jax.models.transformer import (
     scan_layers,
     stack,
 )
+from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.cache import PRECISIONS, ViewCache, store
+from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.cameras import Cameras, Views
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.layers import LayerNorm
-from efficient_lvsm_jax.models.transformer import (
+from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.models.view_synthesis import (
     ModelConfig,
     SelfAttentionLayer,
     ViewModel,
@@ -28,7 +27,8 @@ from efficient_lvsm_jax.models.transformer import (
     scan_layers,
     stack,
 )
-from efficient_lvsm_jax.sharding import views_are_spread
+from efficient_lvsm_jax.nn.layers import LayerNorm
+from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 LATENT_STD = 0.02
 

@@ -1,0 +1,1 @@
+"""Training input: which views, batches, workers."""

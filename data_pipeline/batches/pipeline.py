@@ -1,0 +1,444 @@
+"""Batches for training, from any scenes that can be opened.
+
+A batch is {"inputs", "targets"}, each {"image" uint8 [B, V, Y, X, 3], "c2w" float32 [B, V, 4, 4],
+"fxfycxcy" float32 [B, V, 4]}, and "replaced" and "unreadable", int32 [B], see `training_dataset`.
+The poses of a scene are normalised over its inputs and targets together, as the published program
+does (`cameras.SceneFrame`), unless the settings say otherwise. Pictures stay bytes until they are
+on the device: a quarter of the traffic.
+
+Batch k is a function of (settings, seed, k) alone, whatever the number of processes, threads and
+workers, so the position in the data is one integer.
+
+Axis legend: B scene  V view (inputs or targets)  Y X pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from data_pipeline.batches.views import (
+    check_counts,
+    draw_views,
+    draw_window,
+    mirror,
+    permute_colours,
+)
+from data_pipeline.batches.workers import Watch, serve_parent
+from data_pipeline.pictures.images import decode_jpeg_into
+from data_pipeline.pictures.scratch import scratch
+from data_pipeline.pictures.transforms import crop_into, portrait_to_square
+from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes, scene_of_arrays
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import normalise_poses
+
+log = logging.getLogger(__name__)
+
+SIDES = ("inputs", "targets")
+COUNTS = ("replaced", "unreadable")  # of a batch, for each place in it
+ENDLESS = 2**60  # places in batches
+MAX_REPLACEMENTS = 100  # scenes tried for one place in a batch
+WORKER_NAME = "grain-process-prefetch"  # how grain begins the names of its workers
+MAX_REDRAWS = 20  # of a scene's views, when one of them is a hole
+
+
+class Source(Protocol):
+    """Random access to posed scenes, see the module's docstring."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What training sees.
+
+    Attributes:
+      path: what `scenes.open_scenes` reads; "" trains on generated scenes.
+      split: of that data set, if it has several.
+      scenes, views: generated scenes and their views.
+      size: height and width of the pictures. Frames of another size are resized and cropped
+        (`transforms.crop_into` with `patch`).
+      batch_size: scenes of a batch, of all processes together.
+      num_inputs_cycle: input views of the scenes of batch 0, 1, 2, …, starting over at the end; so
+        a batch has one shape and as many shapes are compiled as there are different numbers.
+      num_targets: target views of a scene.
+      target_has_input: targets are drawn from all views drawn, inputs included.
+      min_distance, max_distance: frames between the first and the last view drawn, see
+        `views.draw_window`; max_distance 0 draws any views of a scene (`views.draw_views`).
+      normalise_poses: poses in the frame of all views drawn, as published for scenes; object
+        renders share a frame already and are trained without.
+      shuffle_inputs: inputs in random order, not the window's ends first.
+      mirror, permute_colours: variations, see `views`.
+      skip_unreadable: another scene takes the place of one that cannot be read, and is counted;
+        otherwise training ends with an error that names the file.
+      threads: that prepare batches while the model computes. workers: processes that do instead; 0
+        uses threads, which suits few cores.
+    """
+
+    path: str = ""
+    split: str = ""
+    scenes: int = 4000
+    views: int = 8
+    size: int = 48
+    patch: int = 8
+    batch_size: int = 8
+    num_inputs_cycle: tuple[int, ...] = (2, 4, 2, 1)
+    num_targets: int = 4
+    target_has_input: bool = False
+    min_distance: int = 25
+    max_distance: int = 0
+    normalise_poses: bool = True
+    shuffle_inputs: bool = False
+    mirror: bool = True
+    permute_colours: bool = True
+    skip_unreadable: bool = False
+    threads: int = 1
+    workers: int = 0
+
+    def __post_init__(self):
+        for name, low in (("batch_size", 1), ("threads", 1), ("workers", 0), ("min_distance", 1)):
+            if getattr(self, name) < low:
+                raise InputError(f"data.{name}={getattr(self, name)}: must be at least {low}")
+        if not self.num_inputs_cycle:
+            raise InputError("data.num_inputs_cycle=(): must name at least one number of inputs")
+        if self.max_distance and self.max_distance <= self.min_distance:
+            raise InputError(
+                f"data.max_distance={self.max_distance}: must be above min_distance="
+                f"{self.min_distance}, or 0 for any views"
+            )
+        if not self.path:
+            self.check_views(self.views)
+
+    def check_views(self, views: int) -> None:
+        """Raises InputError unless scenes of this many views are enough for every batch."""
+        for num_inputs in self.num_inputs_cycle:
+            check_counts(
+                views, num_inputs, self.num_targets, target_has_input=self.target_has_input
+            )
+
+
+def training_batches(
+    config: DataConfig,
+    *,
+    seed: int,
+    process: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> TrainingBatches:
+    """Endless batches, this process's rows of each.
+
+    Args:
+      config: what to read; generated scenes are drawn here, first (see `progress`).
+      seed: of the scenes' order, the views drawn and, if scenes are generated, the scenes.
+      process: (index, count) of the processes that share each batch; None asks JAX.
+      progress: draw a progress bar while generating scenes.
+
+    Returns:
+      An iterator whose state is its position, see `TrainingBatches`.
+
+    Raises:
+      InputError: nothing to read at the path, scenes with too few views, or a batch that the
+        processes do not divide. While iterating: a scene that cannot be read, unless
+        `skip_unreadable`.
+    """
+    if config.path:
+        scenes: Sequence[Scene] = open_scenes(config.path, ReadOptions(split=config.split))
+    else:
+        recipe = SceneRecipe(size=config.size, views=config.views)
+        scenes = InMemory(
+            ProceduralScenes(
+                config.scenes, split="train", seed=seed, recipe=recipe, progress=progress
+            )
+        )
+    return TrainingBatches(training_dataset(scenes, config, seed=seed, process=process), config)
+
+
+class TrainingBatches(grain.DatasetIterator):
+    """Batches in order, prepared ahead; the state is the number of the next batch.
+
+    Save it with `grain.checkpoint.CheckpointSave`, or with `get_state` and `set_state`. It may go
+    on with other numbers of threads and workers than it began with.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, config: DataConfig):
+        super().__init__()
+        self._dataset, self._config, self._next = dataset, config, 0
+        self._batches: grain.DatasetIterator | None = None
+        self._watch: Watch | None = None
+
+    def __next__(self) -> dict[str, Any]:
+        if self._batches is None:
+            self._watch = Watch(WORKER_NAME, self._failed) if self._config.workers else None
+            self._batches = iter(self._from(self._next))
+        try:
+            with self._watched():
+                batch = next(self._batches)
+        except InputError:
+            raise
+        except RuntimeError as error:  # grain's, for a worker that is gone or that raised
+            raise InputError(self._failed(str(error))) from error
+        self._next += 1
+        return batch
+
+    def _watched(self) -> contextlib.AbstractContextManager:
+        return self._watch.waiting() if self._watch else contextlib.nullcontext()
+
+    def _failed(self, why: str) -> str:
+        return (
+            f"preparing batch {self._next} failed in a worker process: {why}; if it was "
+            "killed (out of memory?), use fewer data.workers, or 0 for threads"
+        )
+
+    def get_state(self) -> dict[str, int]:
+        """{"next_index": number of the next batch}."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to where `get_state` was called."""
+        self.close()
+        self._next = int(state["next_index"])
+
+    def close(self) -> None:
+        """Ends threads and workers; the next batch, if one is asked for, starts others."""
+        try:
+            if self._batches is not None:
+                with self._watched():
+                    self._batches.close()
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+            self._batches = self._watch = None
+
+    def _from(self, first: int) -> grain.IterDataset:
+        """Batches from number `first` on, prepared by threads or by processes."""
+        config = self._config
+        if config.workers and not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which no one has given
+        batches = self._dataset[first:].to_iter_dataset(
+            grain.ReadOptions(config.threads, 2 * config.threads)
+        )
+        if not config.workers:
+            return batches
+        return batches.mp_prefetch(
+            grain.MultiprocessingOptions(config.workers),
+            worker_init_fn=lambda _index, _count: serve_parent(),
+        )
+
+
+class InMemory(Sequence):
+    """Scenes of a source of arrays, such as `ProceduralScenes`."""
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Scene:
+        example = self._source[index]
+        return scene_of_arrays(
+            example["scene"], example["image"], example["c2w"], example["fxfycxcy"]
+        )
+
+
+def training_dataset(
+    scenes: Sequence[Scene],
+    config: DataConfig,
+    *,
+    seed: int,
+    process: tuple[int, int] | None = None,
+) -> grain.MapDataset:
+    """Endless random-access batches of scenes: `training_dataset(...)[k]` is batch k.
+
+    Every epoch visits every scene once, in another order; a batch may reach into the next epoch.
+    A scene too short for the views asked for gives its place to another, drawn at random, and so
+    does one that cannot be read if the settings allow it: "replaced" and "unreadable" count them
+    for each place in the batch.
+
+    Raises:
+      InputError: no scene, a seed out of range, a batch that the processes do not divide; when
+        asked for a batch, what is wrong with the data.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed}: must be at least 0 and below 2**32")
+    if len(scenes) < 1:
+        raise InputError("the data source is empty: training needs at least 1 scene")
+    index, count = process or (jax.process_index(), jax.process_count())
+    if config.batch_size % count:
+        raise InputError(
+            f"data.batch_size={config.batch_size}: not divisible by the {count} processes"
+        )
+    return grain.MapDataset.range(ENDLESS).map(_BatchMaker(scenes, config, seed, index, count))
+
+
+@dataclasses.dataclass(frozen=True)
+class _BatchMaker(grain.transforms.Map):
+    """From the number of a batch to one process's rows of it.
+
+    Every place in a batch has a random generator of its own, so it is filled alike by any process.
+    """
+
+    scenes: Sequence[Scene]
+    config: DataConfig
+    seed: int
+    process: int
+    processes: int
+
+    def map(self, step: int) -> dict[str, Any]:
+        config = self.config
+        num_inputs = config.num_inputs_cycle[step % len(config.num_inputs_cycle)]
+        rows = config.batch_size // self.processes
+        batch = _empty_batch(rows, num_inputs, config.num_targets, config.size)
+        for row in range(rows):
+            place = step * config.batch_size + self.process * rows + row
+            self._fill(batch, row, place, num_inputs)
+        return batch
+
+    def _fill(self, batch: dict[str, Any], row: int, place: int, num_inputs: int) -> None:
+        """Writes a row of the batch: its scene, or another one if that cannot be used."""
+        epoch, position = divmod(place, len(self.scenes))
+        index = int(_order(len(self.scenes), self.seed, epoch)[position])
+        rng = np.random.default_rng([self.seed, place])
+        replaced = unreadable = 0
+        for _ in range(MAX_REPLACEMENTS):
+            try:
+                if self._write(batch, row, self.scenes[index], num_inputs, rng):
+                    batch["replaced"][row], batch["unreadable"][row] = replaced, unreadable
+                    return
+                replaced += 1
+            except InputError as error:
+                if not self.config.skip_unreadable:
+                    raise
+                log.warning("skipped: %s", error)
+                unreadable += 1
+            index = int(rng.integers(len(self.scenes)))
+        raise InputError(
+            f"none of {MAX_REPLACEMENTS} scenes drawn could be used: {replaced} too short for "
+            f"{num_inputs} inputs and {self.config.num_targets} targets at least "
+            f"{self.config.min_distance} frames apart, {unreadable} unreadable; change the data "
+            "settings or prepare the data again"
+        )
+
+    def _write(
+        self,
+        batch: dict[str, Any],
+        row: int,
+        scene: Scene,
+        num_inputs: int,
+        rng: np.random.Generator,
+    ) -> bool:
+        """Writes views of the scene to a row; False if it is too short."""
+        chosen = self._choose(scene, num_inputs, rng)
+        if chosen is None:
+            return False
+        # Drawn whether used or not, so that a setting changes only what it says.
+        flip, order = rng.random() < 0.5, rng.permutation(3)
+        places: dict[int, np.ndarray] = {}  # where the picture of a view is
+        frames = {}
+        for side, views in zip(SIDES, chosen, strict=True):
+            for column, view in enumerate(map(int, views)):
+                image = batch[side]["image"][row, column]
+                if view in places:
+                    image[:] = places[view]
+                else:
+                    frames[view] = self._read(scene.frames[view], image)
+                    places[view] = image
+
+        poses = np.stack([frames[view][0] for view in np.concatenate(chosen).tolist()])
+        c2w = poses.astype(np.float32)
+        if self.config.normalise_poses:
+            c2w = normalise_poses(poses, checked=True)
+        for side, views, poses in zip(SIDES, chosen, np.split(c2w, [num_inputs]), strict=True):
+            example = {
+                "image": batch[side]["image"][row],
+                "c2w": poses,
+                "fxfycxcy": np.stack([frames[view][1] for view in views]).astype(np.float32),
+            }
+            if self.config.mirror and flip:
+                example = mirror(example)
+            if self.config.permute_colours:
+                example = permute_colours(example, order)
+            for key, value in example.items():
+                batch[side][key][row] = value
+        return True
+
+    def _choose(
+        self, scene: Scene, num_inputs: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Inputs and targets, none of them a hole; None if the scene is too short."""
+        config, count = self.config, len(scene.frames)
+        for _ in range(MAX_REDRAWS):
+            if config.max_distance:
+                chosen = draw_window(
+                    rng,
+                    count,
+                    num_inputs,
+                    config.num_targets,
+                    min_distance=config.min_distance,
+                    max_distance=config.max_distance,
+                    target_has_input=config.target_has_input,
+                    shuffle_inputs=config.shuffle_inputs,
+                )
+            else:
+                config.check_views(count)
+                chosen = draw_views(
+                    rng,
+                    count,
+                    num_inputs,
+                    config.num_targets,
+                    target_has_input=config.target_has_input,
+                )
+            if chosen is None or set(scene.holes).isdisjoint(np.concatenate(chosen)):
+                return chosen
+        raise InputError(
+            f"{scene.name}: {len(scene.holes)} of its {count} frames are unreadable, too many to "
+            "draw views among the others"
+        )
+
+    def _read(self, frame: Frame, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Writes a view's picture to `out` [size, size, 3]; its pose and intrinsics."""
+        shape = (frame.height, frame.width, 3)
+        if frame.encoded is None:
+            image = frame.image()
+        else:
+            image = out if shape == out.shape else scratch("frame", shape, np.uint8)
+            decode_jpeg_into(frame.encoded(), image, frame.name)
+        if shape == out.shape:
+            if image is not out:
+                out[:] = image
+            return frame.c2w, frame.fxfycxcy
+        square = portrait_to_square(image, frame.fxfycxcy)
+        return frame.c2w, crop_into(*square, out, patch=self.config.patch)
+
+
+def _empty_batch(rows: int, num_inputs: int, num_targets: int, size: int) -> dict[str, Any]:
+    """Arrays of a batch, to be filled; all pictures in one piece of memory, which is cheaper."""
+    views = dict(zip(SIDES, (num_inputs, num_targets), strict=True))
+    pictures = np.empty((rows * sum(views.values()), size, size, 3), np.uint8)
+    parts = np.split(pictures, [rows * num_inputs])
+    sides = {
+        side: {
+            "image": part.reshape(rows, count, size, size, 3),
+            "c2w": np.empty((rows, count, 4, 4), np.float32),
+            "fxfycxcy": np.empty((rows, count, 4), np.float32),
+        }
+        for (side, count), part in zip(views.items(), parts, strict=True)
+    }
+    return sides | {name: np.zeros(rows, np.int32) for name in COUNTS}
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_scenes: int, seed: int, epoch: int) -> np.ndarray:
+    """The scenes of an epoch. grain's own shuffle takes milliseconds an index for few scenes."""
+    return np.random.default_rng([seed, epoch]).permutation(num_scenes)

@@ -1,0 +1,1 @@
+"""Writing captures and camera paths."""

@@ -1,0 +1,1 @@
+"""Which frames are scored: indices, and scenes to score."""

@@ -1,0 +1,135 @@
+"""Preparing one frame: resize, crop, and move intrinsics along.
+
+Small NumPy and PIL functions from example to example; no data set is needed to call or test them.
+Axis legend: Y X pixels of the file, S pixels of the prepared frame.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.pictures.images import MAX_PIXELS
+from data_pipeline.pictures.lanczos import resize_region
+from efficient_lvsm_jax.errors import InputError
+
+
+def preprocess_frame(
+    image: np.ndarray,
+    fxfycxcy: np.ndarray,
+    size: int,
+    *,
+    patch: int = 8,
+    square_crop: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `resize_and_crop`, as the model takes it: image float32 in [0, 1], fxfycxcy float32."""
+    image, fxfycxcy = resize_and_crop(image, fxfycxcy, size, patch=patch, square_crop=square_crop)
+    return image.astype(np.float32) / 255, fxfycxcy.astype(np.float32)
+
+
+def resize_and_crop(
+    image: np.ndarray,
+    fxfycxcy: np.ndarray,
+    size: int,
+    *,
+    patch: int = 8,
+    square_crop: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes a frame to height `size`, crops its centre to a square and moves intrinsics along.
+
+    As published: the width becomes int(size / Y · X), rounded half-even to a multiple of `patch`
+    (so the picture is stretched by up to half a patch, and fx and fy scale differently); Lanczos
+    on 8-bit values; crop offsets rounded down. A frame narrower than high is therefore cropped to
+    its resized width, below `size`: frames of one batch must share an orientation, or go through
+    `portrait_to_square` first.
+
+    Args:
+      image: uint8 [Y, X, 3], RGB.
+      fxfycxcy: [4], pixels of `image`.
+      size: height of the result, a multiple of `patch`.
+      patch: the model's patch size.
+      square_crop: False keeps the whole width.
+
+    Returns:
+      image uint8 [S, S, 3], S = size, less for portrait frames; [size, width, 3] without
+      square_crop. fxfycxcy float64 [4], pixels of that image.
+
+    Raises:
+      InputError: not a uint8 RGB image, intrinsics of another shape, a size that the patch does
+        not divide, or a frame so narrow or wide that nothing useful would be left.
+    """
+    image, width, fxfycxcy = _scaled(image, fxfycxcy, size, patch)
+    resized = Image.fromarray(image).resize((width, size), Image.Resampling.LANCZOS)
+    if not square_crop:
+        return np.asarray(resized), fxfycxcy
+    left, top, side = _square(width, size)
+    cropped = resized.crop((left, top, left + side, top + side))
+    return np.asarray(cropped), fxfycxcy - [0, 0, left, top]
+
+
+def crop_into(
+    image: np.ndarray, fxfycxcy: np.ndarray, out: np.ndarray, *, patch: int = 8
+) -> np.ndarray:
+    """As `resize_and_crop` of a frame that is not narrower than high, for training.
+
+    The square is written to `out`, uint8 [size, size, 3], faster, and equal up to a level or two
+    (`lanczos`).
+
+    Returns:
+      fxfycxcy float64 [4], pixels of `out`.
+
+    Raises:
+      InputError: as `resize_and_crop`; a frame narrower than high.
+    """
+    image, width, fxfycxcy = _scaled(image, fxfycxcy, len(out), patch)
+    left, top, side = _square(width, len(out))
+    if side < len(out):
+        raise InputError(f"frame of {image.shape[1]}x{image.shape[0]}: narrower than high")
+    resize_region(image, width, side, left, top, out)
+    return fxfycxcy - [0, 0, left, top]
+
+
+def _scaled(
+    image: np.ndarray, fxfycxcy: np.ndarray, size: int, patch: int
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """The checked frame, the width to resize it to, and its intrinsics at that size."""
+    image, fxfycxcy = np.asarray(image), np.asarray(fxfycxcy, np.float64)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"frame of shape {image.shape}, {image.dtype}: expected uint8 [Y, X, 3], RGB"
+        )
+    if fxfycxcy.shape != (4,):
+        raise InputError(f"fxfycxcy of shape {fxfycxcy.shape}: expected [4] (fx, fy, cx, cy)")
+    if size < patch or size % patch:
+        raise InputError(
+            f"image size {size} is not a multiple of patch size {patch}; "
+            f"the nearest that fits is {max(round(size / patch), 1) * patch}"
+        )
+    height, width = image.shape[:2]
+    new_width = round(int(size / height * width) / patch) * patch  # round() is half-even
+    if not 0 < new_width * size <= MAX_PIXELS:
+        raise InputError(
+            f"frame of {width}x{height} (width x height) would become {new_width}x{size}; "
+            "crop it to a less extreme shape"
+        )
+    x_scale, y_scale = new_width / width, size / height
+    return image, new_width, fxfycxcy * [x_scale, y_scale, x_scale, y_scale]
+
+
+def _square(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of the centre square."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def portrait_to_square(image: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The centre square of a frame narrower than high, its intrinsics moved along; others as is.
+
+    `resize_and_crop` then makes it [size, size, 3] as well. The published preparation does not do
+    this; it is for using portrait captures, not for scores that are to be compared.
+    """
+    height, width = image.shape[:2]
+    if width >= height:
+        return image, fxfycxcy
+    top = (height - width) // 2
+    return image[top : top + width], np.asarray(fxfycxcy, np.float64) - [0, 0, 0, top]

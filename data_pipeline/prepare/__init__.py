@@ -1,0 +1,1 @@
+"""Data sets for training from anything readable: python -m data_pipeline.prepare."""

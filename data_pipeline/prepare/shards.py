@@ -1,0 +1,197 @@
+"""One shard of a preparation: scenes of any source as records of encoded pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from data_pipeline.pictures.transforms import portrait_to_square, resize_and_crop
+from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, Scenes, open_scenes
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What to make of a source.
+
+    Attributes:
+      source: what `open_scenes` reads.
+      source_split, format: of the source, see `open_scenes`; "" and None where there is no choice.
+      axes, vertical_fov: of the source, see `ReadOptions`.
+      strict: reject scenes with absent or unreadable frames instead of noting the frames.
+      split: name of the result, a word.
+      size: height and width of the crops in pixels; 0 keeps the original frames.
+      patch: the model's patch size, to which the resized width is rounded.
+      quality: of the JPEGs made here, 1 to 100; originals that are JPEGs are copied as they are.
+      min_frames: scenes with fewer readable frames are rejected.
+    """
+
+    source: str
+    source_split: str = ""
+    format: str | None = None
+    axes: str = AXES[0]
+    vertical_fov: float = ReadOptions.vertical_fov
+    strict: bool = False
+    split: str = "train"
+    size: int = 0
+    patch: int = 8
+    quality: int = 95
+    min_frames: int = 2
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split):
+            raise InputError(f"split {self.split!r}: expected a lower-case word such as train")
+        if self.size and (self.size < self.patch or self.size % self.patch):
+            raise InputError(
+                f"size {self.size}: expected a multiple of the patch size {self.patch}"
+            )
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"quality {self.quality}: expected 1 to 100")
+        if self.min_frames < 1:
+            raise InputError(f"min_frames {self.min_frames}: must be at least 1")
+
+
+def open_source(preparation: Preparation) -> Scenes:
+    """The scenes to prepare."""
+    options = ReadOptions(
+        strict=preparation.strict,
+        split=preparation.source_split,
+        axes=preparation.axes,
+        vertical_fov=preparation.vertical_fov,
+    )
+    return open_scenes(preparation.source, options, format=preparation.format)
+
+
+def write_shard(
+    preparation: Preparation, parts: Path, number: int, indices: range
+) -> dict[str, Any]:
+    """Writes one shard and its description; runs in a process of its own.
+
+    Args:
+      preparation: what to make of which source.
+      parts: folder of unfinished work.
+      number: of the shard; its files are named after it.
+      indices: of the scenes in it.
+
+    Returns:
+      {"frames", "bytes", "sha256", "scenes": [name, first record, records, holes], "absent":
+      [name, listed frames left out], "rejected": [name, reason]}, also written beside the shard,
+      after it.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    from data_pipeline.posed_scenes.posed_scenes_dataset_builder import FEATURES
+
+    logging.disable(logging.WARNING)  # absent frames are in the manifest
+    scenes = open_source(preparation)
+    partial = parts / f"{number:05d}.partial"
+    written, absent, rejected, count = [], [], [], 0
+    try:
+        # One record a group, uncompressed: a picture is read alone, and JPEGs do not shrink.
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        for index in indices:
+            name = scenes.names[index]
+            try:
+                scene = scenes[index]
+                records, holes = _records(preparation, scene)
+            except InputError as error:
+                rejected.append([name, str(error)])
+                continue
+            for record in records:
+                # In a fixed order of fields: the same source gives the same bytes.
+                example = tf_example_pb2.Example.FromString(FEATURES.serialize_example(record))
+                writer.write(example.SerializeToString(deterministic=True))
+            written.append([name, count, len(records), holes])
+            there = {record["frame"] for record in records}
+            if left_out := [frame for frame in scene.absent if frame not in there]:
+                absent.append([name, left_out])
+            count += len(records)
+        writer.close()
+        if count and ArrayRecordReader(str(partial)).num_records() != count:
+            raise OSError("not all records arrived")
+        description = {
+            "frames": count,
+            "bytes": partial.stat().st_size,
+            "sha256": sha256(partial),
+            "scenes": written,
+            "absent": absent,
+            "rejected": rejected,
+        }
+        os.replace(partial, parts / f"{number:05d}.array_record")
+        write_json(parts / f"{number:05d}.json", description)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # the writer's, e.g. for a full disk
+        raise InputError(
+            f"{partial}: cannot be written ({error}); make room, then run the same command again"
+        ) from error
+    return description
+
+
+def _records(preparation: Preparation, scene: Scene) -> tuple[list[dict[str, Any]], list[int]]:
+    """A scene's records, and the indices of those whose picture cannot be read."""
+    records, holes = [], []
+    for index, frame in enumerate(scene.frames):
+        fxfycxcy, width, height = frame.fxfycxcy, frame.width, frame.height
+        try:
+            jpeg, fxfycxcy, width, height = _picture(preparation, frame)
+        except InputError as error:
+            if preparation.strict:
+                raise
+            jpeg, reason = b"", error
+            holes.append(index)
+        records.append(
+            {
+                "scene": scene.name,
+                "index": index,
+                "frame": frame.name,
+                "timestamp": -1 if frame.timestamp is None else frame.timestamp,
+                "image": jpeg,
+                "width": width,
+                "height": height,
+                "c2w": frame.c2w,
+                "fxfycxcy": fxfycxcy,
+            }
+        )
+    readable = len(records) - len(holes)
+    if readable < preparation.min_frames:
+        raise InputError(
+            f"{readable} readable frames, at least {preparation.min_frames} are needed"
+            + (f" ({reason})" if holes else "")
+        )
+    return records, holes
+
+
+def _picture(preparation: Preparation, frame: Frame) -> tuple[bytes, np.ndarray, int, int]:
+    """The frame as JPEG, its intrinsics, width and height."""
+    image = frame.image()  # also to see whether it can be decoded
+    if not preparation.size:
+        jpeg = frame.encoded() if frame.encoded else _encode(image, preparation.quality)
+        return jpeg, frame.fxfycxcy, frame.width, frame.height
+    size = preparation.size
+    square = portrait_to_square(image, frame.fxfycxcy)
+    image, fxfycxcy = resize_and_crop(*square, size, patch=preparation.patch)
+    return _encode(image, preparation.quality), fxfycxcy, size, size
+
+
+def _encode(image: np.ndarray, quality: int) -> bytes:
+    return simplejpeg.encode_jpeg(image, quality=quality, colorsubsampling="420")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

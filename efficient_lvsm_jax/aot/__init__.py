@@ -1,0 +1,1 @@
+"""Programs compiled for accelerators that are not there: python -m efficient_lvsm_jax.aot."""

@@ -1,0 +1,216 @@
+"""The training step compiled for devices that are not there, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from data_pipeline.batches.pipeline import DataConfig
+from efficient_lvsm_jax.aot.hlo import Program, read_program
+from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.cost.flops import TrainFlops, frozen_loss
+from efficient_lvsm_jax.cost.flops import train_step as train_flops
+from efficient_lvsm_jax.cost.memory import bytes_per_device, state_bytes
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.metrics import lpips, perceptual
+from efficient_lvsm_jax.models.model import ModelConfig, configure
+from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh, state_shardings
+from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is to be trained, on what.
+
+    Attributes:
+      recipe, data: from a configuration.
+      frozen: shapes of the networks that its losses look through.
+      mesh: its mesh setting.
+      devices: how many.
+    """
+
+    recipe: Recipe
+    data: DataConfig
+    frozen: FrozenNetworks
+    mesh: str
+    devices: int
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """V, the most there are, and T."""
+        return max(self.data.num_inputs_cycle), self.data.num_targets
+
+    def flops(self) -> TrainFlops:
+        """Of a step of the model on all devices, by fused attention."""
+        scenes, pixels = self.data.batch_size, self.data.size**2
+        return train_flops(self.recipe.model, scenes, *self.views, pixels, fused_attention=True)
+
+    def loss_flops(self) -> int:
+        """Of the convolutions that the step's losses go through; REPA's teacher is left out."""
+        pictures = self.data.batch_size * self.views[1]
+        networks = (self.frozen.vgg19, self.frozen.lpips)
+        return sum(frozen_loss(each, pictures, self.data.size**2) for each in networks if each)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a program, on each chip.
+
+    Attributes:
+      bytes: kind to bytes; temporaries are what is in use at once.
+      program: what stands in it.
+    """
+
+    bytes: dict[str, int]
+    program: Program
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.bytes.values())
+
+    @property
+    def gathered_outside_of_loops(self) -> int:
+        """Bytes of all-gathers that happen once a step: parameters gathered at once show here."""
+        return sum(
+            c.bytes for c in self.program.collectives if c.kind == "all-gather" and c.times == 1
+        )
+
+
+def question(config: ConfigDict, devices: int) -> Question:
+    """Settings of a training run, for so many devices.
+
+    Raises:
+      InputError: settings that cannot be.
+    """
+    model = configure(config.family, config.model.to_dict())
+    losses = build(LossConfig, config.losses.to_dict(), "losses")
+    frozen, alignment = abstract_frozen(losses, model)
+    recipe = Recipe(
+        family=config.family,
+        model=model,
+        optimizer=build(OptimizerConfig, config.optimizer.to_dict(), "optimizer"),
+        losses=losses,
+        alignment=alignment,
+        micro_batches=config.micro_batches,
+    )
+    data = build(DataConfig, config.data.to_dict(), "data")
+    return Question(recipe, data, frozen, config.mesh, devices)
+
+
+def abstract_frozen(
+    losses: LossConfig, model: ModelConfig
+) -> tuple[FrozenNetworks, Alignment | None]:
+    """Shapes of the networks that losses look through; only REPA's teacher needs its file.
+
+    Raises:
+      InputError: as `load_frozen`, with REPA.
+    """
+    if losses.repa:
+        teacher_only = dataclasses.replace(losses, perceptual=0.0, lpips=0.0)
+        loaded, alignment = load_frozen(teacher_only, model)
+        teacher = jax.eval_shape(lambda: loaded.teacher)
+    else:
+        teacher, alignment = None, None
+    vgg19 = _abstract_vgg19() if losses.perceptual else None
+    lpips_params = lpips.abstract_params() if losses.lpips else None
+    return FrozenNetworks(vgg19, lpips_params, teacher), alignment
+
+
+def _abstract_vgg19() -> dict:
+    """Shapes of what `perceptual.load_vgg19` reads."""
+    params, channels = {}, 3
+    for stage, (depth, width) in enumerate(
+        zip(perceptual.DEPTHS, perceptual.PUBLISHED_WIDTHS, strict=True), 1
+    ):
+        for layer in range(1, depth + 1):
+            shapes = {"kernel": (3, 3, channels, width), "bias": (width,)}
+            params[f"conv{stage}_{layer}"] = {
+                name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()
+            }
+            channels = width
+    return params
+
+
+def compile_step(asked: Question, devices: Sequence[jax.Device]) -> Compiled:
+    """Compiles `training.train_step` for devices, from shapes alone.
+
+    Raises:
+      InputError: settings that cannot be; or the compiler found that memory does not suffice.
+    """
+    mesh = make_mesh(asked.mesh, devices)
+    state = jax.eval_shape(functools.partial(init_state, asked.recipe), jax.random.key(0))
+    shardings = state_shardings(mesh, state)
+    batch = _abstract_batch(mesh, asked)
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), asked.frozen)
+    frozen = placed(asked.frozen, everywhere)
+    with jax.set_mesh(mesh):
+        lowered = train_step.lower(asked.recipe, placed(state, shardings), batch, frozen)
+        compiled = lowered.compile()
+    kinds = {
+        **state_bytes(state, shardings),
+        "networks of losses": bytes_per_device(frozen, everywhere),
+        "batch": bytes_per_device(batch, jax.tree.map(lambda x: x.sharding, batch)),
+    }
+    return what_became_of(compiled, kinds)
+
+
+def what_became_of(
+    compiled: jax.stages.Compiled,
+    arguments: dict[str, int],
+    *,
+    rest: str = "padding of arguments",
+) -> Compiled:
+    """A compiled program with its bytes by kind; `rest` is what is not in known `arguments`."""
+    memory = compiled.memory_analysis()
+    kinds = {
+        **arguments,
+        "temporaries": memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+        rest: memory.argument_size_in_bytes - sum(arguments.values()),
+    }
+    return Compiled(kinds, read_program(compiled.as_text()))
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def _abstract_batch(mesh: Mesh, asked: Question) -> dict:
+    """A batch as `sharding.put_batch` places it, by shapes."""
+    data = asked.data
+    context = "context" if "context" in mesh.shape else None  # spreads input views
+    if data.batch_size % math.prod(mesh.shape[axis] for axis in AXES):
+        raise InputError(
+            f"data.batch_size={data.batch_size} does not divide among the mesh {asked.mesh!r} on "
+            f"{mesh.size} devices; for instance --config.data.batch_size={4 * mesh.size}"
+        )
+
+    def side(views: int, spec: PartitionSpec) -> dict:
+        def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(
+                (data.batch_size, views, *shape), dtype, sharding=NamedSharding(mesh, spec)
+            )
+
+        picture = array(data.size, data.size, 3, dtype=jnp.uint8)
+        return {"image": picture, "c2w": array(4, 4), "fxfycxcy": array(4)}
+
+    inputs, targets = asked.views
+    return {
+        "inputs": side(inputs, PartitionSpec(AXES, context)),
+        "targets": side(targets, PartitionSpec(AXES)),
+    }

@@ -1,0 +1,1 @@
+"""Pretrained networks that others build on or look through: ViT, DINOv2, DINOv3."""

@@ -1,0 +1,1 @@
+"""FLOPs, memory, chips, and the least time of a step."""

@@ -1,0 +1,202 @@
+"""Will it fit? Memory of a training step per device, for any settings, without compiling.
+
+What lives between steps is counted exactly, from abstract shapes and the sharding rules. What lives
+within a step follows from the model: in units of one view's tokens [N, D] in the compute dtype,
+how many are kept for the backward pass, and how many are in use at once at its peak. The numbers of
+units were read off the traced step and off compiled ones (docs/training.md says how near it comes).
+
+Axes: V input view, T target view, N patch token, D width, H head, K head dim, L layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from data_pipeline.batches.pipeline import DataConfig
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models.model import EfficientLVSMConfig, EncoderDecoderConfig, ModelConfig
+from efficient_lvsm_jax.parallel.sharding import state_shardings
+from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state
+
+GIB, MIB = 2**30, 2**20
+# Units in use at the peak of the backward pass, per view of the larger side: one layer's outputs,
+# hidden channels, queries, keys, values and their gradients, and the pictures.
+WORKING_UNITS = 55
+# The same of an LVSM, whose layers have one attention, per view's worth of its sequences.
+LVSM_WORKING_UNITS = 46
+# On a TPU the fastest axis of an array takes a multiple of this many places.
+TPU_LANES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes of one device by what they are for.
+
+    Attributes:
+      bytes: kind to bytes: parameters, average (EMA), optimizer state (with REPA's projectors),
+        gradients (with parameters in the compute dtype), batch, kept for the backward pass, in use
+        at once.
+      scenes: of one device, in one micro-batch.
+    """
+
+    bytes: dict[str, int]
+    scenes: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.bytes.values())
+
+    def fits(self, memory: float) -> bool:
+        """Whether that many bytes of device memory are enough."""
+        return self.total <= memory
+
+    def lines(self) -> list[str]:
+        """A line for each kind, and the total."""
+        unit, name = self._unit()
+        rows = [*self.bytes.items(), ("total", self.total)]
+        return [f"{kind:<27}{size / unit:8.2f} {name}" for kind, size in rows if size]
+
+    def _unit(self) -> tuple[int, str]:
+        return (GIB, "GiB") if self.total >= GIB else (MIB, "MiB")
+
+    def __str__(self) -> str:
+        largest = sorted(self.bytes.items(), key=lambda item: -item[1])[:3]
+        unit, name = self._unit()
+        parts = ", ".join(f"{kind} {size / unit:.1f}" for kind, size in largest)
+        return (
+            f"about {self.total / unit:.1f} {name} a device ({parts}, …), {self.scenes} scenes at "
+            "once"
+        )
+
+
+def estimate(
+    recipe: Recipe, data: DataConfig, mesh_sizes: Mapping[str, int], *, platform: str
+) -> Estimate:
+    """Memory of a training step on each device.
+
+    Args:
+      recipe: what is trained, and how.
+      data: the batch; of `num_inputs_cycle` the most inputs count.
+      mesh_sizes: size of every mesh axis, see `sharding.mesh_sizes`.
+      platform: "tpu", "gpu" or "cpu", as `jax.default_backend` says. TPUs pad arrays of heads;
+        elsewhere than on a CPU, attention without a fused kernel keeps all scores.
+
+    Returns:
+      An estimate: within a quarter of what compilers say for the published model on TPUs and CPUs,
+      rather above than below. Attention on GPUs was not compared.
+
+    Raises:
+      InputError: the batch does not divide, or as `state_shardings`.
+    """
+    places = mesh_sizes["data"] * mesh_sizes["fsdp"]
+    if data.batch_size % (places * recipe.micro_batches):
+        raise InputError(
+            f"data.batch_size={data.batch_size} does not divide among data:{mesh_sizes['data']} x "
+            f"fsdp:{mesh_sizes['fsdp']} devices x micro_batches={recipe.micro_batches}; make it a "
+            f"multiple of {places * recipe.micro_batches}"
+        )
+    state = _state(recipe, mesh_sizes)
+    scenes = data.batch_size // places
+    inputs = math.ceil(max(data.num_inputs_cycle) / mesh_sizes.get("context", 1))
+    views = inputs + data.num_targets
+    at_once = scenes // recipe.micro_batches
+    kept, working = activations(
+        recipe.model, inputs, data.num_targets, data.size**2, platform=platform
+    )
+    compute_bytes = recipe.model.dtype.itemsize
+    share = state["parameters"] // 4  # parameters are float32
+    # Gradients arise in the compute dtype beside parameters in it, and are summed in float32.
+    gradients = share * (compute_bytes if compute_bytes == 4 else 2 * compute_bytes)
+    gradients += share * 4 * (recipe.micro_batches > 1)
+    return Estimate(
+        bytes={
+            **state,
+            "gradients": gradients,
+            "batch": scenes * views * (3 * data.size**2 + (16 + 4) * 4),
+            "kept for the backward pass": at_once * kept,
+            "in use at once": at_once * working,
+        },
+        scenes=at_once,
+    )
+
+
+def activations(
+    config: ModelConfig, inputs: int, targets: int, pixels: int, *, platform: str
+) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and in use at its peak, of one scene.
+
+    Args:
+      config: of the model; `remat` decides what is kept.
+      inputs, targets: V and T on this device.
+      pixels: of one view, height * width.
+      platform: as in `estimate`.
+    """
+    tokens = pixels // config.patch**2
+    unit = tokens * config.width * config.dtype.itemsize
+    # Arrays of heads [..., K] are padded to whole lanes.
+    heads = math.ceil(config.head_dim / TPU_LANES) * TPU_LANES / config.head_dim
+    heads = heads if platform == "tpu" else 1
+    if config.remat == "full":
+        with_self_attention = with_both = 1.0
+    elif config.remat == "attention":
+        with_self_attention, with_both = 1 + heads, 1 + 2 * heads
+    elif config.remat == "products":
+        # Layer inputs, queries, keys, values, mixed, projected back, hidden channels; the last
+        # projection is what the next layer's input has more.
+        with_self_attention = 5 + heads + config.mlp_ratio
+        with_both = with_self_attention + 2 + heads
+    else:
+        # Read off the trace: 6 of D channels and 9 of heads stay in float32, whatever the dtype.
+        wide = (6 + 9 * heads) * 4 / config.dtype.itemsize
+        with_self_attention = wide + 10 + 2 * config.mlp_ratio
+        with_both = with_self_attention + 1  # what one attention more mixes
+    if isinstance(config, EfficientLVSMConfig):
+        # Keys and values of the input views, and their gradients, wait for the decoder.
+        pages = 4 if config.remat != "products" else 4 + 3  # what they are made of, before norms
+        kept = config.layers * (inputs * (with_self_attention + pages) + targets * with_both)
+        return int(kept * unit), int(WORKING_UNITS * max(inputs, targets) * unit)
+    # Sequences of an LVSM, in views of N tokens: memory and one target, and what the encoder reads.
+    if isinstance(config, EncoderDecoderConfig):
+        decoded = targets * (config.latents / tokens + 1)
+        encoded = config.latents / tokens + inputs
+        layers = config.decoder_layers * decoded + config.encoder_layers * encoded
+    else:
+        encoded, decoded = 0, targets * (inputs + 1)
+        layers = config.layers * decoded
+    working = LVSM_WORKING_UNITS * max(encoded, decoded)
+    return int(layers * with_self_attention * unit), int(working * unit)
+
+
+def _state(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of one device between steps, exactly."""
+    state = jax.eval_shape(functools.partial(init_state, recipe), jax.random.key(0))
+    axes = (AxisType.Auto,) * len(mesh_sizes)
+    mesh = AbstractMesh(tuple(mesh_sizes.values()), tuple(mesh_sizes), axis_types=axes)
+    shardings = state_shardings(mesh, state)
+    return state_bytes(state, shardings)
+
+
+def state_bytes(state: TrainState, shardings: TrainState) -> dict[str, int]:
+    """Bytes of one device's share of an abstract state by kind."""
+    parameters, average = (
+        bytes_per_device(getattr(state, name), getattr(shardings, name))
+        for name in ("params", "ema")
+    )
+    rest = bytes_per_device(state, shardings) - parameters - average
+    return {"parameters": parameters, "average": average, "optimizer state": rest}
+
+
+def bytes_per_device(arrays: Any, shardings: Any) -> int:
+    """Bytes of one device's share of a tree of abstract arrays."""
+    return sum(
+        math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x, sharding in zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True)
+    )

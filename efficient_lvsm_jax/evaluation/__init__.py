@@ -1,0 +1,1 @@
+"""Protocol, scoring, results and their pages."""

@@ -1,0 +1,149 @@
+"""Fixed held-out scenes, rendered now and then while training: a sheet to look at and a score.
+
+Axes: B scene, V input view, T target view, Y X pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from PIL import Image
+
+from data_pipeline.evaluation.index import ChosenFrames
+from data_pipeline.evaluation.scenes import EvaluationScene
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.evaluation.predictions import to_bytes
+from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
+from efficient_lvsm_jax.evaluation.scoring import model_renders, padded_size
+from efficient_lvsm_jax.media.drawing import canvas, finish, text
+from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.models.model import Model
+
+MOST_TARGETS = 3  # of a scene; a sheet is as wide as its inputs and twice this
+SMALL, LARGE = 128, 256  # pixels: smaller pictures are enlarged, larger ones reduced
+GAP, GROUP_GAP, LINE = 6, 26, 24  # pixels between pictures, between groups, of a line of text
+
+
+def open_heldout(settings: EvaluationConfig, *, seed: int, count: int) -> list[EvaluationScene]:
+    """The first `count` scenes that an evaluation would score, with at most MOST_TARGETS targets.
+
+    Raises:
+      InputError: what `open_evaluation` and reading the scenes raise, or scenes of several shapes.
+    """
+    settings = dataclasses.replace(settings, added_one_by_one=())
+    if not settings.data:
+        settings = dataclasses.replace(settings, scenes=min(count, settings.scenes))
+    scenes = open_evaluation(settings, seed=seed).scenes
+    chosen = [_with_fewer_targets(scenes[i]) for i in range(min(count, len(scenes)))]
+    shapes = {(s.inputs["image"].shape, s.targets["image"].shape) for s in chosen}
+    if len(shapes) != 1:
+        raise InputError(
+            f"the first {count} held-out scenes have several shapes: "
+            + "; ".join(f"inputs {inputs}, targets {targets}" for inputs, targets in sorted(shapes))
+            + "; set evaluation.square_crop=True, or log.pictures_every=0 for no pictures"
+        )
+    return chosen
+
+
+def _with_fewer_targets(scene: EvaluationScene) -> EvaluationScene:
+    """The scene with at most MOST_TARGETS of its targets, evenly chosen."""
+    count = len(scene.chosen.targets)
+    kept = np.linspace(0, count - 1, min(count, MOST_TARGETS)).round().astype(int)
+    return dataclasses.replace(
+        scene,
+        chosen=ChosenFrames(scene.chosen.inputs, tuple(scene.chosen.targets[i] for i in kept)),
+        target_names=tuple(scene.target_names[i] for i in kept),
+        targets={key: value[kept] for key, value in scene.targets.items()},
+        foreground=None if scene.foreground is None else scene.foreground[kept],
+    )
+
+
+def render_heldout(
+    model: Model, scenes: Sequence[EvaluationScene], mesh: Mesh, *, step: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Renders the scenes over the mesh. Every process must call this, with the same scenes.
+
+    Args:
+      model: with parameters that are in their places already, or anywhere in a single process.
+      scenes: of equal shapes, see `open_heldout`.
+      mesh: of the training run.
+      step: for the title.
+
+    Returns:
+      A sheet uint8 [Y, X, 3] (a row per scene: inputs, true and predicted targets), and
+      {"heldout/psnr": mean over targets and scenes, dB}.
+    """
+    size, processes = padded_size(len(scenes), mesh), jax.process_count()
+    rows = size // processes
+    padded = [*scenes, *[scenes[-1]] * (size - len(scenes))]
+    own = padded[jax.process_index() * rows :][:rows]
+    images = model_renders(model, mesh)(own)
+    if processes > 1:
+        images = multihost_utils.process_allgather(images, tiled=True)
+    images = np.asarray(images, np.float32)[: len(scenes)]
+    truth = np.stack([scene.targets["image"] for scene in scenes])
+    scores = np.asarray(psnr(images, truth), np.float64)  # [B, T]
+    mean = float(scores.mean())
+    title = f"step {step:,}: held-out scenes, mean {mean:.2f} dB"
+    return sheet(scenes, to_bytes(np.nan_to_num(images)), scores, title), {"heldout/psnr": mean}
+
+
+def sheet(
+    scenes: Sequence[EvaluationScene], predictions: np.ndarray, scores: np.ndarray, title: str
+) -> np.ndarray:
+    """Inputs, true and predicted targets of scenes, a row each.
+
+    Args:
+      scenes: of equal shapes.
+      predictions: uint8 [B, T, Y, X, 3].
+      scores: [B, T], dB.
+      title: the line above.
+
+    Returns:
+      uint8 [Y, X, 3].
+    """
+    height, width = _shown_size(*predictions.shape[2:4])
+    counts = (len(scenes[0].inputs["image"]), predictions.shape[1], predictions.shape[1])
+    lefts, left = [], GAP
+    for count in counts:
+        lefts.append(left)
+        left += count * (width + GAP) + GROUP_GAP
+    row_height = height + LINE
+    top = 2 * LINE + GAP
+    image, draw = canvas(left - GROUP_GAP, top + len(scenes) * row_height)
+    text(draw, (GAP, 5), title, 15)
+    for name, at in zip(("inputs", "true", "predicted"), lefts, strict=True):
+        text(draw, (at, LINE + GAP), name, 13)
+    for i, row in enumerate(scores):
+        for j, score in enumerate(row):
+            below = (lefts[2] + j * (width + GAP), top + i * row_height + height + 3)
+            text(draw, below, f"{score:.1f} dB", 12)
+    image = finish(image)
+    for i, scene in enumerate(scenes):
+        groups = (to_bytes(scene.inputs["image"]), to_bytes(scene.targets["image"]), predictions[i])
+        for at, group in zip(lefts, groups, strict=True):
+            for j, picture in enumerate(group):
+                place = (at + j * (width + GAP), top + i * row_height)
+                image.paste(_resized(picture, (height, width)), place)
+    return np.asarray(image)
+
+
+def _shown_size(height: int, width: int) -> tuple[int, int]:
+    longest = max(height, width)
+    if longest <= SMALL:
+        factor = LARGE * 3 // 4 // longest
+        return height * factor, width * factor
+    scale = min(1.0, LARGE / longest)
+    return round(height * scale), round(width * scale)
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Enlarged so that pixels stay visible, or reduced smoothly."""
+    enlarged = size[0] > picture.shape[0]
+    how = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize(size[::-1], how)

@@ -1,0 +1,266 @@
+"""What an evaluation scores, and the record of it that decides the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+from data_pipeline.evaluation.index import EvaluationIndex, read_index
+from data_pipeline.evaluation.scenes import (
+    Coverage,
+    EvaluationScenes,
+    Preparation,
+    generated_scenes,
+    indexed_scenes,
+    same_views,
+)
+from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.scenes import ReadOptions, open_scenes
+from efficient_lvsm_jax.errors import InputError
+
+# What a number of this name is.
+METRICS = {
+    "psnr": "dB, both pictures clamped to [0, 1], mean over pixels and channels",
+    "ssim": "Gaussian window of 11, sigma 1.5, sample covariance, valid region",
+    "lpips": "LPIPS 0.1 with VGG16",
+    "foreground_psnr": "psnr over the foreground's pixels alone",
+    "foreground_ssim": "ssim over the windows centred on foreground",
+}
+FOREGROUND = (
+    "pixels at least half opaque in the source; where it has no alpha, pixels of the true picture "
+    "that are not pure white"
+)
+# What a format leaves to the settings.
+LEFT_OPEN = {"nerfstudio": "axes", "blender": "axes", "objects": "vertical_fov"}
+MEANS = "over the targets of a scene, then over scenes, in float64; pictures compared in float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Which views of which scenes are scored, and how.
+
+    Attributes:
+      data: path of a data set; "" draws `scenes` held-out scenes of `views` views each.
+      split, vertical_fov, axes: how to read it, see `data_pipeline.scenes.ReadOptions`.
+      index: an evaluation index file, or "re10k", the published one; "" takes the same views of
+        every scene, `inputs` and `targets`.
+      num_inputs, num_targets: with an index, how many of each.
+      inputs, targets: without one, positions of the views; no targets: all that are no inputs.
+      missing: "error", or "report": score what can be scored, and list the scenes of the index
+        that are not in the data and those that cannot be read. Without an index, positions then
+        count the frames of a capture that are there.
+      size: height of the prepared pictures in pixels. patch: their sides are multiples of it.
+      square_crop: cut pictures to squares.
+      normalise_poses: poses in the frame of all chosen views, as published for scenes; objects
+        keep theirs.
+      foreground: also score the foreground alone, on white backgrounds.
+      compute_dtype, ray_dtype, cache: of the model, instead of those in its configuration.
+      lpips: folder of LPIPS weights; "" is the usual place.
+      added_one_by_one: the order in which inputs join a Session for the cache table.
+      batch_size: scenes scored in one call; changes the speed, not the result.
+      film_frames: frames between two neighbouring input cameras of the film; 0 makes none.
+    """
+
+    data: str = ""
+    split: str = ""
+    vertical_fov: float = ReadOptions.vertical_fov
+    axes: str = ReadOptions.axes
+    scenes: int = 0
+    views: int = 0
+    index: str = ""
+    num_inputs: int = 0
+    num_targets: int = 0
+    inputs: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
+    missing: str = "error"
+    size: int = 256
+    patch: int = 8
+    square_crop: bool = True
+    normalise_poses: bool = True
+    foreground: bool = False
+    compute_dtype: str = ""
+    ray_dtype: str = ""
+    cache: str = ""
+    lpips: str = ""
+    added_one_by_one: tuple[int, ...] = ()
+    batch_size: int = 8
+    film_frames: int = 45
+
+    def __post_init__(self):
+        if self.missing not in ("error", "report"):
+            raise InputError(f"evaluation.missing={self.missing!r}: expected error or report")
+        if self.batch_size < 1:
+            raise InputError(f"evaluation.batch_size={self.batch_size}: must be at least 1")
+        if not (self.data or self.index) and self.scenes < 1:
+            raise InputError("evaluation.scenes=0: name evaluation.data, or a number of scenes")
+        if self.data and (self.size < 1 or self.patch < 1 or self.size % self.patch):
+            raise InputError(
+                f"evaluation.size={self.size}: must be a multiple of evaluation.patch={self.patch}"
+            )
+        for name in ("inputs", "targets", "added_one_by_one"):
+            wrong = [i for i in getattr(self, name) if i < 0 or (not self.data and i >= self.views)]
+            if wrong:
+                views = "positions count from 0" if self.data else f"there are {self.views}"
+                raise InputError(f"evaluation.{name}: no view {wrong[0]}, {views}")
+        if self.index:
+            self._check_indexed()
+            return
+        if not self.inputs:
+            raise InputError("evaluation.inputs=(): must name at least one view, or give an index")
+        if self.num_inputs or self.num_targets:
+            raise InputError(
+                "evaluation.num_inputs and num_targets choose from an index; without "
+                "evaluation.index name the views in evaluation.inputs and evaluation.targets"
+            )
+        if not self.targets and (not self.data or self.added_one_by_one):
+            raise InputError("evaluation.targets=(): must name at least one view")
+
+    def _check_indexed(self) -> None:
+        if not self.data:
+            raise InputError("evaluation.index needs evaluation.data, the data set it belongs to")
+        if self.inputs or self.targets or self.added_one_by_one:
+            raise InputError(
+                "evaluation.index chooses the views; leave evaluation.inputs, targets and "
+                "added_one_by_one empty"
+            )
+        for name in ("num_inputs", "num_targets"):
+            if getattr(self, name) < 1:
+                raise InputError(f"evaluation.{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedScenes:
+    """The scenes of an evaluation, and where they come from.
+
+    Attributes:
+      scenes: what is scored.
+      more: the same scenes with the inputs that join one by one, if any.
+      index: None where none chose the views.
+      source: "generated scenes", or format and path of the data set.
+      read_as: what the settings said that the format leaves open.
+    """
+
+    scenes: EvaluationScenes
+    more: EvaluationScenes | None
+    index: EvaluationIndex | None
+    source: str
+    read_as: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
+    """Opens the scenes that the settings name; generated ones are drawn here.
+
+    Raises:
+      InputError: no data there, none of its scenes is in the index, or scenes of the index are
+        missing and `settings.missing` is "error".
+    """
+    more = None
+    if not settings.data:
+        recipe = SceneRecipe(size=settings.size, views=settings.views)
+        source = ProceduralScenes(
+            settings.scenes, split="heldout", seed=seed, recipe=recipe, progress=True
+        )
+        how = {"targets": settings.targets, "normalise": settings.normalise_poses}
+        scenes = generated_scenes(source, inputs=settings.inputs, **how)
+        if settings.added_one_by_one:
+            more = generated_scenes(source, inputs=settings.added_one_by_one, **how)
+        return OpenedScenes(scenes, more, None, "generated scenes")
+
+    options = ReadOptions(
+        split=settings.split, vertical_fov=settings.vertical_fov, axes=settings.axes
+    )
+    data = open_scenes(settings.data, options)
+    prepare = Preparation(
+        settings.size,
+        settings.patch,
+        settings.square_crop,
+        settings.normalise_poses,
+        portraits_to_squares=not settings.index,
+        foreground=settings.foreground,
+    )
+    origin = f"{data.format}, {settings.data}"
+    left_open = LEFT_OPEN.get(data.format)
+    read_as = {left_open: getattr(settings, left_open)} if left_open else {}
+    if not settings.index:
+        how = {
+            "targets": settings.targets,
+            "prepare": prepare,
+            "without_absent": settings.missing == "report",
+        }
+        scenes = same_views(data, inputs=settings.inputs, **how)
+        if settings.added_one_by_one:
+            more = same_views(data, inputs=settings.added_one_by_one, **how)
+        return OpenedScenes(scenes, more, None, origin, read_as)
+
+    index = read_index(settings.index)
+    counts = {"num_inputs": settings.num_inputs, "num_targets": settings.num_targets}
+    scenes = indexed_scenes(data, index, **counts, prepare=prepare)
+    _check_coverage(scenes.coverage, settings, index)
+    return OpenedScenes(scenes, None, index, origin, read_as)
+
+
+def _check_coverage(coverage: Coverage, settings: EvaluationConfig, index: EvaluationIndex) -> None:
+    missing = coverage.missing
+    shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+    if len(missing) == coverage.listed:
+        raise InputError(
+            f"{settings.data}: none of the {coverage.listed} scenes of {index.path} is there "
+            f"({shown}); does the index belong to this data set and split?"
+        )
+    if missing and settings.missing == "error":
+        raise InputError(
+            f"{settings.data}: {len(missing)} of the {coverage.listed} scenes of {index.path} are "
+            f"not there: {shown}. A mean over fewer scenes is another number; complete the data, "
+            "or set evaluation.missing=report to score the others and list these"
+        )
+
+
+def protocol_of(
+    settings: EvaluationConfig, opened: OpenedScenes, renderer: dict[str, Any], metrics: list[str]
+) -> dict[str, Any]:
+    """Everything that decides the numbers, as JSON values.
+
+    Two results may be compared where nothing but `renderer` differs. Paths of the data, devices and
+    batch sizes are left out: they change nothing.
+
+    Args:
+      settings, opened: what is scored.
+      renderer: what made the pictures, hashes included.
+      metrics: names of the scores.
+    """
+    index = opened.index
+    if index is not None:
+        views = {"num_inputs": settings.num_inputs, "num_targets": settings.num_targets}
+    else:
+        targets = list(settings.targets) or "all that are no inputs"
+        views = {"inputs": list(settings.inputs), "targets": targets}
+        if settings.data:
+            there = settings.missing == "report"
+            views["positions_count"] = "frames that are there" if there else "all listed frames"
+    protocol = {
+        "index": index and {"file": index.path.name, "sha256": index.sha256},
+        "scenes": {
+            "count": len(opened.scenes),
+            "names_sha256": hashlib.sha256("\n".join(opened.scenes.names).encode()).hexdigest(),
+        },
+        "views": views,
+        "pictures": {
+            "size": settings.size,
+            "patch": settings.patch,
+            "square_crop": settings.square_crop,
+            "portraits_to_squares": bool(settings.data and not settings.index),
+        },
+        "poses": "in the frame of inputs and targets together"
+        if settings.normalise_poses
+        else "as the data set gives them",
+        "renderer": renderer,
+        "metrics": {name: METRICS[name] for name in metrics},
+        "means": MEANS,
+    }
+    if not settings.data:
+        protocol["scenes"]["views"] = settings.views
+    protocol["scenes"] |= opened.read_as
+    if settings.foreground:
+        protocol["foreground"] = FOREGROUND
+    return protocol

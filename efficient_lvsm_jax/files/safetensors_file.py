@@ -1,0 +1,152 @@
+"""Reads and writes .safetensors: a JSON table of names, dtypes, shapes and places, then the values.
+
+The format is small enough to be handled here: eight bytes with the length of the table
+(little-endian), the table, and the tensors in C order without gaps. Nothing in it can run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.stored import (
+    DTYPES,
+    Storage,
+    StoredTensor,
+    contiguous_strides,
+    printable,
+)
+
+MAX_TABLE_BYTES = 16 * 2**20
+FORMAT_DTYPES = {
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+    "F64": DTYPES["float64"],
+    "I64": DTYPES["int64"],
+    "I32": DTYPES["int32"],
+    "I16": DTYPES["int16"],
+    "I8": DTYPES["int8"],
+    "U8": DTYPES["uint8"],
+    "BOOL": DTYPES["bool"],
+}
+WRITTEN = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name; their values are read when asked for.
+
+    Raises:
+      InputError: not such a file, or damaged.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, MAX_TABLE_BYTES):
+                raise _damaged(path, f"its table of tensors would take {length} bytes of {size}")
+            table = file.read(length)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        entries = json.loads(table, object_pairs_hook=_without_repeats)
+        entries.pop("__metadata__", None)
+        places = sorted((_place(entry), name) for name, entry in entries.items())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"its table of tensors is malformed ({error})") from error
+
+    tensors, end = {}, 0
+    for (start, stop), name in places:
+        dtype, shape = FORMAT_DTYPES.get(entries[name]["dtype"]), tuple(entries[name]["shape"])
+        what = f"tensor {printable(name)}"
+        if dtype is None:
+            known = ", ".join(FORMAT_DTYPES)
+            raise InputError(f"{path}: {what} has a dtype that is not read here; read are {known}")
+        if any(type(side) is not int or side < 0 for side in shape):
+            raise _damaged(path, f"{what} has an impossible shape")
+        if start != end or stop - start != math.prod(shape) * dtype.itemsize:
+            raise _damaged(path, f"{what} does not have the bytes its shape needs")
+        storage = _storage(path, dtype, 8 + length + start, stop - start)
+        tensors[name] = StoredTensor(storage, dtype, shape, contiguous_strides(shape))
+        if flaw := tensors[name].flaw():
+            raise _damaged(path, f"{what} {flaw}")
+        end = stop
+    if 8 + length + end != size:
+        raise _damaged(path, f"its tensors end at byte {8 + length + end} of {size}")
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes `tensors` in their order, beside `path`, and renames the whole to it.
+
+    Args:
+      path: a new file.
+      tensors: float32 or float16.
+
+    Raises:
+      InputError: `path` exists, or cannot be written; then nothing is left behind.
+    """
+    if path.exists():
+        raise InputError(f"{path} already exists; name a new file or remove it first")
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in tensors.items():
+        start, end = end, end + array.nbytes
+        dtype = WRITTEN[array.dtype]
+        table[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(table, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of eight bytes
+
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.partial-", delete=False
+        ) as file:
+            partial = Path(file.name)
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            for array in tensors.values():
+                file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); free space or name another file. "
+            "Nothing unfinished was kept"
+        ) from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _place(entry: dict) -> tuple[int, int]:
+    start, stop = entry["data_offsets"]
+    if not (type(start) is type(stop) is int and 0 <= start <= stop):
+        raise ValueError("a tensor lies nowhere")
+    if not (isinstance(entry["dtype"], str) and isinstance(entry["shape"], list)):
+        raise ValueError("a tensor without dtype or shape")
+    return start, stop
+
+
+def _storage(path: Path, dtype: np.dtype, position: int, nbytes: int) -> Storage:
+    return Storage(nbytes, dtype, lambda: np.fromfile(path, np.uint8, nbytes, offset=position))
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name is there twice")
+    return dict(pairs)
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path}: not a .safetensors file, or damaged ({reason}); copy it again")

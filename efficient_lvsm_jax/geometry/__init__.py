@@ -1,0 +1,1 @@
+"""Cameras, rays, scene frames and camera paths; NumPy and JAX, no model."""

@@ -1,0 +1,163 @@
+"""Model families by name, and `Model`: family, configuration and parameters as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from efficient_lvsm_jax.models.lvsm import (
+    DecoderOnlyConfig,
+    DecoderOnlyLVSM,
+    EncoderDecoderConfig,
+    EncoderDecoderLVSM,
+)
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig
+from efficient_lvsm_jax.nn.attention import choose
+from efficient_lvsm_jax.nn.cache import bounded
+from efficient_lvsm_jax.parallel.sharding import platform
+
+# Every family keeps one contract: encode(views) -> memory, decode(memory, cameras) -> images.
+FAMILIES: dict[str, tuple[type, type]] = {
+    "efficient_lvsm": (EfficientLVSMConfig, EfficientLVSM),
+    "lvsm_decoder_only": (DecoderOnlyConfig, DecoderOnlyLVSM),
+    "lvsm_encoder_decoder": (EncoderDecoderConfig, EncoderDecoderLVSM),
+}
+
+
+def configure(family: str, values: dict[str, Any]) -> ModelConfig:
+    """The configuration of `family` from plain values.
+
+    Raises:
+      InputError: unknown family, unknown key (names the nearest one) or impossible value.
+    """
+    if family not in FAMILIES:
+        raise InputError(f"unknown model family {family!r}: known are {', '.join(FAMILIES)}")
+    return build(FAMILIES[family][0], values, "model")
+
+
+def init_params(family: str, config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh float32 parameters, a plain nested dict. Jit it with out_shardings to place them."""
+    module = FAMILIES[family][1](config, rngs=nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.split(module)[1])
+
+
+def abstract_params(family: str, config: ModelConfig) -> dict:
+    """Shapes and dtypes of the parameters, without making them."""
+    return jax.eval_shape(lambda: init_params(family, config, jax.random.key(0)))
+
+
+@functools.lru_cache
+def _graph(family: str, config: ModelConfig) -> nnx.GraphDef:
+    module = FAMILIES[family][1]
+    return nnx.split(jax.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))[0]
+
+
+def bind(family: str, config: ModelConfig, params: dict) -> nnx.Module:
+    """The module over `params`, for use inside a jitted function.
+
+    Kernels are cast to the compute dtype here, once; norm scales stay float32.
+    """
+    return nnx.merge(_graph(family, config), _cast_kernels(params, config.dtype))
+
+
+def _cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
+    def cast(path: tuple, x: jax.Array) -> jax.Array:
+        is_kernel = path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if is_kernel else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A ready model: arrays in, arrays out, jitted once per shape.
+
+    Attributes:
+      family: its name in FAMILIES.
+      config: what it is and how it computes.
+      params: nested dict of float32 arrays.
+    """
+
+    family: str
+    config: ModelConfig
+    params: dict
+
+    @functools.cached_property
+    def _ready(self) -> dict:
+        """`params` with kernels in the compute dtype, as casting them takes as long as small jobs.
+
+        A CPU slices stacks of bfloat16 by making them float32 as a whole, so it gets their bits.
+        """
+
+        def as_bits(x: jax.Array) -> jax.Array:
+            is_half = x.dtype == jnp.bfloat16
+            return jax.lax.bitcast_convert_type(x, jnp.uint16) if is_half else x
+
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.params)):
+            return self.params  # while tracing; `bind` casts them
+        with jax.ensure_compile_time_eval():
+            ready = _cast_kernels(self.params, self.config.dtype)
+            return jax.tree.map(as_bits, ready) if platform() == "cpu" else ready
+
+    @property
+    def remembers_by_view(self) -> bool:
+        """Whether memory is a `cache.ViewCache`, to which views are added one by one."""
+        return isinstance(self.config, EfficientLVSMConfig)
+
+    @property
+    def reads_in_one_piece(self) -> bool:
+        """Whether rendering compiles for numbers of views (powers of two): see `cache.bounded`."""
+        config = self.config
+        return choose(config.attention, config.dtype, config.head_dim, platform()) == "cudnn"
+
+    def encode(self, views: Views) -> Any:
+        """Views [B, V, Y, X, 3] to a memory: of Efficient-LVSM a cache with one page per view.
+
+        The cache is stored as `config.cache` says.
+        """
+        return _call(self.family, self.config, "remember", self._ready, views)
+
+    def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
+        """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""
+        if self.remembers_by_view and self.reads_in_one_piece:
+            memory = bounded(memory)
+        return _call(self.family, self.config, "decode", self._ready, memory, cameras)
+
+    def input_tokens(self, views: Views) -> jax.Array:
+        """Tokens [B, V, N, D] before the first encoder layer."""
+        return _call(self.family, self.config, "input_tokens", self._ready, views)
+
+    def target_tokens(self, cameras: Cameras) -> jax.Array:
+        """Tokens [B, T, N, D] before the first decoder layer."""
+        return _call(self.family, self.config, "target_tokens", self._ready, cameras)
+
+
+def abstract_ready(family: str, config: ModelConfig) -> dict:
+    """Shapes and dtypes of the parameters as a `Model` holds them for rendering on accelerators."""
+    cast = functools.partial(_cast_kernels, dtype=config.dtype)
+    return jax.eval_shape(cast, abstract_params(family, config))
+
+
+def lower(family: str, config: ModelConfig, method: str, params: dict, *args: Any) -> Any:
+    """The program that a `Model` runs for a method ("remember" is its encode), to be compiled.
+
+    Args:
+      family, config, method: of the model.
+      params: as `abstract_ready`, placed.
+      args: of the method, placed; abstract ones will do.
+    """
+    return _call.lower(family, config, method, params, *args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _call(family: str, config: ModelConfig, method: str, params: dict, *args: Any) -> Any:
+    return getattr(bind(family, config, params), method)(*args)

@@ -1,0 +1,1 @@
+"""Parts that networks are made of: attention, the view cache, layers, resizing."""

@@ -1,0 +1,260 @@
+"""Attention: one entry, `attend`, for every place in the model where tokens look at tokens.
+
+Axes: B scene, V view, H head, Q query, S page, M token of a page, K head dim, L layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.nn import kernels as kernels
+from efficient_lvsm_jax.nn.paged import Chunks, Pages, loops, whole_scores
+from efficient_lvsm_jax.parallel import sharding
+
+# How attention is computed: loops for a CPU; whole scores; a kernel of NVIDIA's; one of Google's.
+IMPLEMENTATIONS = ("cpu", "xla", "cudnn", "splash")
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    implementation: str = "auto",
+    scales: tuple[jax.Array | None, jax.Array | None] = (None, None),
+    used: jax.Array | None = None,
+    layer: jax.Array | None = None,
+    most: int | None = None,
+    spread: str | None = None,
+    with_log_sum_exp: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Softmax attention over pages of keys: softmax(q kᵀ / √K) v, no mask, no dropout.
+
+    Args:
+      q: queries, [B, H, Q, K] or, each view by itself, [B, V, H, Q, K].
+      k, v: keys and values in pages, [B, H, S, M, K] or [B, V, H, S, M, K]; with `layer`,
+        [L, B, H, S, M, K].
+      implementation: one of IMPLEMENTATIONS, or "auto", see `choose`.
+      scales: what stored keys and values are multiplied by, [B, H, S] each, or [L, B, H, S]; None
+        is 1. They may then be of any dtype, such as int8; uint16 and uint8 are taken as the bits of
+        bfloat16 and float8_e4m3fn.
+      used: which pages to read, [S] bool. None reads all S. The work follows the chunks of some
+        1,024 keys in which a page is used, not S, and changing them compiles nothing. With none in
+        use the result is NaN: callers own that check. Not meant for gradients.
+      layer: which layer of stacked `k` and `v` to read. Chunks are fetched from the stack one by
+        one, so that a large, mostly empty cache is never copied. Not meant for gradients.
+      most: with `used`, how many pages are in use at most, known when this is compiled; None is S.
+        cuDNN alone asks: it wants its keys in one piece, for which so many pages are gathered. More
+        pages in use than that would not be read: callers own that check.
+      spread: what a mesh in use spreads over its context axis: "views", the V of all arrays, or
+        "pages", the S of k and v; every device then attends to its pages and the results are
+        combined. None: nothing.
+      with_log_sum_exp: also return the log-sum-exp of the scores, which is what `combine` needs.
+
+    Returns:
+      The shape and dtype of `q`. Scores, softmax and sums are float32. With `with_log_sum_exp`
+      also [B, H, Q] or [B, V, H, Q], float32.
+
+    Raises:
+      InputError: the shapes do not belong together, the mesh does not divide them, or the chosen
+        implementation cannot run here.
+    """
+    axes = (4,) if layer is not None else (4, 5)
+    if k.shape != v.shape or q.ndim not in axes or k.ndim != q.ndim + 1 + (layer is not None):
+        raise InputError(
+            f"attend: q {q.shape}, k {k.shape}, v {v.shape}: expected [B,H,Q,K] queries and equal "
+            "[B,H,S,M,K] keys and values, [L,B,H,S,M,K] with layer; without, V may follow B"
+        )
+    stacked = k.shape[layer is not None :]
+    if stacked[:-3] != q.shape[:-2] or stacked[-1] != q.shape[-1]:
+        raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
+    name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
+    mesh = sharding.mesh_in_use()
+    if used is not None and used.shape != k.shape[-3:-2]:
+        raise InputError(f"attend: used {used.shape} and k {k.shape} differ in pages")
+    layer = None if layer is None else jnp.asarray(layer, jnp.int32)
+    pages = Pages(k, v, *scales, used, layer, most)
+    if mesh is None:
+        mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, pages)
+    else:
+        mixed, log_sum_exp = _attend_spread(mesh, name, with_log_sum_exp, spread, q, pages)
+    return (mixed, log_sum_exp) if with_log_sum_exp else mixed
+
+
+@functools.lru_cache
+def choose(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str:
+    """The implementation that `name` stands for; logged, once for equal arguments.
+
+    "auto" is "cpu" on CPUs, "splash" on TPUs, "cudnn" on NVIDIA GPUs if it can, otherwise "xla".
+
+    Args:
+      name: "auto" or one of IMPLEMENTATIONS.
+      dtype: of queries, keys and values.
+      head_dim: K.
+      platform: as `sharding.platform` names it.
+
+    Raises:
+      InputError: the implementation named cannot run; says why.
+    """
+    if name != "auto":
+        if problem := _problem(name, dtype, head_dim, platform):
+            raise InputError(f"model.attention={name!r}: {problem}; or choose model.attention=auto")
+        logging.info("attention: %s, as asked for", name)
+        return name
+    best = {"cpu": "cpu", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
+    if problem := _problem(best, dtype, head_dim, platform):
+        logging.warning("attention: xla, slower than %s, for this: %s", best, problem)
+        return "xla"
+    logging.info("attention: %s on %s", best, platform)
+    return best
+
+
+def _problem(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str | None:
+    """Why an implementation cannot run, and what to do about it."""
+    if name not in IMPLEMENTATIONS:
+        return f"expected auto or one of {', '.join(IMPLEMENTATIONS)}"
+    if name == "splash" and platform != "tpu":
+        return f"it runs on TPUs only and this is {platform}"
+    if name != "cudnn":
+        return None
+    if platform != "cuda":
+        return f"cuDNN runs on NVIDIA GPUs only and this is {platform}"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN attention does not compute in {dtype}; set model.compute_dtype=bfloat16"
+    if head_dim > 128 or head_dim % 8:
+        return f"cuDNN wants a head_dim that is a multiple of 8 up to 128, not {head_dim}"
+    return None
+
+
+def combine(
+    mixed: jax.Array, log_sum_exp: jax.Array, other: jax.Array, other_log_sum_exp: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attention to two sets of keys from that to each: results [..., Q, K], log-sum-exps [..., Q].
+
+    A set may be empty: its log-sum-exp is then -inf and its result not looked at.
+    """
+    peak = jax.lax.stop_gradient(jnp.maximum(log_sum_exp, other_log_sum_exp))
+    share, total = _share(mixed, log_sum_exp, peak)
+    other_share, other_total = _share(other, other_log_sum_exp, peak)
+    return _whole(share + other_share, total + other_total, peak, mixed.dtype)
+
+
+def _combine_over(axis: str, mixed: jax.Array, log_sum_exp: jax.Array) -> tuple:
+    """`combine` of the results of all devices along a mesh axis."""
+    peak = jax.lax.pmax(jax.lax.stop_gradient(log_sum_exp), axis)
+    share, total = jax.lax.psum(_share(mixed, log_sum_exp, peak), axis)
+    return _whole(share, total, peak, mixed.dtype)
+
+
+def _share(mixed: jax.Array, log_sum_exp: jax.Array, peak: jax.Array) -> tuple:
+    weight = jnp.exp(log_sum_exp - jnp.where(jnp.isfinite(peak), peak, 0))
+    per_row = weight[..., None]
+    return jnp.where(per_row > 0, per_row * mixed.astype(jnp.float32), 0), weight
+
+
+def _whole(share: jax.Array, total: jax.Array, peak: jax.Array, dtype: jnp.dtype) -> tuple:
+    return (share / total[..., None]).astype(dtype), peak + jnp.log(total)
+
+
+def _attend_spread(
+    mesh: jax.sharding.AbstractMesh,
+    name: str,
+    with_log_sum_exp: bool,
+    spread: str | None,
+    q: jax.Array,
+    pages: Pages,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`_attend_here` on every device of a mesh, each with its scenes and its views or pages."""
+    devices = mesh.shape.get(sharding.CONTEXT, 1) if spread else 1
+    by_views = by_pages = None
+    if devices > 1 and spread == "views":
+        by_views = sharding.CONTEXT
+    elif devices > 1:
+        by_pages = sharding.CONTEXT
+    rows = (sharding.AXES, *(by_views,) * (q.ndim == 5), None)  # B, V if there is one, H
+    stored = P(*(None,) * (pages.layer is not None), *rows, by_pages)
+    sharding.check_divides(mesh, "scenes", q.shape[0], sharding.AXES)
+    if devices > 1:
+        held = q.shape[1] if spread == "views" else pages.slots
+        what = "input views" if spread == "views" else "pages of the cache"
+        sharding.check_divides(mesh, what, held, (sharding.CONTEXT,))
+
+    def here(q: jax.Array, pages: Pages) -> tuple:
+        partial = _attend_here(name, with_log_sum_exp or bool(by_pages), q, pages)
+        return _combine_over(by_pages, *partial) if by_pages else partial
+
+    specs = {"used": P(by_pages), "layer": P(), "most": pages.most}
+    fields = (field.name for field in dataclasses.fields(Pages))
+    return jax.shard_map(
+        here,
+        mesh=mesh,
+        in_specs=(P(*rows), Pages(**{name: specs.get(name, stored) for name in fields})),
+        out_specs=P(*rows),
+        check_vma=False,  # kernels do not say over which axes their results vary
+    )(q, pages)
+
+
+def _attend_here(
+    name: str, with_log_sum_exp: bool, q: jax.Array, pages: Pages
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attention on one device by a named implementation: the result and its log-sum-exp."""
+    shape = q.shape
+    if q.ndim == 5:  # B and V as one
+        stored = q, pages.k, pages.v, pages.k_scale, pages.v_scale
+        q, *stored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stored)
+        pages = Pages(*stored, pages.used)
+    if name == "cudnn":
+        mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, pages)
+    elif name == "splash" and pages.is_plain:
+        mixed, log_sum_exp = _one_call(kernels.splash, with_log_sum_exp, q, pages)
+    elif name == "splash":
+        mixed, log_sum_exp = _splash_page_by_page(q, pages)
+    else:
+        compute = {"cpu": loops, "xla": whole_scores}[name]
+        mixed, log_sum_exp = compute(q, pages, with_log_sum_exp=with_log_sum_exp)
+    if log_sum_exp is not None:
+        log_sum_exp = log_sum_exp.reshape(shape[:-1])
+    return mixed.reshape(shape), log_sum_exp
+
+
+def _one_call(
+    kernel: Callable, with_log_sum_exp: bool, q: jax.Array, pages: Pages
+) -> tuple[jax.Array, jax.Array | None]:
+    """A kernel on all pages merged, or on those in use."""
+    k, v = pages.whole_layer(q.dtype)
+    k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
+    if pages.used is None:
+        if with_log_sum_exp:
+            return kernels.differentiable_log_sum_exp(kernel, q, k, v)
+        return kernel(q, k, v), None
+    # A kernel that is told to read nothing may do anything, so it reads a page that counts nothing.
+    count = pages.used.sum()
+    length = jnp.maximum(count, 1) * pages.page_tokens
+    if not with_log_sum_exp:
+        return jnp.where(count > 0, kernel(q, k, v, length=length), jnp.nan), None
+    mixed, log_sum_exp = kernels.LOG_SUM_EXP[kernel](q, k, v, length=length)
+    return jnp.where(count > 0, mixed, jnp.nan), jnp.where(count > 0, log_sum_exp, -jnp.inf)
+
+
+def _splash_page_by_page(q: jax.Array, pages: Pages) -> tuple[jax.Array, jax.Array]:
+    """Attention by a call of the splash kernel for each page; not differentiable."""
+    chunks = Chunks.of(pages)
+
+    def fold(page: jax.Array, carry: tuple) -> tuple:
+        k, v, _ = chunks.read(page, q.dtype)
+        return combine(*carry, *kernels.splash_with_log_sum_exp(q, k, v))
+
+    start = (
+        jnp.full(q.shape, jnp.nan, jnp.float32),
+        jnp.full(q.shape[:-1], -jnp.inf, jnp.float32),
+    )  # nothing read yet
+    mixed, log_sum_exp = jax.lax.fori_loop(0, chunks.steps, fold, start)
+    return mixed.astype(q.dtype), log_sum_exp

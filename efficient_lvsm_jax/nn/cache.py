@@ -1,0 +1,269 @@
+"""The view cache: what the decoder reads of the input views, as a value.
+
+One view is one page: its keys and values at every decoder layer. A page lies in a slot, and `used`
+says which slots hold one; what lies in the others is never read. Every function takes a cache and
+returns the new one; the old one may be donated, so keep only the result. Shapes never depend on the
+number of views: nothing recompiles while they come and go.
+
+Axes: L layer, B scene, H head, S page slot, N patch token of a view, K head dim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.nn.paged import BITS, from_bits
+
+# How keys and values are stored; "bf16" and "fp8" (e4m3) as BITS: to slice an array of such numbers
+# a CPU would convert all of it.
+PRECISIONS = {"fp32": jnp.float32, "bf16": jnp.uint16, "int8": jnp.int8, "fp8": jnp.uint8}
+# The largest number that can be stored, to which a scale brings values.
+LARGEST = {jnp.dtype(jnp.int8): 127.0, jnp.dtype(jnp.float8_e4m3fn): 448.0}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("k", "v", "k_scale", "v_scale", "used"),
+    meta_fields=("most",),
+)
+@dataclasses.dataclass(frozen=True)
+class ViewCache:
+    """Keys (after their norm) and values of the input views.
+
+    Attributes:
+      k, v: [L, B, H, S, N, K], in one of PRECISIONS or as they were computed.
+      used: which slots hold a page, [S] bool; None means all of them, as `encode` returns it (then
+        gradients can flow through).
+      k_scale, v_scale: what stored numbers are multiplied by, [L, B, H, S] float32: one scale for
+        each page of a head; None if they are stored as they are.
+      most: what `bounded` says: how many slots are in use at most, known when a reader is compiled;
+        None is all of them.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    used: jax.Array | None = None
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
+    most: int | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Number of page slots."""
+        return self.k.shape[3]
+
+    @property
+    def precision(self) -> str:
+        """In which of PRECISIONS keys and values are stored."""
+        stored = jnp.uint16 if self.k.dtype == jnp.bfloat16 else self.k.dtype
+        known = (name for name, dtype in PRECISIONS.items() if stored == dtype)
+        return next(known, str(self.k.dtype))
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+        arrays = (self.k, self.v, self.k_scale, self.v_scale)
+        return sum(x.size * x.dtype.itemsize for x in arrays if x is not None) // self.capacity
+
+
+def store(cache: ViewCache, precision: str) -> ViewCache:
+    """The same views, stored in another of PRECISIONS.
+
+    int8 and fp8 (e4m3) numbers have a scale for each page of a head, which brings the largest
+    value to the largest number there is. What changes its precision has no gradient any more, and
+    asking for one is an error.
+
+    Raises:
+      InputError: there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    return _stored_as(cache, jnp.dtype(PRECISIONS[precision]))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _stored_as(cache: ViewCache, dtype: jnp.dtype) -> ViewCache:
+    if cache.k.dtype == dtype:
+        return cache
+    k, k_scale = _encoded(_without_gradient(_numbers(cache.k, cache.k_scale)), dtype)
+    v, v_scale = _encoded(_without_gradient(_numbers(cache.v, cache.v_scale)), dtype)
+    return ViewCache(k, v, cache.used, k_scale, v_scale)
+
+
+@jax.custom_jvp
+def _without_gradient(x: jax.Array) -> jax.Array:
+    """x; rounded numbers and bits would silently have gradients of zero."""
+    return x
+
+
+@_without_gradient.defjvp
+def _refuse_gradient(*_: object) -> None:
+    raise InputError("a cache in another precision has no gradient; set model.cache='computed'")
+
+
+def _encoded(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
+    """Values [L, B, H, S, N, K] as `dtype`, and their scales [L, B, H, S] if it has them."""
+    number, scale = jnp.dtype(BITS.get(dtype, dtype)), None
+    if number in LARGEST:
+        largest = jnp.abs(x).max(axis=(-2, -1))
+        scale = jnp.maximum(largest / LARGEST[number], jnp.finfo(jnp.float32).tiny)  # NaN stays NaN
+        x = x / scale[..., None, None]
+    x = (jnp.round(x) if number == jnp.int8 else x).astype(number)
+    return (jax.lax.bitcast_convert_type(x, dtype) if dtype in BITS else x), scale
+
+
+def _numbers(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Float32 values of what is stored."""
+    x = from_bits(stored).astype(jnp.float32)
+    return x if scale is None else x * scale[..., None, None]
+
+
+def empty(capacity: int, page: ViewCache) -> ViewCache:
+    """A cache without views, with room for `capacity` pages like those of `page`.
+
+    `page` gives every other size and how it is stored; it may be abstract (`jax.eval_shape`).
+    """
+    if capacity < 1:
+        raise InputError(f"cache capacity {capacity}: expected at least 1 page")
+
+    # Separate buffers: the same zeros for k and v could not be donated.
+    def room(x: jax.Array) -> jax.Array:
+        dtype = jnp.uint16 if x.dtype == jnp.bfloat16 else x.dtype
+        return jnp.zeros((*x.shape[:3], capacity, *x.shape[4:]), dtype)
+
+    pages = jax.tree.map(room, dataclasses.replace(page, used=None))
+    return dataclasses.replace(pages, used=jnp.zeros(capacity, bool))
+
+
+def append(cache: ViewCache, page: ViewCache) -> ViewCache:
+    """The cache with the one view of `page` added, in the first free slot.
+
+    Raises:
+      InputError: the page does not fit the cache's shapes, or no slot is free (`grow` it first).
+        Under `jit` the number of views is not known and a full cache is the caller's to avoid.
+    """
+    cache = _with_slots(cache)
+    _check_page(cache, page)
+    if _known(cache.used) and np.all(cache.used):
+        raise InputError(f"all {cache.capacity} slots of the cache are in use; grow() it first")
+    return _append(cache, page)
+
+
+def remove(cache: ViewCache, slot: jax.Array | int) -> ViewCache:
+    """The cache without the page in `slot`; the others stay in theirs.
+
+    Nothing of the page is read any more. Its numbers stay in memory until the slot is used again.
+    The old cache and the new one share keys and values, which a later update of either donates.
+
+    Raises:
+      InputError: there is no such page (checked outside `jit`).
+    """
+    cache = _with_slots(cache)
+    return dataclasses.replace(cache, used=_without(cache.used, _checked_slot(cache, slot)))
+
+
+def replace(cache: ViewCache, slot: jax.Array | int, page: ViewCache) -> ViewCache:
+    """The cache with the view of `page` in place of that in `slot`. Errors as in `remove`."""
+    cache = _with_slots(cache)
+    _check_page(cache, page)
+    return _write(cache, _checked_slot(cache, slot), page)
+
+
+def grow(cache: ViewCache, capacity: int) -> ViewCache:
+    """The same views in a cache with `capacity` slots. The new shape compiles its readers anew."""
+    if capacity < cache.capacity:
+        raise InputError(f"cannot grow a cache of {cache.capacity} pages to {capacity}")
+    cache = _with_slots(cache)
+    room = capacity - cache.capacity
+
+    def grown(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, room) if axis == 3 else (0, 0) for axis in range(x.ndim)])
+
+    pages = jax.tree.map(grown, dataclasses.replace(cache, used=None))
+    return dataclasses.replace(pages, used=jnp.pad(cache.used, (0, room)))
+
+
+def bounded(cache: ViewCache) -> ViewCache:
+    """The cache with `most`: its views, rounded up to a power of two or to all slots.
+
+    For readers that want all keys in one piece, as cuDNN does. They compile once for each such
+    number, log2(capacity) + 1 times at most, and what they gather follows the views in use. It is
+    for reading alone; a cache that is changed has no `most`. Under `jit` the number of views is not
+    known, and the cache comes back as it is.
+    """
+    if cache.used is None or not _known(cache.used):
+        return cache
+    return bounded_by(cache, int(np.count_nonzero(cache.used)))
+
+
+def bounded_by(cache: ViewCache, views: int) -> ViewCache:
+    """`bounded`, the number of views being known; the cache may be abstract."""
+    most = 2 ** max(views - 1, 0).bit_length()
+    return dataclasses.replace(cache, most=min(most, cache.capacity))
+
+
+def lower_append(cache: ViewCache, page: ViewCache) -> jax.stages.Lowered:
+    """The program that `append` runs, to be compiled, for arguments that may be abstract."""
+    return _append.lower(cache, page)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _append(cache: ViewCache, page: ViewCache) -> ViewCache:
+    return _written(cache, jnp.argmin(cache.used), page)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(cache: ViewCache, slot: jax.Array, page: ViewCache) -> ViewCache:
+    return _written(cache, slot, page)
+
+
+def _written(cache: ViewCache, slot: jax.Array, page: ViewCache) -> ViewCache:
+    """The cache with a page in a slot."""
+    pages = jax.tree.map(
+        lambda pool, new: jax.lax.dynamic_update_slice_in_dim(pool, new, slot, axis=3),
+        dataclasses.replace(cache, used=None),
+        dataclasses.replace(_stored_as(page, cache.k.dtype), used=None),
+    )
+    return dataclasses.replace(pages, used=cache.used.at[slot].set(True))
+
+
+@jax.jit
+def _without(used: jax.Array, slot: jax.Array) -> jax.Array:
+    return used.at[slot].set(False)
+
+
+def _check_page(cache: ViewCache, page: ViewCache) -> None:
+    expected = (*cache.k.shape[:3], 1, *cache.k.shape[4:])
+    if page.k.shape != expected or page.v.shape != expected:
+        raise InputError(
+            f"page of shape {page.k.shape} does not fit the cache: expected {expected}"
+            " (one view of the same model and image size)"
+        )
+
+
+def _checked_slot(cache: ViewCache, slot: jax.Array | int) -> jax.Array | np.ndarray:
+    """`slot` as an int32, after a look whether a page is in it if that is known."""
+    if not _known(slot):
+        return slot.astype(jnp.int32)
+    used = np.flatnonzero(cache.used).tolist() if _known(cache.used) else None
+    if used is not None and int(slot) not in used:
+        raise InputError(f"no page in slot {int(slot)} of the cache: there are in {used}")
+    return np.asarray(slot, np.int32)
+
+
+def _with_slots(cache: ViewCache) -> ViewCache:
+    """The cache with `used` as an array, as the updates need it."""
+    if cache.used is not None:
+        return cache
+    return dataclasses.replace(cache, used=jnp.ones(cache.capacity, bool))
+
+
+def _known(value: jax.Array | int) -> bool:
+    """Whether `value` is there now, not a tracer."""
+    return not isinstance(value, jax.core.Tracer)

@@ -1,0 +1,1 @@
+"""Films and pictures of a capture: python -m efficient_lvsm_jax.render."""

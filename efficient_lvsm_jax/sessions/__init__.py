@@ -1,0 +1,1 @@
+"""A live scene between calls."""

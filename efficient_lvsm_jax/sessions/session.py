@@ -1,0 +1,388 @@
+"""A live scene: add and remove posed photos one at a time, render any camera from the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, check_cameras
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.nn import cache as pages
+
+# Targets are rendered in groups of these sizes, so any number of them compiles at most four
+# programs and none is padded.
+TARGET_GROUPS = (8, 4, 2, 1)
+WHEN_FULL = ("refuse", "oldest", "farthest")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _View:
+    """One checked input: image [Y, X, 3] float32, c2w [4, 4] in world units, fxfycxcy [4]."""
+
+    image: np.ndarray
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+
+
+class Session:
+    """Input views of one scene, encoded once each, and pictures of it from any camera.
+
+    An LVSM model cannot take a view more or less into its memory; it encodes all views again at the
+    first `render` after they changed, and compiles for every number of views.
+
+    The model sees poses in a scene frame: centred, turned and scaled by the input cameras (the
+    published normalisation, over inputs only). Cached keys embed that frame, so it is fixed once,
+    at the first `render`, from the views added until then; views added later are expressed in it.
+    Pass `frame` to fix it beforehand, for instance from all cameras of a capture.
+
+    Cameras are OpenCV camera-to-world matrices (x right, y down, z forward) in any unit; intrinsics
+    are (fx, fy, cx, cy) in pixels of the image they belong to, pixel centres at +0.5.
+
+    Attributes:
+      frame: the SceneFrame in use, None until it is fixed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        frame: SceneFrame | None = None,
+        capacity: int = 4,
+        precision: str | None = None,
+        max_bytes: int | None = None,
+        when_full: str = "refuse",
+    ):
+        """Starts an empty session.
+
+        Args:
+          model: what encodes and renders.
+          frame: the scene frame; None fixes it at the first `render`.
+          capacity: views that there is room for; room doubles when it runs out, which compiles
+            everything that reads the cache anew.
+          precision: how keys and values are stored, one of `cache.PRECISIONS`; None is as
+            `model.config.cache` says.
+          max_bytes: most bytes that the cache may take; None is no limit. While room doubles, the
+            old cache is there beside it.
+          when_full: what `add` does when max_bytes holds no further view: "refuse" it, or take out
+            the "oldest" view or the one whose camera is "farthest" from the new one, with a
+            warning.
+
+        Raises:
+          InputError: an impossible value, or a precision or limit for a model without a cache.
+        """
+        if capacity < 1:
+            raise InputError(f"capacity={capacity}: expected at least 1 view")
+        if when_full not in WHEN_FULL:
+            raise InputError(f"when_full={when_full!r}: expected {', '.join(WHEN_FULL)}")
+        if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 1):
+            raise InputError(f"max_bytes={max_bytes!r}: expected a positive integer")
+        if max_bytes is None and when_full != "refuse":
+            raise InputError(f"when_full={when_full!r} needs max_bytes: without, it is never full")
+        if (precision or max_bytes is not None) and not model.remembers_by_view:
+            raise InputError(
+                f"precision and max_bytes are about the cache, and {model.family} has none"
+            )
+        if precision:
+            config = dataclasses.replace(model.config, cache=precision)
+            model = dataclasses.replace(model, config=config)
+        self.frame = frame
+        self._model = model
+        self._capacity = capacity
+        self._max_bytes, self._when_full = max_bytes, when_full
+        self._most: dict[tuple[int, int], int] = {}  # views that max_bytes holds, by their size
+        self._centres: dict[int, np.ndarray] = {}  # of the cameras of all views, in world units
+        self._cache: pages.ViewCache | None = None
+        self._slots: dict[int, int] = {}  # of the cache, of every view that is encoded
+        self._waiting: dict[int, _View] = {}  # added before the frame is fixed, not encoded yet
+        self._memory: tuple[list[_View], Any] = [], None  # of an LVSM: views, and what they became
+        self._ids = itertools.count()
+        self._size: tuple[int, int] | None = None
+
+    @property
+    def views(self) -> list[int]:
+        """Ids of the views in the scene."""
+        return sorted([*self._slots, *self._waiting])
+
+    def add(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> int:
+        """Adds one input view and returns its id.
+
+        Args:
+          image: [H, W, 3], uint8 or floats in [0, 1]; the same size for all views of a session.
+          c2w: [4, 4] camera-to-world.
+          fxfycxcy: [4] pixels.
+
+        Raises:
+          InputError: image of another size, not divisible by the patch, out of range or not
+            finite; camera not finite, not rigid, or with focal length ≤ 0; no room.
+        """
+        view = self._checked(image, c2w, fxfycxcy)
+        self._size = view.image.shape[:2]
+        waits = self.frame is None or not self._model.remembers_by_view
+        page = None if waits else self._encode(view)  # before anything else changes
+        self._make_room(view)
+        view_id = next(self._ids)
+        if waits:
+            self._waiting[view_id] = view
+        else:
+            self._append(view_id, page)
+        self._centres[view_id] = view.c2w[:3, 3]
+        return view_id
+
+    def remove(self, view: int) -> None:
+        """Takes a view out, as if it had never been added. Raises InputError for an unknown id."""
+        self._known(view)
+        self._centres.pop(view, None)
+        if self._waiting.pop(view, None) is not None:
+            return
+        self._cache = pages.remove(self._cache, self._slots[view])
+        del self._slots[view]
+
+    def replace(self, view: int, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> None:
+        """Puts another picture in place of a view; the id stays. Arguments and errors as `add`."""
+        self._known(view)
+        new = self._checked(image, c2w, fxfycxcy)
+        if view in self._waiting:
+            self._waiting[view] = new
+        else:
+            self._cache = pages.replace(self._cache, self._slots[view], self._encode(new))
+        self._centres[view] = new.c2w[:3, 3]
+
+    def render(
+        self, c2w: np.ndarray, fxfycxcy: np.ndarray, size: tuple[int, int] = (256, 256)
+    ) -> np.ndarray:
+        """Pictures of the scene, float32 in [0, 1].
+
+        Args:
+          c2w: [4, 4], or [T, 4, 4] for T pictures.
+          fxfycxcy: [4], or [T, 4]; pixels of a picture of `size`.
+          size: (height, width) in pixels, multiples of the patch size.
+
+        Returns:
+          [H, W, 3], or [T, H, W, 3].
+
+        Raises:
+          InputError: no view yet, or a camera or size that `add` would refuse as well.
+        """
+        c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
+        many = c2w.ndim == 3
+        if not many:
+            c2w, fxfycxcy = c2w[None], fxfycxcy[None]
+        check_cameras(c2w, fxfycxcy, "render camera")
+        self._check_size(size, "render size")
+        if not len(c2w):
+            return np.zeros((0, *size, 3), np.float32)
+        if not self.views:
+            raise InputError("nothing to render: the session has no view yet; add() one first")
+        memory = self._settled_memory()
+
+        poses, intrinsics = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
+        pictures, start = [], 0
+        while start < len(poses):
+            group = next(size for size in TARGET_GROUPS if size <= len(poses) - start)
+            part = slice(start, start + group)
+            cameras = Cameras(poses[None, part], intrinsics[None, part], *size)
+            pictures.append(np.asarray(self._model.decode(memory, cameras))[0])
+            start += group
+        pictures = np.concatenate(pictures)
+        return pictures if many else pictures[0]
+
+    def warm_up(
+        self,
+        size: tuple[int, int],
+        *,
+        render_sizes: Sequence[tuple[int, int]] | None = None,
+        targets: Sequence[int] = TARGET_GROUPS,
+        progress: bool = False,
+    ) -> None:
+        """Compiles beforehand all that a session of such pictures runs until its room doubles.
+
+        Args:
+          size: (height, width) of the input pictures, from now on.
+          render_sizes: of the pictures to render; None is `size` alone. A picture of another size
+            compiles when it is first rendered: padding it to one of these would change it, as the
+            patches of a picture attend to each other.
+          targets: how many pictures are rendered at a time, out of TARGET_GROUPS.
+          progress: show a bar.
+
+        Raises:
+          InputError: there are views already, a size the patch does not divide, an unknown group,
+            or a model without a cache, which compiles for every number of views.
+        """
+        render_sizes = [size] if render_sizes is None else render_sizes
+        for each in (size, *render_sizes):
+            self._check_size(each, "warm_up size")
+        if not self._model.remembers_by_view:
+            raise InputError(f"warm_up: {self._model.family} compiles for every number of views")
+        if self.views:
+            raise InputError("warm_up: the session has views already; call it before the first add")
+        if not set(targets) <= set(TARGET_GROUPS):
+            raise InputError(f"targets={targets}: expected some of {TARGET_GROUPS}")
+        frame, ids, self.frame = self.frame, self._ids, SceneFrame.identity()
+        self._ids = itertools.count()
+        camera = np.eye(4), np.array([size[1], size[0], size[1] / 2, size[0] / 2])
+        rooms = [1]  # numbers of views that rendering compiles for
+        while self._model.reads_in_one_piece and rooms[-1] < self._room(size):
+            rooms.append(min(2 * rooms[-1], self._room(size)))
+        steps = [(each, count) for each in render_sizes for count in targets]
+        total = 1 + len(rooms) * len(steps)
+        picture = np.zeros((*size, 3), np.float32)
+        try:
+            with tqdm(total=total, desc="compiling", disable=not progress) as bar:
+                self.replace(self.add(picture, *camera), picture, *camera)
+                bar.update()
+                for room in rooms:
+                    while len(self.views) < room:
+                        self.add(picture, *camera)
+                    for each, count in steps:
+                        self.render(*(np.stack([x] * count) for x in camera), each)
+                        bar.update()
+        finally:
+            for view in self.views:
+                self.remove(view)
+            self.frame, self._ids = frame, ids
+
+    def block_until_ready(self) -> None:
+        """Waits until the cache holds what was encoded so far; for timing."""
+        jax.block_until_ready(self._cache)
+
+    def _settled_memory(self) -> Any:
+        """The memory of all views, after encoding what was not yet."""
+        if self.frame is None:
+            self.frame = self._fitted_frame()
+        if self._model.remembers_by_view:
+            while self._waiting:
+                view_id = next(iter(self._waiting))
+                self._append(view_id, self._encode(self._waiting[view_id]))
+                del self._waiting[view_id]
+            return self._cache
+        views, memory = self._memory
+        if views != list(self._waiting.values()):
+            views = list(self._waiting.values())
+            memory = self._encode(*views)
+            self._memory = views, memory
+        return memory
+
+    def _fitted_frame(self) -> SceneFrame:
+        """The scene frame that the waiting views give."""
+        c2w = np.stack([view.c2w for view in self._waiting.values()])
+        if len(c2w) > 1:
+            return SceneFrame.from_cameras(c2w)
+        warnings.warn(
+            "the scene frame is fixed from a single camera, which says nothing about the size of "
+            "the scene: world units are taken as they are; add more views before the first render, "
+            "or pass Session(model, frame=SceneFrame.from_cameras(...))",
+            stacklevel=4,
+        )
+        return SceneFrame(np.linalg.inv(c2w[0]), 1.0)
+
+    def _make_room(self, new: _View) -> None:
+        """Sees to it that one view more is within max_bytes."""
+        most = self._most_views(new.image.shape[:2])
+        if len(self._centres) < most:
+            return
+        if self._when_full == "refuse":
+            raise InputError(
+                f"max_bytes={self._max_bytes} holds {most} views of this size and has them; "
+                "remove() one first, or choose when_full='oldest' or 'farthest'"
+            )
+        leaving = min(self._centres)
+        if self._when_full == "farthest":
+            distances = {
+                view: np.linalg.norm(centre - new.c2w[:3, 3])
+                for view, centre in self._centres.items()
+            }
+            leaving = max(distances, key=distances.get)
+        self.remove(leaving)
+        warnings.warn(
+            f"view {leaving} was taken out to make room, as when_full={self._when_full!r} says: "
+            f"max_bytes={self._max_bytes} holds {most} views of this size",
+            stacklevel=3,
+        )
+
+    def _most_views(self, size: tuple[int, int]) -> int:
+        """How many views of a size max_bytes holds."""
+        if self._max_bytes is None:
+            return sys.maxsize
+        if size not in self._most:
+            shapes = ((*size, 3), (4, 4), (4,))
+            view = Views(*(jax.ShapeDtypeStruct((1, 1, *shape), np.float32) for shape in shapes))
+            page = jax.eval_shape(self._model.encode, view)
+            self._most[size] = self._max_bytes // page.page_bytes
+            if self._most[size] < 1:
+                raise InputError(
+                    f"max_bytes={self._max_bytes} holds no view of {size[0]}x{size[1]} (height x "
+                    f"width): one takes {page.page_bytes} bytes as {page.precision}"
+                )
+        return self._most[size]
+
+    def _room(self, size: tuple[int, int]) -> int:
+        """Slots of the first cache for views of a size."""
+        return min(self._capacity, self._most_views(size))
+
+    def _append(self, view_id: int, page: pages.ViewCache) -> None:
+        most = self._most_views(self._size)
+        if self._cache is None:
+            self._cache = pages.empty(self._room(self._size), page)
+        if len(self._slots) == self._cache.capacity:
+            self._cache = pages.grow(self._cache, min(2 * self._cache.capacity, most))
+        slot = int(np.argmin(self._cache.used))  # the first free one, as `append` takes it
+        self._cache = pages.append(self._cache, page)
+        self._slots[view_id] = slot
+
+    def _encode(self, *views: _View) -> Any:
+        image, c2w, fxfycxcy = (
+            np.stack([getattr(view, name) for view in views])
+            for name in ("image", "c2w", "fxfycxcy")
+        )
+        c2w, fxfycxcy = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
+        return self._model.encode(Views(image[None], c2w[None], fxfycxcy[None]))
+
+    def _known(self, view: int) -> None:
+        if view not in self._slots and view not in self._waiting:
+            raise InputError(f"no view {view!r} in this session; it has {self.views}")
+
+    def _checked(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> _View:
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"image of shape {image.shape}: expected [H, W, 3] (RGB)")
+        self._check_size(image.shape[:2], "image")
+        settled = self._cache is not None or self._waiting
+        if settled and image.shape[:2] != self._size:
+            raise InputError(
+                f"image of {image.shape[0]}x{image.shape[1]} in a session of "
+                f"{self._size[0]}x{self._size[1]} images (height x width): resize it and scale "
+                "fxfycxcy along, or start another session"
+            )
+        if image.dtype == np.uint8:
+            image = image.astype(np.float32) / 255
+        elif not np.issubdtype(image.dtype, np.floating):
+            raise InputError(f"image of {image.dtype}: expected uint8, or floats in [0, 1]")
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise InputError(
+                f"image values from {image.min():g} to {image.max():g}: expected finite values in "
+                "[0, 1]; divide 8-bit values by 255"
+            )
+        c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
+        check_cameras(c2w, fxfycxcy, "camera")
+        if c2w.ndim != 2:
+            raise InputError(f"c2w of shape {c2w.shape}: expected one camera, [4, 4]")
+        return _View(image.astype(np.float32), c2w, fxfycxcy)
+
+    def _check_size(self, size: tuple[int, int], what: str) -> None:
+        patch = self._model.config.patch
+        if len(size) != 2 or any(side < patch or side % patch for side in size):
+            fitting = "x".join(str(max(side // patch, 1) * patch) for side in size)
+            raise InputError(
+                f"{what} of {'x'.join(map(str, size))} (height x width): both sides must be "
+                f"multiples of the patch size {patch}; resize or crop to {fitting} and scale "
+                "fxfycxcy along"
+            )

@@ -1,0 +1,1 @@
+"""The step, what it minimises, how it is saved and stopped."""

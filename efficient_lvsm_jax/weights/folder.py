@@ -1,0 +1,194 @@
+"""Weights on disk, and a model from whatever holds some.
+
+A *weights folder* (`save_weights`, `load_weights`) is what a conversion makes: orbax parameters and
+`weights.json` beside them. `load` also reads training workdirs, see `checkpoints`, and PyTorch
+files. Rendering reads only parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.manifest import find_damage, read_manifest
+from efficient_lvsm_jax.files.writing import first_line, read_json, reporting_writes, write_json
+from efficient_lvsm_jax.models.model import Model, abstract_params, configure
+from efficient_lvsm_jax.training.checkpoints import (
+    MODEL_FILE,
+    STEPS_FOLDER,
+    read_model,
+    saved_steps,
+)
+
+WEIGHTS_FILE = "weights.json"
+
+log = logging.getLogger(__name__)
+
+
+def digest(params: dict) -> str:
+    """SHA-256 over the paths, shapes, dtypes and values of a nested dict of arrays."""
+    total = hashlib.sha256()
+    for path, value in sorted(
+        (jax.tree_util.keystr(path), np.asarray(value))
+        for path, value in jax.tree_util.tree_leaves_with_path(params)
+    ):
+        total.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        total.update(np.ascontiguousarray(value).tobytes())
+    return total.hexdigest()
+
+
+def save_weights(folder: str | Path, params: dict, info: dict) -> None:
+    """Writes a weights folder: orbax parameters and weights.json (`info` and a digest).
+
+    Everything is written to a hidden folder beside and renamed at the end.
+
+    Args:
+      folder: must not exist.
+      params: nested dict of arrays.
+      info: at least `family` and `config`; JSON values.
+
+    Raises:
+      InputError: `folder` exists, or cannot be written (no space, no permission); then nothing is
+        left behind.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(f"{folder} already exists; name a new folder or remove it first")
+    with reporting_writes(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    try:
+        with reporting_writes(folder):
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(partial / "params", params)
+            write_json(partial / WEIGHTS_FILE, {**info, "params_sha256": digest(params)})
+            partial.chmod(0o755)
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_weights(folder: str | Path) -> tuple[dict, dict]:
+    """Parameters and info of a weights folder.
+
+    Raises:
+      InputError: missing or unreadable files, tensors that do not belong to the configuration, or
+        values that differ from what was written (digest).
+    """
+    info = read_weights_info(folder)
+    config = configure(info["family"], info["config"])
+    return restore_weights(folder, info, abstract_params(info["family"], config)), info
+
+
+def read_weights_info(folder: str | Path) -> dict:
+    """The info of a weights folder: `family`, `config`, `params_sha256` and what was saved with it.
+
+    Raises:
+      InputError: missing or unreadable.
+    """
+    path = Path(folder).absolute() / WEIGHTS_FILE
+    info = read_json(path)
+    missing = [key for key in ("family", "config", "params_sha256") if key not in info]
+    if missing:
+        raise InputError(f"{path}: has no {', '.join(missing)}; convert again")
+    return info
+
+
+def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
+    """The parameters of a weights folder.
+
+    Args:
+      folder, info: the folder and its info.
+      abstract: shapes and dtypes of all parameters.
+
+    Raises:
+      InputError: other parameters, or values that differ from what was written (digest).
+    """
+    folder = Path(folder).absolute()
+    params = _restore(folder / "params", abstract)
+    if digest(params) != info["params_sha256"]:
+        raise InputError(
+            f"{folder / 'params'}: the values differ from those written (SHA-256); the files are "
+            "damaged: convert or copy them again"
+        )
+    return params
+
+
+def load(path: str | Path) -> Model:
+    """A model from a weights folder, a training workdir or a PyTorch checkpoint file.
+
+    Args:
+      path: folder written by `python -m efficient_lvsm_jax.convert`, `--workdir` of train.py (its
+        newest step; the averaged parameters if it keeps them), or a `.pt`, `.pth` or
+        `.safetensors` file in the published layout (converted in memory on every load).
+
+    Raises:
+      InputError: nothing usable there; the message names the file and what was expected.
+    """
+    path = Path(path)
+    if path.is_file():
+        from efficient_lvsm_jax.convert import read_published
+
+        model = read_published(path)
+        return dataclasses.replace(model, params=jax.device_put(model.params))
+    if (path / WEIGHTS_FILE).is_file():
+        params, info = load_weights(path)
+        return Model(info["family"], configure(info["family"], info["config"]), params)
+    if (path / MODEL_FILE).is_file():
+        return _load_workdir(path)
+    what = "is empty" if path.is_dir() and not any(path.iterdir()) else "holds no weights"
+    if not path.exists():
+        what = "does not exist"
+    raise InputError(
+        f"{path} {what}: expected a folder with {WEIGHTS_FILE} (made by python -m "
+        f"efficient_lvsm_jax.convert), a workdir with {MODEL_FILE} (made by train.py), or a .pt, "
+        ".pth or .safetensors file"
+    )
+
+
+def _load_workdir(workdir: Path) -> Model:
+    """The newest parameters that are as they were written."""
+    family, config = read_model(workdir)
+    steps = saved_steps(workdir / STEPS_FOLDER)
+    for step in steps:
+        folder = workdir / STEPS_FOLDER / str(step)
+        try:
+            files = read_manifest(folder)["files"]
+            item = "ema" if any(name.startswith("ema/") for name in files) else "params"
+        except (OSError, ValueError):
+            item = "params"  # has damage, which is said below
+        damage = find_damage(folder, {"step": step}, under=item)
+        if damage is None:
+            return Model(family, config, _restore(folder / item, abstract_params(family, config)))
+        log.warning("%s: passed over, not as it was written: %s", folder, damage)
+    if steps:
+        raise InputError(
+            f"{workdir / STEPS_FOLDER}: none of its steps ({', '.join(map(str, steps))}) is as it "
+            "was written; name another workdir"
+        )
+    raise InputError(f"{workdir / STEPS_FOLDER}: no finished checkpoint; train.py writes them")
+
+
+def _restore(folder: Path, abstract: dict) -> dict:
+    """One item as arrays like `abstract` on the default device, strictly."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute(), target)
+    except Exception as error:
+        raise InputError(
+            f"{folder}: cannot be read as the parameters of its configuration "
+            f"({first_line(error)}); the files are damaged or belong to another model"
+        ) from error
