@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 import efficient_lvsm_jax
 from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
-from efficient_lvsm_jax.commands import command_line
+from efficient_lvsm_jax.commands import command_line, main_exit
 from efficient_lvsm_jax.configuration import build
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.comparison import compare
 from efficient_lvsm_jax.evaluation.predictions import NAMED, Predictions, save_pictures, to_bytes
 from efficient_lvsm_jax.evaluation.protocol import (
@@ -49,7 +49,6 @@ from efficient_lvsm_jax.evaluation.results import (
     ResultsFile,
     SceneScores,
     baselines,
-    json_safe,
     leak_report,
     protocol_hash,
     scores_csv,
@@ -64,13 +63,15 @@ from efficient_lvsm_jax.evaluation.scoring import (
     model_renders,
     padded_size,
 )
-from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.files.writing import json_safe, write_json
 from efficient_lvsm_jax.media.video import write_film
-from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, find_lpips
+from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.sharding import make_mesh
 from efficient_lvsm_jax.runs.profiling import StepTrace
-from efficient_lvsm_jax.weights.folder import digest, load
+from efficient_lvsm_jax.weights.folder import digest
+from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.lpips import find_lpips
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,11 +27,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.batches.pipeline import DataConfig, TrainingBatches, training_batches
-from efficient_lvsm_jax.commands import command_line
+from efficient_lvsm_jax.commands import command_line, main_exit
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.cost import flops
 from efficient_lvsm_jax.cost.memory import estimate
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.heldout import open_heldout, render_heldout
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
 from efficient_lvsm_jax.models.model import Model, configure
@@ -41,12 +41,20 @@ from efficient_lvsm_jax.runs.profiling import STEPS, StepTrace
 from efficient_lvsm_jax.runs.progress import Progress, StepClock, peak_flops
 from efficient_lvsm_jax.runs.provenance import record_start
 from efficient_lvsm_jax.runs.run_log import RunLog
-from efficient_lvsm_jax.training.checkpoints import Checkpoints, claim_workdir
+from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.training.interruption import Interruption, exit_by
 from efficient_lvsm_jax.training.objective import FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
-from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state, start_from, train_step
-from efficient_lvsm_jax.weights.folder import load
+from efficient_lvsm_jax.training.step import (
+    Recipe,
+    TrainState,
+    abstract_state,
+    init_state,
+    start_from,
+    train_step,
+)
+from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 DIVERGED = 4  # exit status
 
@@ -115,7 +123,17 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
       SystemExit: ended early by a signal, after saving.
     """
     run = Run.open(config, workdir)
-    memory = estimate(run.recipe, run.data, dict(run.mesh.shape), platform=jax.default_backend())
+    memory = estimate(
+        run.recipe.model,
+        abstract_state(run.recipe),
+        dict(run.mesh.shape),
+        batch_size=run.data.batch_size,
+        inputs=max(run.data.num_inputs_cycle),
+        targets=run.data.num_targets,
+        pixels=run.data.size**2,
+        platform=jax.default_backend(),
+        micro_batches=run.recipe.micro_batches,
+    )
     say(f"memory: {memory}")
     checkpoints = Checkpoints(
         workdir,
@@ -148,7 +166,7 @@ def first_state(run: Run, checkpoints: Checkpoints, batches: TrainingBatches) ->
     """Fresh, from other weights, or where training stopped; every array born in its place."""
     key = jax.random.key(run.config.seed)
     init = functools.partial(init_state, run.recipe)
-    abstract = jax.eval_shape(init, key)
+    abstract = abstract_state(run.recipe)
     shardings = state_shardings(run.mesh, abstract)
     step = checkpoints.latest()
     if step is not None:

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from efficient_lvsm_jax.models.model import abstract_params, configure
-from efficient_lvsm_jax.weights.folder import load
+from efficient_lvsm_jax.weights.load import load
 from eval import Options, evaluate
 from train import train
 

@@ -12,7 +12,16 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.sessions.session import Session
-from efficient_lvsm_jax.weights.folder import load
+from efficient_lvsm_jax.version import __version__
+from efficient_lvsm_jax.weights.load import load
 
-__all__ = ["Cameras", "InputError", "Model", "SceneFrame", "Session", "Views", "load"]
-__version__ = "0.1.0"
+__all__ = [
+    "Cameras",
+    "InputError",
+    "Model",
+    "SceneFrame",
+    "Session",
+    "Views",
+    "__version__",
+    "load",
+]

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import accelerator
 from benchmarks.gpu.context import Context
-from efficient_lvsm_jax.convert import read_published
+from efficient_lvsm_jax.weights.load import read_published
 
 ROOT = Path(__file__).parent.parent
 

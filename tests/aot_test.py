@@ -10,9 +10,7 @@ from efficient_lvsm_jax.aot import topologies
 from efficient_lvsm_jax.aot.hlo import read_program
 from efficient_lvsm_jax.aot.training_step import Compiled, question
 from efficient_lvsm_jax.cost.chips import CHIPS, GIB, read_topology
-from efficient_lvsm_jax.cost.memory import estimate
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 
 COMMAND = ["aot", "--config", "configs/re10k_256.py", "--config.data.batch_size=64"]
 
@@ -77,7 +75,7 @@ def test_a_topology_names_its_chip_and_their_number():
 
 def test_a_compiled_step_is_told_with_its_memory_collectives_and_kernels():
     asked = question(re10k_256.get_config(), 16)
-    expected = estimate(asked.recipe, asked.data, mesh_sizes(asked.mesh, 16), platform="tpu")
+    expected = asked.estimate("tpu")
     program = read_program((GOLDENS / "tpu_program.txt").read_text())
     compiled = Compiled({"parameters": GIB, "temporaries": 2 * GIB}, program)
     answer = aot.report(asked, read_topology("v5e:4x4"), 2 * GIB, expected, compiled)
@@ -92,7 +90,7 @@ def test_the_least_time_of_a_step_is_that_of_its_products_at_half_a_matrix_unit(
     config = re10k_256.get_config()
     config.losses.perceptual = 0.0
     asked = question(config, 16)
-    expected = estimate(asked.recipe, asked.data, mesh_sizes(asked.mesh, 16), platform="tpu")
+    expected = asked.estimate("tpu")
     bound = aot.report(asked, read_topology("v5e:4x4"), 16 * GIB, expected, None)["roofline"]
     executed = asked.flops().executed
     linear, attention = executed.linear / 16 / 197e12, executed.attention / 16 / 197e12

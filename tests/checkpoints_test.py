@@ -13,7 +13,8 @@ from data_pipeline.batches.pipeline import DataConfig, TrainingBatches
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.parallel.sharding import make_mesh, state_shardings
-from efficient_lvsm_jax.training.checkpoints import Checkpoints, claim_workdir
+from efficient_lvsm_jax.training.checkpoints import Checkpoints
+from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 
 def test_a_workdir_belongs_to_one_model(tmp_path):
@@ -154,7 +155,8 @@ def test_rendering_reads_the_newest_good_parameters(small_model, tmp_path, caplo
 
 def test_two_runs_do_not_share_a_workdir(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from efficient_lvsm_jax.training.checkpoints import _locked\n"
+        "import sys; from pathlib import Path\n"
+        "from efficient_lvsm_jax.training.checkpoints import _locked\n"
         "_locked(Path(sys.argv[1]) / 'train.lock')"
     )
     with Checkpoints(tmp_path, keep=2):

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from efficient_lvsm_jax.commands import command_line
+from efficient_lvsm_jax.commands import command_line, main_exit
 from efficient_lvsm_jax.configuration import build
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.errors import InputError
 
 CONFIG = """
 from ml_collections import ConfigDict

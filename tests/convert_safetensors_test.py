@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from efficient_lvsm_jax.convert import read_published
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.weights.load import read_published
 
 
 def report(path):

@@ -6,16 +6,18 @@ from conftest import GOLDENS
 from torch_files import Raw, encode, write_arrays, write_torch
 
 import efficient_lvsm_jax as elvsm
-from efficient_lvsm_jax.convert import convert, read_published
+from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
 from efficient_lvsm_jax.files.stored import StoredTensor
 from efficient_lvsm_jax.files.torch_file import open_torch
 from efficient_lvsm_jax.models.model import EfficientLVSMConfig, abstract_params
-from efficient_lvsm_jax.training.checkpoints import Checkpoints, claim_workdir
+from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.weights.folder import load_weights
+from efficient_lvsm_jax.weights.load import read_published
 from efficient_lvsm_jax.weights.published import bring_in, count_tensors
 from efficient_lvsm_jax.weights.source import sha256
+from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 SQUARE = EfficientLVSMConfig(width=64, head_dim=32, layers=3, patch=8, mlp_ratio=4)
 FIRST = "input_self_attn_blocks.0"

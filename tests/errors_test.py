@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.errors import InputError
 
 
 def exit_of(main) -> int:

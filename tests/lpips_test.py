@@ -12,17 +12,9 @@ from efficient_lvsm_jax.convert.__main__ import main
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.stored import contiguous_strides
 from efficient_lvsm_jax.metrics import lpips as lpips_module
-from efficient_lvsm_jax.metrics.lpips import (
-    SCALE,
-    SHIFT,
-    STAGES,
-    Lpips,
-    find_lpips,
-    load_lpips,
-    lpips_loss,
-)
+from efficient_lvsm_jax.metrics.lpips import SCALE, SHIFT, STAGES, Lpips, lpips_loss
 from efficient_lvsm_jax.weights.folder import save_weights
-from efficient_lvsm_jax.weights.lpips import convert_lpips
+from efficient_lvsm_jax.weights.lpips import convert_lpips, find_lpips, load_lpips
 
 FEATURES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 

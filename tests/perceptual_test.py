@@ -6,8 +6,9 @@ from conftest import GOLDENS, channels_last, golden
 from vgg19_files import drawn_convolutions, layers, write_layers
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.metrics import perceptual
-from efficient_lvsm_jax.metrics.perceptual import activations, load_vgg19, perceptual_loss
+from efficient_lvsm_jax.metrics.perceptual import activations, perceptual_loss
+from efficient_lvsm_jax.weights import vgg19
+from efficient_lvsm_jax.weights.vgg19 import load_vgg19
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_weights_are_found_in_their_usual_place_and_other_widths_said(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     drawn = drawn_convolutions(0, (2, 2, 2, 2, 2))
-    write_layers(tmp_path / perceptual.WEIGHTS_FILE, layers(drawn))
+    write_layers(tmp_path / vgg19.WEIGHTS_FILE, layers(drawn))
     params = load_vgg19("")
     assert len(params) == 14 and "conv5_3" not in params
     assert "(2, 2, 2, 2, 2) channels instead of (64, 128, 256, 512, 512)" in caplog.text

@@ -14,10 +14,12 @@ from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.pictures.transforms import preprocess_frame
 from data_pipeline.scenes import open_scenes
 from efficient_lvsm_jax import SceneFrame, Session
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.paths import orbit
 from efficient_lvsm_jax.render.__main__ import main, spread
-from efficient_lvsm_jax.weights.folder import load, save_weights
+from efficient_lvsm_jax.weights.folder import save_weights
+from efficient_lvsm_jax.weights.load import load
 
 AZIMUTHS = np.array([-30.0, -25, 0, 10, 30])
 

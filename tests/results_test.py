@@ -14,13 +14,13 @@ from efficient_lvsm_jax.evaluation.results import (
     SceneScores,
     baselines,
     differences,
-    json_safe,
     leak_report,
     protocol_hash,
     read_results,
     scores_csv,
     summarise,
 )
+from efficient_lvsm_jax.files.writing import json_safe
 
 PROTOCOL = {"index": {"sha256": "ab"}, "renderer": {"weights_sha256": "cd"}}
 

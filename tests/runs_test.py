@@ -18,7 +18,7 @@ from efficient_lvsm_jax.models.model import EfficientLVSMConfig
 from efficient_lvsm_jax.runs.__main__ import draw_runs, find_runs, listing, read_run, state_of
 from efficient_lvsm_jax.runs.provenance import record_start
 from efficient_lvsm_jax.runs.run_log import RunLog, Status
-from efficient_lvsm_jax.training.checkpoints import claim_workdir
+from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 ROOT = Path(efficient_lvsm_jax.__file__).parents[1]
 NOW = 1_800_000_000.0

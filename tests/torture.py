@@ -321,7 +321,8 @@ def unfinished(workdir: Path) -> bool:
 
 def parameters(workdir: Path) -> str:
     """Digest of what rendering would load."""
-    from efficient_lvsm_jax.weights.folder import digest, load
+    from efficient_lvsm_jax.weights.folder import digest
+    from efficient_lvsm_jax.weights.load import load
 
     return digest(load(workdir).params)
 

@@ -46,7 +46,7 @@ def run_once(workdir: Path, steps: int, largest_file: int, *, stand_in: bool) ->
     if largest_file:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    from efficient_lvsm_jax.errors import main_exit
+    from efficient_lvsm_jax.commands import main_exit
 
     if stand_in:
         main_exit(lambda: train_stand_in(workdir, steps))
@@ -61,8 +61,9 @@ def train_stand_in(workdir: Path, steps: int) -> None:
 
     from efficient_lvsm_jax.models.model import abstract_params, configure
     from efficient_lvsm_jax.runs.run_log import METRICS_FILE, open_rows
-    from efficient_lvsm_jax.training.checkpoints import Checkpoints, claim_workdir
+    from efficient_lvsm_jax.training.checkpoints import Checkpoints
     from efficient_lvsm_jax.training.interruption import Interruption, exit_by
+    from efficient_lvsm_jax.weights.workdir import claim_workdir
 
     model = configure("efficient_lvsm", small_config(steps).model.to_dict())
     claim_workdir(workdir, "efficient_lvsm", model)

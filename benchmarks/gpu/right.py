@@ -16,7 +16,6 @@ import numpy as np
 from benchmarks.gpu.context import GOLDENS, Context, Rows, all_finite
 from benchmarks.gpu.training import BATCHES, batch_of, recipe_of
 from efficient_lvsm_jax import Session
-from efficient_lvsm_jax.convert import read_published
 from efficient_lvsm_jax.convert.reference import compare, read_reference
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
 from efficient_lvsm_jax.models.model import Model, _call, configure, init_params
@@ -24,6 +23,7 @@ from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, init_state, start_from, train_step
+from efficient_lvsm_jax.weights.load import read_published
 
 HALF_PRECISION = 1.5e-2  # relative errors that bfloat16 operands explain
 FLOAT32 = {"lvsm_encoder_decoder": 5e-4}  # elsewhere 1e-4; see docs/parity.md

@@ -31,7 +31,8 @@ from data_pipeline.inspect.findings import (
 )
 from data_pipeline.inspect.pose_checks import PoseCheck
 from data_pipeline.scenes import AXES, ReadOptions, Scene, Scenes, open_scenes
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.errors import InputError
 
 SUMMARY_PAIRS = 3  # of pictures, in the epipolar check of each of several scenes
 

@@ -36,7 +36,8 @@ from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.shards import Preparation, open_source, sha256, write_shard
 from data_pipeline.scenes import AXES, ReadOptions
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_json_object
 from efficient_lvsm_jax.files.writing import write_json
 

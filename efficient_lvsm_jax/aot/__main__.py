@@ -32,12 +32,12 @@ from efficient_lvsm_jax.aot.hlo import Program
 from efficient_lvsm_jax.aot.rendering import PROGRAMS, RenderQuestion, compile_render
 from efficient_lvsm_jax.aot.topologies import topology_devices
 from efficient_lvsm_jax.aot.training_step import Compiled, Question, compile_step, question
-from efficient_lvsm_jax.commands import command_line
+from efficient_lvsm_jax.commands import command_line, main_exit
 from efficient_lvsm_jax.cost.chips import GIB, Topology, read_topology
 from efficient_lvsm_jax.cost.flops import Flops
-from efficient_lvsm_jax.cost.memory import Estimate, estimate
+from efficient_lvsm_jax.cost.memory import Estimate
 from efficient_lvsm_jax.cost.roofline import Roofline, roofline
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import configure
 from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 
@@ -323,8 +323,7 @@ def _train(
     devices = topology.devices if topology else values.devices
     platform = topology.chip.platform if topology else values.platform
     asked = question(config, devices)
-    sizes = mesh_sizes(asked.mesh, devices)
-    expected = estimate(asked.recipe, asked.data, sizes, platform=platform)
+    expected = asked.estimate(platform)
     compiled = None if values.estimate else compile_step(asked, topology_devices(topology))
     return report(asked, topology, memory, expected, compiled)
 

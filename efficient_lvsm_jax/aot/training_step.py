@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +17,14 @@ from efficient_lvsm_jax.aot.hlo import Program, read_program
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.cost.flops import TrainFlops, frozen_loss
 from efficient_lvsm_jax.cost.flops import train_step as train_flops
-from efficient_lvsm_jax.cost.memory import bytes_per_device, state_bytes
+from efficient_lvsm_jax.cost.memory import Estimate, bytes_per_device, estimate, state_bytes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import lpips, perceptual
 from efficient_lvsm_jax.models.model import ModelConfig, configure
-from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh, state_shardings
+from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh, mesh_sizes, state_shardings
 from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
-from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
+from efficient_lvsm_jax.training.step import Recipe, abstract_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,20 @@ class Question:
     def views(self) -> tuple[int, int]:
         """V, the most there are, and T."""
         return max(self.data.num_inputs_cycle), self.data.num_targets
+
+    def estimate(self, platform: str) -> Estimate:
+        """What formulas say of its memory, on "tpu" or "gpu"."""
+        return estimate(
+            self.recipe.model,
+            abstract_state(self.recipe),
+            mesh_sizes(self.mesh, self.devices),
+            batch_size=self.data.batch_size,
+            inputs=self.views[0],
+            targets=self.views[1],
+            pixels=self.data.size**2,
+            platform=platform,
+            micro_batches=self.recipe.micro_batches,
+        )
 
     def flops(self) -> TrainFlops:
         """Of a step of the model on all devices, by fused attention."""
@@ -149,7 +162,7 @@ def compile_step(asked: Question, devices: Sequence[jax.Device]) -> Compiled:
       InputError: settings that cannot be; or the compiler found that memory does not suffice.
     """
     mesh = make_mesh(asked.mesh, devices)
-    state = jax.eval_shape(functools.partial(init_state, asked.recipe), jax.random.key(0))
+    state = abstract_state(asked.recipe)
     shardings = state_shardings(mesh, state)
     batch = _abstract_batch(mesh, asked)
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), asked.frozen)

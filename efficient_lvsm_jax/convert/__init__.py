@@ -18,12 +18,13 @@ import jax
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
-from efficient_lvsm_jax.models.model import Model, ModelConfig
+from efficient_lvsm_jax.models.model import ModelConfig
 from efficient_lvsm_jax.weights import folder as weights
-from efficient_lvsm_jax.weights.published import Published, bring_in, bring_out, count_tensors
-from efficient_lvsm_jax.weights.source import HUB, fetch, open_state_dict, sha256
+from efficient_lvsm_jax.weights.load import load, read_file
+from efficient_lvsm_jax.weights.published import Published, bring_out, count_tensors
+from efficient_lvsm_jax.weights.source import HUB, fetch, sha256
 
-__all__ = ["Conversion", "convert", "read_published"]
+__all__ = ["Conversion", "convert"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
         published, digest = _published_from_folder(Path(source)), None
     else:
         path = fetch(source)
-        published, digest = _read(path), sha256(path)
+        published, digest = read_file(path), sha256(path)
 
     if to_file:
         tensors = bring_out(published.params, published.family, published.config)
@@ -93,22 +94,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
     )
 
 
-def read_published(source: str | Path) -> Model:
-    """The model of a published file, its parameters float32 NumPy arrays.
-
-    Raises:
-      InputError: as `convert`.
-    """
-    published = _read(fetch(source))
-    return Model(published.family, published.config, published.params)
-
-
-def _read(path: Path) -> Published:
-    with open_state_dict(path) as state:
-        return bring_in(path, state)
-
-
 def _published_from_folder(folder: Path) -> Published:
-    model = weights.load(folder)
+    model = load(folder)
     tensors = count_tensors(model.family, model.config)
     return Published(model.family, model.params, model.config, tensors, {})

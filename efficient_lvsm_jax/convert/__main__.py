@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.convert.reference import compare, read_reference
-from efficient_lvsm_jax.errors import main_exit
-from efficient_lvsm_jax.weights import folder as weights
+from efficient_lvsm_jax.weights.load import load
 from efficient_lvsm_jax.weights.lpips import PUBLISHED, convert_lpips
 
 ABOVE_LIMIT = 3
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"left out {count} tensors: {reason}")
     if reference is None:
         return 0
-    model = weights.load(arguments.destination)
+    model = load(arguments.destination)
     differences = []
     for difference in compare(model, reference):
         print(difference, flush=True)

@@ -11,7 +11,6 @@ Axes: V input view, T target view, N patch token, D width, H head, K head dim, L
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +18,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import EfficientLVSMConfig, EncoderDecoderConfig, ModelConfig
 from efficient_lvsm_jax.parallel.sharding import state_shardings
-from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state
 
 GIB, MIB = 2**30, 2**20
 # Units in use at the peak of the backward pass, per view of the larger side: one layer's outputs,
@@ -78,14 +75,27 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, data: DataConfig, mesh_sizes: Mapping[str, int], *, platform: str
+    model: ModelConfig,
+    state: Any,
+    mesh_sizes: Mapping[str, int],
+    *,
+    batch_size: int,
+    inputs: int,
+    targets: int,
+    pixels: int,
+    platform: str,
+    micro_batches: int = 1,
 ) -> Estimate:
     """Memory of a training step on each device.
 
     Args:
-      recipe: what is trained, and how.
-      data: the batch; of `num_inputs_cycle` the most inputs count.
+      model: configuration of what is trained.
+      state: shapes of its `training.step.TrainState`.
       mesh_sizes: size of every mesh axis, see `sharding.mesh_sizes`.
+      batch_size: scenes of all devices.
+      inputs, targets: V, the most there are, and T.
+      pixels: of one view, height * width.
+      micro_batches: parts in which the batch is walked.
       platform: "tpu", "gpu" or "cpu", as `jax.default_backend` says. TPUs pad arrays of heads;
         elsewhere than on a CPU, attention without a fused kernel keeps all scores.
 
@@ -97,30 +107,27 @@ def estimate(
       InputError: the batch does not divide, or as `state_shardings`.
     """
     places = mesh_sizes["data"] * mesh_sizes["fsdp"]
-    if data.batch_size % (places * recipe.micro_batches):
+    if batch_size % (places * micro_batches):
         raise InputError(
-            f"data.batch_size={data.batch_size} does not divide among data:{mesh_sizes['data']} x "
-            f"fsdp:{mesh_sizes['fsdp']} devices x micro_batches={recipe.micro_batches}; make it a "
-            f"multiple of {places * recipe.micro_batches}"
+            f"data.batch_size={batch_size} does not divide among data:{mesh_sizes['data']} x "
+            f"fsdp:{mesh_sizes['fsdp']} devices x micro_batches={micro_batches}; make it a "
+            f"multiple of {places * micro_batches}"
         )
-    state = _state(recipe, mesh_sizes)
-    scenes = data.batch_size // places
-    inputs = math.ceil(max(data.num_inputs_cycle) / mesh_sizes.get("context", 1))
-    views = inputs + data.num_targets
-    at_once = scenes // recipe.micro_batches
-    kept, working = activations(
-        recipe.model, inputs, data.num_targets, data.size**2, platform=platform
-    )
-    compute_bytes = recipe.model.dtype.itemsize
-    share = state["parameters"] // 4  # parameters are float32
+    between = _state(state, mesh_sizes)
+    scenes = batch_size // places
+    inputs = math.ceil(inputs / mesh_sizes.get("context", 1))
+    at_once = scenes // micro_batches
+    kept, working = activations(model, inputs, targets, pixels, platform=platform)
+    compute_bytes = model.dtype.itemsize
+    share = between["parameters"] // 4  # parameters are float32
     # Gradients arise in the compute dtype beside parameters in it, and are summed in float32.
     gradients = share * (compute_bytes if compute_bytes == 4 else 2 * compute_bytes)
-    gradients += share * 4 * (recipe.micro_batches > 1)
+    gradients += share * 4 * (micro_batches > 1)
     return Estimate(
         bytes={
-            **state,
+            **between,
             "gradients": gradients,
-            "batch": scenes * views * (3 * data.size**2 + (16 + 4) * 4),
+            "batch": scenes * (inputs + targets) * (3 * pixels + (16 + 4) * 4),
             "kept for the backward pass": at_once * kept,
             "in use at once": at_once * working,
         },
@@ -175,16 +182,15 @@ def activations(
     return int(layers * with_self_attention * unit), int(working * unit)
 
 
-def _state(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> dict[str, int]:
+def _state(state: Any, mesh_sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of one device between steps, exactly."""
-    state = jax.eval_shape(functools.partial(init_state, recipe), jax.random.key(0))
     axes = (AxisType.Auto,) * len(mesh_sizes)
     mesh = AbstractMesh(tuple(mesh_sizes.values()), tuple(mesh_sizes), axis_types=axes)
     shardings = state_shardings(mesh, state)
     return state_bytes(state, shardings)
 
 
-def state_bytes(state: TrainState, shardings: TrainState) -> dict[str, int]:
+def state_bytes(state: Any, shardings: Any) -> dict[str, int]:
     """Bytes of one device's share of an abstract state by kind."""
     parameters, average = (
         bytes_per_device(getattr(state, name), getattr(shardings, name))

@@ -18,13 +18,12 @@ from efficient_lvsm_jax.evaluation.predictions import picture_path
 from efficient_lvsm_jax.evaluation.results import (
     SceneScores,
     differences,
-    json_safe,
     metrics_of,
     read_results,
     results_folder,
     standard_error,
 )
-from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.files.writing import json_safe, write_json
 from efficient_lvsm_jax.media.page import (
     METRIC_LOOKS,
     error_legend,

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import json_safe
 
 FILE = "scenes.jsonl"
 FORMAT = 1  # of the file
@@ -209,7 +210,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict, list[SceneScores]]:
 
 
 def _row_to_json(row: SceneScores) -> dict:
-    scores = {name: [_plain(v) for v in values.tolist()] for name, values in row.scores.items()}
+    scores = {name: json_safe(values.tolist()) for name, values in row.scores.items()}
     value = {"scene": row.scene, "inputs": row.inputs, "targets": row.targets} | scores
     return value | {"unusable": row.unusable} if row.unusable else value
 
@@ -223,11 +224,6 @@ def _row_from_json(value: dict) -> SceneScores:
     }
     frames = (tuple(int(i) for i in value[side]) for side in ("inputs", "targets"))
     return SceneScores(str(value["scene"]), *frames, scores, value.get("unusable", ""))
-
-
-def _plain(number: float) -> float | str:
-    """JSON has no infinity and no NaN: "inf" and "nan" there, which float() reads."""
-    return number if math.isfinite(number) else str(number)
 
 
 def summarise(rows: Sequence[SceneScores], *, without_leaked: bool = False) -> dict[str, Any]:
@@ -318,12 +314,3 @@ def scores_csv(rows: Sequence[SceneScores]) -> str:
             scores = [f"{row.scores[metric][i]:.6f}" for metric in metrics]
             writer.writerow([row.scene, inputs, target, int(row.leaked[i]), *scores, ""])
     return text.getvalue()
-
-
-def json_safe(value: Any) -> Any:
-    """The value with infinities and NaN as strings, so that it is JSON for every reader."""
-    if isinstance(value, dict):
-        return {key: json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(item) for item in value]
-    return _plain(value) if isinstance(value, float) else value

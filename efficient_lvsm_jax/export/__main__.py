@@ -32,8 +32,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-import efficient_lvsm_jax
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.export import load_exported
 from efficient_lvsm_jax.export.load_exported import described
 from efficient_lvsm_jax.files.manifest import sync_folder, write_manifest
@@ -41,7 +41,8 @@ from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.model import Model, bind
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.nn import cache as pages
-from efficient_lvsm_jax.weights.folder import load
+from efficient_lvsm_jax.version import __version__
+from efficient_lvsm_jax.weights.load import load
 
 # Platforms as jax.export names them: how attention is computed there, and the device to trace for.
 PLATFORMS = {
@@ -192,7 +193,7 @@ def export(
             contents[entry["file"]] = exported.serialize()
     about = {
         "format": load_exported.FORMAT,
-        "version": efficient_lvsm_jax.__version__,
+        "version": __version__,
         "family": model.family,
         "config": dataclasses.asdict(model.config),
         "jax": jax.__version__,

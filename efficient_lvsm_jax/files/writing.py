@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -64,3 +65,17 @@ def _reason(error: BaseException) -> str:
     """The operating system's words, which the storage library wraps in a page of paths."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else first_line(error)
+
+
+def json_safe(value: Any) -> Any:
+    """The value with infinities and NaN as strings, so that it is JSON for every reader."""
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    return _plain(value) if isinstance(value, float) else value
+
+
+def _plain(number: float) -> float | str:
+    """JSON has no infinity and no NaN: "inf" and "nan" there, which float() reads."""
+    return number if math.isfinite(number) else str(number)

@@ -29,7 +29,6 @@ from flax import nnx
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import vgg
 from efficient_lvsm_jax.metrics.pictures import check_range
-from efficient_lvsm_jax.weights import folder as weights
 
 FAMILY = "lpips_vgg16"
 CONFIG = {"version": "0.1"}
@@ -153,35 +152,6 @@ class Lpips:
                 here = slice(first, first + group)
                 scores[here] = stage_distances(self.params, *(x[here] for x in pictures))
         return scores.reshape(*lead, len(STAGES))
-
-
-def load_lpips(folder: str | Path) -> Lpips:
-    """The distance from a folder that `python -m efficient_lvsm_jax.convert --lpips` wrote.
-
-    Raises:
-      InputError: no such folder (says where weights come from), other weights, or damaged ones.
-    """
-    folder = Path(folder)
-    if not (folder / weights.WEIGHTS_FILE).is_file():
-        raise InputError(f"{folder} holds no LPIPS weights: {HOW_TO_GET_WEIGHTS}")
-    info = weights.read_weights_info(folder)
-    if (info["family"], info["config"]) != (FAMILY, CONFIG):
-        raise InputError(
-            f"{folder}: holds weights of {info['family']} {info['config']}, not LPIPS 0.1 with "
-            f"VGG16: {HOW_TO_GET_WEIGHTS}"
-        )
-    return Lpips(weights.restore_weights(folder, info, abstract_params()))
-
-
-def find_lpips(folder: str | Path) -> Lpips | None:
-    """The distance from `folder`; if it is "", from weights/lpips, or None if that does not exist.
-
-    Raises:
-      InputError: as `load_lpips`, also for a damaged weights/lpips.
-    """
-    if not str(folder) and not WEIGHTS_FOLDER.exists():
-        return None
-    return load_lpips(folder or WEIGHTS_FOLDER)
 
 
 def _unit_length(x: jax.Array) -> jax.Array:

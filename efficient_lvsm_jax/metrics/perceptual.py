@@ -12,19 +12,14 @@ Axes: P picture, Y X pixel, C channel.
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import vgg
-from efficient_lvsm_jax.weights.vgg19 import FILE, HOW_TO_GET_WEIGHTS, read_vgg19
 
-WEIGHTS_FILE = Path("weights") / FILE
 DEPTHS = (2, 2, 4, 4, 2)  # nothing after the last tap is computed
 TAPS = (2, 2, 2, 2, 2)
 PUBLISHED_WIDTHS = (64, 128, 256, 512, 512)
@@ -40,7 +35,7 @@ def perceptual_loss(
     Its gradient reaches `predicted` alone, and is finite everywhere; see `vgg.frozen_loss`.
 
     Args:
-      params: of VGG19, as `load_vgg19` returns them; any widths.
+      params: of VGG19, as `weights.vgg19.load_vgg19` returns them; any widths.
       predicted, true: [..., V, Y, X, 3], floats in [0, 1]. Memory is that of one view; leading
         axes may be sharded.
       dtype: of the convolutions. The published training took bfloat16. Differences are taken,
@@ -50,30 +45,6 @@ def perceptual_loss(
       InputError: shapes that differ, other axes, or sides below 16 pixels.
     """
     return vgg.frozen_loss(_distance, params, predicted, true, dtype)
-
-
-def load_vgg19(path: str | Path) -> dict:
-    """The convolutions that the loss uses; conv{stage}_{layer}, {"kernel", "bias"}, float32.
-
-    Args:
-      path: MatConvNet's imagenet-vgg-verydeep-19.mat; if "", weights/ is where it is looked for.
-        Widths are read off the file; other than published ones are said to be so.
-
-    Raises:
-      InputError: no such file (says where people get it), another one, or a damaged one.
-    """
-    path = Path(path) if str(path) else WEIGHTS_FILE
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; the perceptual loss {HOW_TO_GET_WEIGHTS}")
-    params = read_vgg19(path)
-    widths = tuple(len(params[f"conv{stage}_1"]["bias"]) for stage in range(1, len(DEPTHS) + 1))
-    if widths != PUBLISHED_WIDTHS:
-        logging.getLogger(__name__).warning(
-            "%s: VGG19 with %s channels instead of %s; its perceptual loss compares with no other",
-            path, widths, PUBLISHED_WIDTHS,
-        )  # fmt: skip
-    used = [f"conv{s}_{n}" for s, depth in enumerate(DEPTHS, 1) for n in range(1, depth + 1)]
-    return {name: params[name] for name in used}
 
 
 def activations(params: dict, pictures: jax.Array, dtype: Any = jnp.float32) -> list[jax.Array]:

@@ -23,13 +23,14 @@ from data_pipeline.captures.camera_path_files import read_camera_path, write_cam
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.pictures.transforms import portrait_to_square, preprocess_frame
 from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, open_scenes
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.nn.cache import PRECISIONS
 from efficient_lvsm_jax.sessions.session import Session
-from efficient_lvsm_jax.weights import folder as weights
+from efficient_lvsm_jax.weights.load import load
 
 PATHS = ("orbit", "spiral", "inputs")
 INPUTS = 8  # if not told; all of a scene that has fewer
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(arguments)
     scene = _scene(arguments)
     chosen = _chosen(arguments, scene)
-    model = weights.load(arguments.weights)
+    model = load(arguments.weights)
 
     prepared = [_prepare(scene.frames[i], arguments.size, model.config.patch) for i in chosen]
     images, poses, intrinsics = (list(values) for values in zip(*prepared, strict=True))

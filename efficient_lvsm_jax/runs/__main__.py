@@ -27,9 +27,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from efficient_lvsm_jax.training.checkpoints import MODEL_FILE, STEPS_FOLDER, saved_steps
+from efficient_lvsm_jax.weights.workdir import MODEL_FILE
+from efficient_lvsm_jax.weights.workdir import STEPS_FOLDER
+from efficient_lvsm_jax.weights.workdir import saved_steps
 from efficient_lvsm_jax.media.curves import MOST_CURVES, Panel, draw_curves
-from efficient_lvsm_jax.errors import InputError, main_exit
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.media.page import table, write_page
 from efficient_lvsm_jax.runs.progress import duration
 from efficient_lvsm_jax.runs.provenance import RUN_FILE, read_starts

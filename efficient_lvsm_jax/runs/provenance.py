@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-import efficient_lvsm_jax
+from efficient_lvsm_jax.version import __version__
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.runs.run_log import utc
 from efficient_lvsm_jax.files.writing import read_json, write_json
@@ -69,8 +69,8 @@ def record_start(
         "step": step,
         "command": ["python", Path(program).name, *rest],
         "config": dict(config),
-        "version": efficient_lvsm_jax.__version__,
-        "git": git_state(Path(efficient_lvsm_jax.__file__).parent),
+        "version": __version__,
+        "git": git_state(Path(__file__).parent),
         "packages": package_versions(),
         "jax_options": {name: getattr(jax.config, name) for name in JAX_OPTIONS},
         **devices(),

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation.results import json_safe
+from efficient_lvsm_jax.files.writing import json_safe
 from efficient_lvsm_jax.files.writing import read_json, write_json
 
 METRICS_FILE, SPEED_FILE, STATUS_FILE = "metrics.jsonl", "speed.jsonl", "status.json"

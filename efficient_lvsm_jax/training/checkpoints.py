@@ -12,7 +12,6 @@ training keeps an average, `optimizer` and `data` (the position in the data).
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import functools
 import logging
@@ -29,52 +28,13 @@ from jax.experimental import multihost_utils
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.manifest import find_damage, sync_folder, write_manifest
-from efficient_lvsm_jax.files.writing import first_line, read_json, reporting_writes, write_json
-from efficient_lvsm_jax.models.model import configure
+from efficient_lvsm_jax.files.writing import first_line, reporting_writes
+from efficient_lvsm_jax.weights.workdir import STEPS_FOLDER, saved_steps
 
-MODEL_FILE = "model.json"
-STEPS_FOLDER = "checkpoints"
 UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
 LEFTOVER = re.compile(rf"\d+({re.escape(UNFINISHED)}|{re.escape(REMOVED)})")
 
 log = logging.getLogger(__name__)
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """The finished steps in a folder of checkpoints, newest first, damaged ones among them."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)), reverse=True)
-
-
-def read_model(workdir: Path) -> tuple[str, Any]:
-    """Family and configuration of the model trained in `workdir`."""
-    stored = read_json(workdir / MODEL_FILE)
-    if set(stored) != {"family", "config"}:
-        raise InputError(f"{workdir / MODEL_FILE}: expected exactly family and config")
-    return stored["family"], configure(stored["family"], stored["config"])
-
-
-def claim_workdir(workdir: Path, family: str, config: Any) -> None:
-    """Marks a new workdir as training this model, or checks that it always did.
-
-    Raises:
-      InputError: the workdir belongs to another model (names the first setting that differs), or
-        cannot be written.
-    """
-    stored = {"family": family, "config": dataclasses.asdict(config)}
-    if not (workdir / MODEL_FILE).exists():
-        with reporting_writes(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / MODEL_FILE, stored)
-        return
-    found = read_json(workdir / MODEL_FILE)
-    before = {"family": found.get("family"), **found.get("config", {})}
-    for key, value in {"family": family, **stored["config"]}.items():
-        if before.get(key) != value:
-            raise InputError(
-                f"{workdir}: holds a run of another model: {key} was {before.get(key)!r}, now is "
-                f"{value!r}; name another --workdir, or use the configuration it was started with"
-            )
 
 
 class Checkpoints:

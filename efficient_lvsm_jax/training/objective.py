@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from efficient_lvsm_jax.backbones.backbone import Teacher
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Views
-from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, load_lpips, lpips_loss
-from efficient_lvsm_jax.metrics.perceptual import load_vgg19, perceptual_loss
+from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, lpips_loss
+from efficient_lvsm_jax.metrics.perceptual import perceptual_loss
 from efficient_lvsm_jax.models.model import EfficientLVSMConfig
 from efficient_lvsm_jax.training.losses import PROJECTION_KINDS, mean_squared_error, psnr_of_batch
 from efficient_lvsm_jax.training.repa import (
@@ -32,6 +32,8 @@ from efficient_lvsm_jax.training.repa import (
     teacher_labels,
 )
 from efficient_lvsm_jax.weights.backbones import HOW_TO_GET_WEIGHTS, load_teacher
+from efficient_lvsm_jax.weights.lpips import load_lpips
+from efficient_lvsm_jax.weights.vgg19 import load_vgg19
 
 WEIGHTS = ("mean_squared", "perceptual", "lpips", "repa")
 

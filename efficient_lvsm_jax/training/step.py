@@ -100,6 +100,11 @@ def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
     return start_from(recipe, init_params(recipe.family, recipe.model, key), key)
 
 
+def abstract_state(recipe: Recipe) -> TrainState:
+    """Shapes and dtypes of the state, without making it."""
+    return jax.eval_shape(functools.partial(init_state, recipe), jax.random.key(0))
+
+
 def start_from(recipe: Recipe, params: dict, key: jax.Array) -> TrainState:
     """The state before the first step with these parameters; `key` draws REPA's projectors."""
     counters = [jnp.zeros((), jnp.int32) for _ in range(4)]  # buffers of their own, to be donated

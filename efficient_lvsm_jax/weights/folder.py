@@ -7,7 +7,6 @@ files. Rendering reads only parameters.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 import shutil
@@ -19,15 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.manifest import find_damage, read_manifest
 from efficient_lvsm_jax.files.writing import first_line, read_json, reporting_writes, write_json
-from efficient_lvsm_jax.models.model import Model, abstract_params, configure
-from efficient_lvsm_jax.training.checkpoints import (
-    MODEL_FILE,
-    STEPS_FOLDER,
-    read_model,
-    saved_steps,
-)
+from efficient_lvsm_jax.models.model import abstract_params, configure
 
 WEIGHTS_FILE = "weights.json"
 
@@ -114,7 +106,7 @@ def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
       InputError: other parameters, or values that differ from what was written (digest).
     """
     folder = Path(folder).absolute()
-    params = _restore(folder / "params", abstract)
+    params = restore_item(folder / "params", abstract)
     if digest(params) != info["params_sha256"]:
         raise InputError(
             f"{folder / 'params'}: the values differ from those written (SHA-256); the files are "
@@ -123,62 +115,7 @@ def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
     return params
 
 
-def load(path: str | Path) -> Model:
-    """A model from a weights folder, a training workdir or a PyTorch checkpoint file.
-
-    Args:
-      path: folder written by `python -m efficient_lvsm_jax.convert`, `--workdir` of train.py (its
-        newest step; the averaged parameters if it keeps them), or a `.pt`, `.pth` or
-        `.safetensors` file in the published layout (converted in memory on every load).
-
-    Raises:
-      InputError: nothing usable there; the message names the file and what was expected.
-    """
-    path = Path(path)
-    if path.is_file():
-        from efficient_lvsm_jax.convert import read_published
-
-        model = read_published(path)
-        return dataclasses.replace(model, params=jax.device_put(model.params))
-    if (path / WEIGHTS_FILE).is_file():
-        params, info = load_weights(path)
-        return Model(info["family"], configure(info["family"], info["config"]), params)
-    if (path / MODEL_FILE).is_file():
-        return _load_workdir(path)
-    what = "is empty" if path.is_dir() and not any(path.iterdir()) else "holds no weights"
-    if not path.exists():
-        what = "does not exist"
-    raise InputError(
-        f"{path} {what}: expected a folder with {WEIGHTS_FILE} (made by python -m "
-        f"efficient_lvsm_jax.convert), a workdir with {MODEL_FILE} (made by train.py), or a .pt, "
-        ".pth or .safetensors file"
-    )
-
-
-def _load_workdir(workdir: Path) -> Model:
-    """The newest parameters that are as they were written."""
-    family, config = read_model(workdir)
-    steps = saved_steps(workdir / STEPS_FOLDER)
-    for step in steps:
-        folder = workdir / STEPS_FOLDER / str(step)
-        try:
-            files = read_manifest(folder)["files"]
-            item = "ema" if any(name.startswith("ema/") for name in files) else "params"
-        except (OSError, ValueError):
-            item = "params"  # has damage, which is said below
-        damage = find_damage(folder, {"step": step}, under=item)
-        if damage is None:
-            return Model(family, config, _restore(folder / item, abstract_params(family, config)))
-        log.warning("%s: passed over, not as it was written: %s", folder, damage)
-    if steps:
-        raise InputError(
-            f"{workdir / STEPS_FOLDER}: none of its steps ({', '.join(map(str, steps))}) is as it "
-            "was written; name another workdir"
-        )
-    raise InputError(f"{workdir / STEPS_FOLDER}: no finished checkpoint; train.py writes them")
-
-
-def _restore(folder: Path, abstract: dict) -> dict:
+def restore_item(folder: Path, abstract: dict) -> dict:
     """One item as arrays like `abstract` on the default device, strictly."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(

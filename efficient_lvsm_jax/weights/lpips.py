@@ -25,6 +25,8 @@ from efficient_lvsm_jax.metrics.lpips import (
     HOW_TO_GET_WEIGHTS,
     SCALE,
     SHIFT,
+    WEIGHTS_FOLDER,
+    Lpips,
     abstract_params,
 )
 from efficient_lvsm_jax.weights import folder as weights
@@ -143,6 +145,35 @@ class _Rule:
         if len(self.shape) == 4:
             tensor = tensor.transpose(2, 3, 1, 0)
         return np.ascontiguousarray(tensor.reshape(self.shape))
+
+
+def load_lpips(folder: str | Path) -> Lpips:
+    """The distance from a folder that `python -m efficient_lvsm_jax.convert --lpips` wrote.
+
+    Raises:
+      InputError: no such folder (says where weights come from), other weights, or damaged ones.
+    """
+    folder = Path(folder)
+    if not (folder / weights.WEIGHTS_FILE).is_file():
+        raise InputError(f"{folder} holds no LPIPS weights: {HOW_TO_GET_WEIGHTS}")
+    info = weights.read_weights_info(folder)
+    if (info["family"], info["config"]) != (FAMILY, CONFIG):
+        raise InputError(
+            f"{folder}: holds weights of {info['family']} {info['config']}, not LPIPS 0.1 with "
+            f"VGG16: {HOW_TO_GET_WEIGHTS}"
+        )
+    return Lpips(weights.restore_weights(folder, info, abstract_params()))
+
+
+def find_lpips(folder: str | Path) -> Lpips | None:
+    """The distance from `folder`; if it is "", from weights/lpips, or None if that does not exist.
+
+    Raises:
+      InputError: as `load_lpips`, also for a damaged weights/lpips.
+    """
+    if not str(folder) and not WEIGHTS_FOLDER.exists():
+        return None
+    return load_lpips(folder or WEIGHTS_FOLDER)
 
 
 def _rules() -> list[_Rule]:

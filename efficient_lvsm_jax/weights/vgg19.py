@@ -8,6 +8,7 @@ files of MatConvNet's beta16 and before; they go by their names. Kernels are sto
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import numpy as np
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.mat_file import Matrix, open_variable
 from efficient_lvsm_jax.files.stored import printable
+from efficient_lvsm_jax.metrics.perceptual import DEPTHS, PUBLISHED_WIDTHS
 
 FILE = "imagenet-vgg-verydeep-19.mat"
+WEIGHTS_FILE = Path("weights") / FILE
 HOW_TO_GET_WEIGHTS = (
     f"needs MatConvNet's {FILE} (535 MB) from https://www.vlfeat.org/matconvnet/models/{FILE}"
 )
@@ -25,6 +28,30 @@ STAGES = (2, 2, 4, 4, 4)
 LAYERS = 43  # of which the last six are dense, with ReLUs between, and a softmax
 MAX_WIDTH = 512
 GEOMETRY = ("pad", "stride", "dilate")  # all 1; older files have no dilate
+
+
+def load_vgg19(path: str | Path) -> dict:
+    """The convolutions that the loss uses; conv{stage}_{layer}, {"kernel", "bias"}, float32.
+
+    Args:
+      path: MatConvNet's imagenet-vgg-verydeep-19.mat; if "", weights/ is where it is looked for.
+        Widths are read off the file; other than published ones are said to be so.
+
+    Raises:
+      InputError: no such file (says where people get it), another one, or a damaged one.
+    """
+    path = Path(path) if str(path) else WEIGHTS_FILE
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the perceptual loss {HOW_TO_GET_WEIGHTS}")
+    params = read_vgg19(path)
+    widths = tuple(len(params[f"conv{stage}_1"]["bias"]) for stage in range(1, len(DEPTHS) + 1))
+    if widths != PUBLISHED_WIDTHS:
+        logging.getLogger(__name__).warning(
+            "%s: VGG19 with %s channels instead of %s; its perceptual loss compares with no other",
+            path, widths, PUBLISHED_WIDTHS,
+        )  # fmt: skip
+    used = [f"conv{s}_{n}" for s, depth in enumerate(DEPTHS, 1) for n in range(1, depth + 1)]
+    return {name: params[name] for name in used}
 
 
 def read_vgg19(path: str | Path) -> dict:
