@@ -10,7 +10,7 @@ from capture_writers import nerfstudio, objects
 from conftest import GOLDENS, SMALL
 from five_cameras import five_cameras
 from ml_collections import ConfigDict
-from results_test import row, write
+from scored_scenes import row, write
 
 import eval as program
 from configs import capture_evaluation

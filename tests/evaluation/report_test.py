@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from results_test import row
+from scored_scenes import row
 
 from efficient_lvsm_jax.evaluation.report import ShownScene, choose_shown, write_report
 from efficient_lvsm_jax.evaluation.results import SceneScores, baselines, leak_report, summarise

@@ -25,7 +25,7 @@ from data_pipeline.prepare.__main__ import Preparation, main, prepare, verify
 from data_pipeline.scenes import ReadOptions, open_scenes
 from efficient_lvsm_jax.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scored_scenes import PROTOCOL, row, write
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.results import (
@@ -21,22 +22,6 @@ from efficient_lvsm_jax.evaluation.results import (
     summarise,
 )
 from efficient_lvsm_jax.files.writing import json_safe
-
-PROTOCOL = {"index": {"sha256": "ab"}, "renderer": {"weights_sha256": "cd"}}
-
-
-def row(scene: str, psnr, inputs=(0, 9), targets=None, **more) -> SceneScores:
-    targets = tuple(range(1, len(psnr) + 1)) if targets is None else targets
-    scores = {"psnr": psnr, "nearest_input_psnr": [15.0] * len(psnr)}
-    scores |= {"mean_colour_psnr": [12.0] * len(psnr)} | more
-    return SceneScores(scene, inputs, targets, {k: np.float64(v) for k, v in scores.items()})
-
-
-def write(folder, *rows, protocol=PROTOCOL, **options):
-    with ResultsFile(folder, protocol, **options) as results:
-        before = list(results.rows)
-        results.append(rows)
-    return before
 
 
 def assert_same(rows, expected):

@@ -241,13 +241,13 @@ def test_a_second_start_finds_all_programs_of_the_first(tmp_path):
     where = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     found = [
         subprocess.run(
             [sys.executable, "-c", STARTING],
             env=os.environ | where,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             check=True,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from cameras_around import random_cameras, random_rotations
 from conftest import golden
 
 from efficient_lvsm_jax.errors import InputError
@@ -18,24 +19,6 @@ from efficient_lvsm_jax.geometry.cameras import (
     plucker,
     rays,
 )
-
-
-def random_rotations(rng, count):
-    q, r = np.linalg.qr(rng.standard_normal((count, 3, 3)))
-    q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]
-    q[:, :, 0] *= np.linalg.det(q)[:, None]
-    return q
-
-
-def random_cameras(seed, count=4):
-    """World poses [count, 4, 4] and intrinsics [count, 4] for images around 24x40."""
-    rng = np.random.default_rng(seed)
-    c2w = np.tile(np.eye(4), (count, 1, 1))
-    c2w[:, :3, :3] = random_rotations(rng, count)
-    c2w[:, :3, 3] = rng.standard_normal((count, 3))
-    fxfycxcy = np.array([30.0, 34.0, 20.0, 12.0]) + rng.uniform(-3, 3, (count, 4))
-    return c2w, fxfycxcy
-
 
 # Rays
 

@@ -24,7 +24,7 @@ from efficient_lvsm_jax.weights.folder import save_weights
 
 SIZE = (16, 24)
 SHAPES = Shapes(sizes=(SIZE,), targets=(1, 3), capacity=4)
-GUIDE = Path(__file__).parent.parent / "docs" / "export.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "export.md"
 
 
 @pytest.fixture(scope="module")

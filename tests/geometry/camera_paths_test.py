@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cameras_test import random_cameras, random_rotations
+from cameras_around import FOCUS, WORLD, looking_at, random_cameras, ring
 from conftest import golden
 
 from efficient_lvsm_jax.errors import InputError
@@ -76,29 +76,6 @@ def test_path_of_no_steps_is_refused():
 
 
 # Orbits and spirals
-
-FOCUS = np.array([3.0, -2.0, 5.0])
-WORLD = random_rotations(np.random.default_rng(30), 1)[0]  # so that no axis of it is up
-
-
-def looking_at(offsets, focus=FOCUS):
-    """Cameras at focus + offsets, given along (east, north, up) of a tilted world, without roll."""
-    c2w = np.tile(np.eye(4), (len(offsets), 1, 1))
-    for pose, offset in zip(c2w, np.asarray(offsets, np.float64), strict=True):
-        forward = -offset / np.linalg.norm(offset)
-        right = np.cross(forward, [0.0, 0, 1])
-        right /= np.linalg.norm(right)
-        pose[:3, :3] = WORLD @ np.stack([right, np.cross(forward, right), forward], axis=-1)
-        pose[:3, 3] = focus + WORLD @ offset
-    return c2w
-
-
-def ring(degrees, radius=4.0, height=1.5):
-    """Cameras at these azimuths around FOCUS."""
-    a = np.deg2rad(degrees)
-    return looking_at(
-        np.stack([radius * np.cos(a), radius * np.sin(a), np.full_like(a, height)], axis=-1)
-    )
 
 
 def local(path):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from results_test import row, write
+from scored_scenes import row, write
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.comparison import compare

@@ -6,7 +6,7 @@ import json
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from camera_paths_test import ring
+from cameras_around import ring
 from conftest import SMALL
 
 from data_pipeline.captures.camera_path_files import write_camera_path

@@ -17,10 +17,10 @@ from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, put_cache
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, init_state
 
-WORKER = [sys.executable, str(Path(__file__).with_name("mesh_worker.py"))]
+WORKER = [sys.executable, str(Path(__file__).parents[1] / "mesh_worker.py")]
 # Most of a worker's time goes to compiling, so it compiles quickly what runs slowly.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-ROOT = str(Path(__file__).parents[1])
+ROOT = str(Path(__file__).parents[2])
 ENVIRONMENT = os.environ | {"XLA_FLAGS": QUICKLY, "PYTHONPATH": ROOT}
 TIME_OUT = 240  # seconds for a worker; on two idle cores it takes some fifteen
 # The first, on one device, is what the others must equal; each runs on as many devices as it has.
@@ -79,7 +79,7 @@ def test_parameters_and_moments_are_split_over_fsdp():
 
 def test_256_views_on_eight_devices_render_as_on_one_and_pages_stay_where_they_are(tmp_path):
     out = tmp_path / "out.npz"
-    worker = str(Path(__file__).with_name("cache_worker.py"))
+    worker = str(Path(__file__).parents[1] / "cache_worker.py")
     command = [sys.executable, worker, "--devices", "8", "--views", "256", out]
     subprocess.run(command, check=True, timeout=TIME_OUT, env=ENVIRONMENT)
     with np.load(out) as got:

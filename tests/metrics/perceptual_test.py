@@ -6,6 +6,7 @@ from conftest import GOLDENS, channels_last, golden
 from vgg19_files import drawn_convolutions, layers, write_layers
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.metrics import perceptual
 from efficient_lvsm_jax.metrics.perceptual import activations, perceptual_loss
 from efficient_lvsm_jax.weights import vgg19
 from efficient_lvsm_jax.weights.vgg19 import load_vgg19
