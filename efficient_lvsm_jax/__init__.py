@@ -6,14 +6,32 @@ model = elvsm.load("weights/")
 scene = elvsm.Session(model)
 view = scene.add(image, c2w, fxfycxcy)
 picture = scene.render(c2w, fxfycxcy, size=(256, 256))
+
+Names are loaded when they are first asked for (PEP 562), so that a data worker or a command that
+needs one room does not wait for all of them.
 """
 
-from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
-from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.sessions.session import Session
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from efficient_lvsm_jax.version import __version__
-from efficient_lvsm_jax.weights.load import load
+
+if TYPE_CHECKING:
+    from efficient_lvsm_jax.errors import InputError
+    from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
+    from efficient_lvsm_jax.models.model import Model
+    from efficient_lvsm_jax.sessions.session import Session
+    from efficient_lvsm_jax.weights.load import load
+
+_ROOMS = {
+    "Cameras": "geometry.cameras",
+    "InputError": "errors",
+    "Model": "models.model",
+    "SceneFrame": "geometry.cameras",
+    "Session": "sessions.session",
+    "Views": "geometry.cameras",
+    "load": "weights.load",
+}
 
 __all__ = [
     "Cameras",
@@ -25,3 +43,15 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

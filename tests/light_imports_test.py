@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+import efficient_lvsm_jax
+
 # Packages that only input data, configuration files and logs need.
 HEAVY = (
     "array_record dm_pix grain ml_collections simplejpeg tensorboardX tensorflow_datasets"
@@ -32,3 +36,20 @@ MODULES = (
 def test_models_sessions_and_training_steps_need_neither_data_nor_logging_packages():
     program = PROGRAM.format(heavy=HEAVY, modules=MODULES)
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_face_of_the_package_loads_nothing_until_it_is_asked():
+    program = (
+        "import sys, efficient_lvsm_jax as elvsm, data_pipeline.scenes\n"
+        "heavy = {'flax', 'orbax', 'optax'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert set(elvsm.__all__) <= set(dir(elvsm))\n"
+        "assert all(getattr(elvsm, name) for name in elvsm.__all__)\n"
+        "assert 'flax' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Sesion'"):
+        efficient_lvsm_jax.Sesion  # noqa: B018 - asking for it is the test

@@ -36,7 +36,7 @@ def picture_frame(
     """A frame whose picture is a JPEG or PNG file. Only the file's header is read here.
 
     Args:
-      path: of the picture, which exists (`files.inside` first).
+      path: of the picture, which exists (`files.reading.inside` first).
       name: of the frame, unique in its scene.
       c2w: [4, 4], OpenCV axes.
       fxfycxcy: [4], pixels of a picture of `stated_size`; scaled to the actual one.

@@ -66,7 +66,7 @@ class RenderQuestion:
 
     @property
     def has_cache(self) -> bool:
-        """Whether memory is a `cache.ViewCache`."""
+        """Whether memory is a `nn.cache.ViewCache`."""
         return isinstance(self.model, EfficientLVSMConfig)
 
     def flops(self) -> Flops:

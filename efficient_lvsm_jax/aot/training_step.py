@@ -156,7 +156,7 @@ def _abstract_vgg19() -> dict:
 
 
 def compile_step(asked: Question, devices: Sequence[jax.Device]) -> Compiled:
-    """Compiles `training.train_step` for devices, from shapes alone.
+    """Compiles `training.step.train_step` for devices, from shapes alone.
 
     Raises:
       InputError: settings that cannot be; or the compiler found that memory does not suffice.
@@ -204,7 +204,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def _abstract_batch(mesh: Mesh, asked: Question) -> dict:
-    """A batch as `sharding.put_batch` places it, by shapes."""
+    """A batch as `parallel.sharding.put_batch` places it, by shapes."""
     data = asked.data
     context = "context" if "context" in mesh.shape else None  # spreads input views
     if data.batch_size % math.prod(mesh.shape[axis] for axis in AXES):

@@ -1,7 +1,7 @@
 """What the two teachers share: a vision transformer, frozen, read off after some of its layers.
 
 Nothing here is trained and nothing is random. Parameters are made as zeros for their shapes alone;
-values come from `convert.teachers`. Matrices (every `kernel`) may be bfloat16, then products with
+values come from `weights.backbones`. Matrices (every `kernel`) may be bfloat16, then products with
 them are; norms, softmax and the residual stream are float32.
 
 Axes: I image, Y X pixel, T token (prefix first, then patches row by row), D width, H head,

@@ -3,9 +3,10 @@
     python -m efficient_lvsm_jax.convert SOURCE DESTINATION [--reference REF.npz]
     python -m efficient_lvsm_jax.convert --lpips vgg16-397923af.pth vgg.pth DESTINATION
 
-`source` finds the file, `torch_file` and `safetensors_file` the tensors in it, `layouts` says which
-is which parameter, `published` brings them in and out, `reference` compares a converted model with
-recorded outputs. `lpips` does the same for the weights of that metric.
+The work is done in `weights/`: `source` finds the file, `files.torch_file` and
+`files.safetensors_file` the tensors in it, `layouts` says which is which parameter, `published`
+brings them in and out, `lpips` does the same for the weights of that metric. `reference` here
+compares a converted model with recorded outputs.
 """
 
 from __future__ import annotations

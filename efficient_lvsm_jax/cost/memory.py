@@ -91,7 +91,7 @@ def estimate(
     Args:
       model: configuration of what is trained.
       state: shapes of its `training.step.TrainState`.
-      mesh_sizes: size of every mesh axis, see `sharding.mesh_sizes`.
+      mesh_sizes: size of every mesh axis, see `parallel.sharding.mesh_sizes`.
       batch_size: scenes of all devices.
       inputs, targets: V, the most there are, and T.
       pixels: of one view, height * width.

@@ -288,7 +288,7 @@ def _lower(
         call = functools.partial(call, config)
         arguments = {**arguments, "weights": jax.eval_shape(lambda: weights)}
     checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in without_promise]
-    # What is traced asks for the platform by the mesh in use: `sharding.platform`.
+    # What is traced asks for the platform by the mesh in use: `parallel.sharding.platform`.
     mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
     lower = jax.export.export(jax.jit(call), platforms=platforms, disabled_checks=checks)
     try:

@@ -43,7 +43,7 @@ class EfficientLVSMConfig(ModelConfig):
       encoder_init: "uniform", as published: PyTorch's default U(±1/√fan_in); or "depth": the
         decoder's rule, N(0, s²) with s = 0.02/√(2(i+1)) in layer i.
       decoder_init: "depth", as published, or "uniform", which starts small models faster.
-      cache: how `remember` stores keys and values, one of `cache.PRECISIONS`, or "computed": as
+      cache: how `remember` stores keys and values, one of `nn.cache.PRECISIONS`, or "computed": as
         they come out of `encode`, which is what training uses.
     """
 

@@ -110,12 +110,12 @@ class Model:
 
     @property
     def remembers_by_view(self) -> bool:
-        """Whether memory is a `cache.ViewCache`, to which views are added one by one."""
+        """Whether memory is a `nn.cache.ViewCache`, to which views are added one by one."""
         return isinstance(self.config, EfficientLVSMConfig)
 
     @property
     def reads_in_one_piece(self) -> bool:
-        """Whether rendering compiles for numbers of views (powers of two): see `cache.bounded`."""
+        """Whether rendering compiles for powers of two of views, see `nn.cache.bounded`."""
         config = self.config
         return choose(config.attention, config.dtype, config.head_dim, platform()) == "cudnn"
 

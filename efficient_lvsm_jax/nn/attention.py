@@ -99,7 +99,7 @@ def choose(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str:
       name: "auto" or one of IMPLEMENTATIONS.
       dtype: of queries, keys and values.
       head_dim: K.
-      platform: as `sharding.platform` names it.
+      platform: as `parallel.sharding.platform` names it.
 
     Raises:
       InputError: the implementation named cannot run; says why.

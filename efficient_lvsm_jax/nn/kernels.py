@@ -1,6 +1,6 @@
 """Fused attention of accelerators: cuDNN on NVIDIA GPUs, splash attention on TPUs.
 
-Both are softmax(q kᵀ / √K) v without a mask; neither ever holds the scores. `attention.attend`
+Both are softmax(q kᵀ / √K) v without a mask; neither ever holds the scores. `nn.attention.attend`
 chooses between them and owns pages, sharding and checks.
 
 Axes: B batch, H head, Q query, M key, K head dim.

@@ -2,7 +2,7 @@
 
 A CPU is fastest with scores that stay in its cache. So the loops walk the heads, and in each blocks
 of queries; their backward pass does the same, from the log-sum-exps that the forward pass keeps
-(the backward pass of FlashAttention, arXiv:2205.14135). `attention.attend` chooses.
+(the backward pass of FlashAttention, arXiv:2205.14135). `nn.attention.attend` chooses.
 
 Axes: B batch, H head, Q query, S page, M token of a page, C chunk, T token of a chunk, G page of a
 chunk, K head dim, L layer.

@@ -116,7 +116,7 @@ def _rule(name: str) -> PartitionSpec:
     for pattern, spec in RULES:
         if re.search(pattern, name):
             return spec
-    raise InputError(f"no sharding rule matches {name}; add one to RULES in sharding.py")
+    raise InputError(f"no sharding rule matches {name}; add one to RULES in parallel/sharding.py")
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:

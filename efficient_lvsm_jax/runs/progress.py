@@ -137,7 +137,7 @@ class StepClock:
     def stepped(self, *, scenes: int, images: int, flops: float | None = None) -> None:
         """Counts a step handed to the device, with what it handles in all processes together.
 
-        flops: of the model, forward and backward, see `flops.train_step`; None if unknown.
+        flops: of the model, forward and backward, see `cost.flops.train_step`; None if unknown.
         """
         self._steps += 1
         self._scenes += scenes

@@ -68,7 +68,7 @@ class Session:
           frame: the scene frame; None fixes it at the first `render`.
           capacity: views that there is room for; room doubles when it runs out, which compiles
             everything that reads the cache anew.
-          precision: how keys and values are stored, one of `cache.PRECISIONS`; None is as
+          precision: how keys and values are stored, one of `nn.cache.PRECISIONS`; None is as
             `model.config.cache` says.
           max_bytes: most bytes that the cache may take; None is no limit. While room doubles, the
             old cache is there beside it.

@@ -1,8 +1,7 @@
-"""Weights on disk, and a model from whatever holds some.
+"""Weights folders: orbax parameters and `weights.json` beside them, as a conversion makes them.
 
-A *weights folder* (`save_weights`, `load_weights`) is what a conversion makes: orbax parameters and
-`weights.json` beside them. `load` also reads training workdirs, see `checkpoints`, and PyTorch
-files. Rendering reads only parameters.
+`load.load` makes a model of one, and of training workdirs and published files. Rendering reads only
+parameters.
 """
 
 from __future__ import annotations

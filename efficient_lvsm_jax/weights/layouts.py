@@ -87,7 +87,7 @@ class Layout:
     """How a family is published.
 
     Attributes:
-      family: its name in `models.FAMILIES`.
+      family: its name in `models.model.FAMILIES`.
       title: its name in messages.
       rules: its table.
       depths: published name of every stack of layers, and the setting that says how many.

@@ -27,7 +27,7 @@ class Published:
     """A published checkpoint as a model.
 
     Attributes:
-      family: its name in `models.FAMILIES`.
+      family: its name in `models.model.FAMILIES`.
       params: nested dict of float32 arrays.
       config: inferred from the shapes.
       tensors: how many tensors the parameters were made from.

@@ -88,7 +88,7 @@ def test_training_writes_a_trace_with_our_functions(tmp_path):
     config.log.tensorboard = False
     trainer.train(config, tmp_path / "run", profile=str(tmp_path / "trace"))
     found = written(tmp_path / "trace")
-    for name in (b"train_step", b"self_attention", b"attention_pages.py"):
+    for name in (b"train_step", b"self_attention", b"paged.py"):
         assert name in found
 
 
@@ -96,5 +96,5 @@ def test_evaluation_writes_a_trace_with_our_functions(small_model, tmp_path):
     options = program.Options(profile=str(tmp_path / "trace"))
     program.evaluate(evaluation_config(), small_model, tmp_path / "run", options)
     found = written(tmp_path / "trace")
-    for name in (b"decode", b"_measure", b"attention_pages.py"):
+    for name in (b"decode", b"_measure", b"paged.py"):
         assert name in found
