@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -12,6 +14,8 @@ from ml_collections import ConfigDict, config_flags
 
 from efficient_lvsm_jax.configuration import check_key
 from efficient_lvsm_jax.errors import InputError
+
+OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
 
 
 def command_line(
@@ -49,6 +53,7 @@ def command_line(
             define_flags(values)
         return values(arguments)[1:], values
 
+    argv = _with_configuration(argv)
     overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
     try:
         stray, values = parse([argument for argument in argv if argument not in overrides])
@@ -69,6 +74,37 @@ def command_line(
     except OSError as error:
         raise InputError(f"--config: {' '.join(str(error).split())}") from error
     return values.config, values
+
+
+def _with_configuration(argv: Sequence[str]) -> list[str]:
+    """`argv` with a --config that is a file: one that is here, or comes with this package.
+
+    Raises:
+      InputError: there is no such file (lists those that come with this package).
+    """
+    argv = list(argv)
+    for index, argument in enumerate(argv):
+        name, equals, given = argument.partition("=")
+        if name != "--config":
+            continue
+        at = index if equals else index + 1
+        if not equals:
+            given = argv[at] if at < len(argv) else ""
+        if not given or Path(given).exists():
+            break
+        import configs
+
+        folder = Path(configs.__file__).parent
+        known = sorted(path.name for path in folder.glob("*.py") if path.stem != "__init__")
+        if Path(given).parent != Path("configs") or Path(given).name not in known:
+            raise InputError(
+                f"--config {given}: no such file; with this package come "
+                f"{', '.join(f'configs/{each}' for each in known)}"
+            )
+        own = str(folder / Path(given).name)
+        argv[at] = f"{name}={own}" if equals else own
+        break
+    return argv
 
 
 def _check_override(config: ConfigDict, override: str) -> None:
@@ -97,6 +133,11 @@ def main_exit(main: Callable[[], int | None]) -> None:
         handler.addFilter(_Once())
     try:
         status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as `| head`; nothing is left to be flushed to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OUTPUT_CLOSED)
     except InputError as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)

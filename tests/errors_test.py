@@ -1,6 +1,9 @@
 """What a person sees when the input is wrong."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +47,20 @@ def test_a_warning_is_said_once(capsys):
 
     assert exit_of(main) == 0
     assert capsys.readouterr().err == "warning: a: frames absent\nwarning: b: frames absent\n"
+
+
+def test_a_reader_that_leaves_early_is_no_failure():
+    program = (
+        "import sys\n"
+        "from efficient_lvsm_jax.commands import main_exit\n"
+        "main_exit(lambda: print('\\n'.join(map(str, range(100_000)))))\n"
+    )
+    command = f'"{sys.executable}" -c "$PROGRAM" | head -n 1; echo ${{PIPESTATUS[0]}}'
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        env=os.environ | {"PROGRAM": program},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.split() == ["0", "141"]
+    assert ended.stderr == ""

@@ -77,7 +77,7 @@ def _cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A ready model: arrays in, arrays out, jitted once per shape.
 
@@ -90,6 +90,12 @@ class Model:
     family: str
     config: ModelConfig
     params: dict
+
+    def __repr__(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        return (
+            f"Model({self.family}, {count:,} parameters, computes in {self.config.compute_dtype})"
+        )
 
     @functools.cached_property
     def _ready(self) -> dict:

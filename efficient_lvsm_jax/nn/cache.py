@@ -127,7 +127,9 @@ def _numbers(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
 def empty(capacity: int, page: ViewCache) -> ViewCache:
     """A cache without views, with room for `capacity` pages like those of `page`.
 
-    `page` gives every other size and how it is stored; it may be abstract (`jax.eval_shape`).
+    `page` gives every other size and how it is stored; it may be abstract (`jax.eval_shape`). Where
+    it is bound to a device, as what comes of restored weights is, so is the cache: an update would
+    bind it, and what reads it would compile once more.
     """
     if capacity < 1:
         raise InputError(f"cache capacity {capacity}: expected at least 1 page")
@@ -135,10 +137,12 @@ def empty(capacity: int, page: ViewCache) -> ViewCache:
     # Separate buffers: the same zeros for k and v could not be donated.
     def room(x: jax.Array) -> jax.Array:
         dtype = jnp.uint16 if x.dtype == jnp.bfloat16 else x.dtype
-        return jnp.zeros((*x.shape[:3], capacity, *x.shape[4:]), dtype)
+        return jnp.zeros((*x.shape[:3], capacity, *x.shape[4:]), dtype, device=place)
 
+    bound = isinstance(page.k, jax.Array) and _known(page.k) and page.k.committed
+    place = page.k.sharding if bound and len(page.k.devices()) == 1 else None
     pages = jax.tree.map(room, dataclasses.replace(page, used=None))
-    return dataclasses.replace(pages, used=jnp.zeros(capacity, bool))
+    return dataclasses.replace(pages, used=jnp.zeros(capacity, bool, device=place))
 
 
 def append(cache: ViewCache, page: ViewCache) -> ViewCache:

@@ -107,6 +107,18 @@ class Session:
         self._ids = itertools.count()
         self._size: tuple[int, int] | None = None
 
+    def __repr__(self) -> str:
+        parts = [f"{len(self.views)} views"]
+        if self._size:
+            parts[0] += f" of {self._size[0]}x{self._size[1]}"
+        if self._cache is not None:
+            cache = self._cache
+            held = cache.capacity * cache.page_bytes / 2**20
+            parts.append(
+                f"cache of {held:.1f} MiB with room for {cache.capacity} ({cache.precision})"
+            )
+        return f"Session({', '.join(parts)}; {self._model.family})"
+
     @property
     def views(self) -> list[int]:
         """Ids of the views in the scene."""

@@ -11,6 +11,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -115,7 +116,25 @@ def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
 
 
 def restore_item(folder: Path, abstract: dict) -> dict:
-    """One item as arrays like `abstract` on the default device, strictly."""
+    """One item as arrays like `abstract` on the default device, strictly.
+
+    Raises:
+      InputError: damaged files, or other parameters than `abstract` says (names some).
+    """
+    # Asked to restore what is not there, the library would say so a hundred lines long.
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
+            differences = _differences(stored, abstract)
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise InputError(
+            f"{folder}: holds other parameters than its configuration says: "
+            f"{'; '.join(differences[:3])}{more}. Files of different models were mixed: convert, "
+            "or copy, the folder again as a whole"
+        )
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
@@ -124,7 +143,30 @@ def restore_item(folder: Path, abstract: dict) -> dict:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), target)
     except Exception as error:
-        raise InputError(
-            f"{folder}: cannot be read as the parameters of its configuration "
-            f"({first_line(error)}); the files are damaged or belong to another model"
-        ) from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{folder}: cannot be read as the parameters of its configuration ({first_line(error)}); "
+        "the files are damaged or belong to another model"
+    )
+
+
+def _differences(stored: Any, abstract: dict) -> list[str]:
+    """What is stored otherwise than expected, a line for each parameter."""
+
+    def described(tree: Any) -> dict[str, str]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]"
+            )
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    found, expected = described(stored), described(abstract)
+    return [
+        f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]

@@ -116,8 +116,8 @@ import gc, multiprocessing, sys
 from grain._src.python.dataset.transformations.process_prefetch import (
     ProcessPrefetchDatasetIterator,
 )
-from data_pipeline import pipeline
-from efficient_lvsm_jax.errors import main_exit
+from data_pipeline.batches import pipeline
+from efficient_lvsm_jax.commands import main_exit
 
 def main():
     batches = pipeline.training_batches(
@@ -183,8 +183,8 @@ def test_the_watch_over_workers_lets_those_live_that_wait_for_others(config, mon
 
 READER = """
 import sys, time
-from data_pipeline.pipeline import DataConfig, training_batches
-from efficient_lvsm_jax.errors import main_exit
+from data_pipeline.batches.pipeline import DataConfig, training_batches
+from efficient_lvsm_jax.commands import main_exit
 
 def main():
     batches = training_batches(

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -7,10 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import random_views
+from conftest import SMALL, random_views
 
 from efficient_lvsm_jax import InputError, SceneFrame, Session
-from efficient_lvsm_jax.models.model import _call
+from efficient_lvsm_jax.convert import convert
+from efficient_lvsm_jax.files.manifest import write_manifest
+from efficient_lvsm_jax.models.model import Model, _call
+from efficient_lvsm_jax.weights.folder import save_weights
+from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.workdir import STEPS_FOLDER, claim_workdir
 
 VIEWS = random_views(5, seed=11)
 TARGETS = random_views(11, seed=12)
@@ -227,7 +233,7 @@ STARTING = """
 import jax
 from conftest import SMALL
 from efficient_lvsm_jax import Session
-from efficient_lvsm_jax.models import Model, init_params
+from efficient_lvsm_jax.models.model import Model, init_params
 
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
@@ -256,6 +262,43 @@ def test_a_second_start_finds_all_programs_of_the_first(tmp_path):
     ]
     (_, compiled), (hits, misses) = found
     assert int(compiled) > 5 and int(hits) >= int(compiled) and misses == "0"
+
+
+@pytest.fixture(params=["folder", "workdir", "published file", "on a device"])
+def restored(request, small_model, tmp_path):
+    """The small model from whatever models come from; none is as arrays just computed are."""
+    params = small_model.params
+    if request.param == "on a device":
+        return Model("efficient_lvsm", SMALL, jax.device_put(params, jax.devices()[0]))
+    info = {"family": "efficient_lvsm", "config": SMALL.architecture}
+    folder = tmp_path / "weights"
+    save_weights(folder, params, info)
+    if request.param == "published file":
+        convert(folder, tmp_path / "model.safetensors")
+        return load(tmp_path / "model.safetensors")
+    if request.param == "workdir":
+        claim_workdir(tmp_path / "run", "efficient_lvsm", SMALL)
+        step = tmp_path / "run" / STEPS_FOLDER / "1"
+        step.mkdir(parents=True)
+        shutil.copytree(folder / "params", step / "params")
+        write_manifest(step, {"step": 1})
+        return load(tmp_path / "run")
+    return load(folder)
+
+
+def test_warm_up_covers_models_from_every_kind_of_source(restored):
+    session = Session(restored, capacity=2)
+    session.warm_up(SIZE, targets=(1, 2))
+    compiled = count_compilations()
+    for index in range(2):
+        session.add(*view(index))
+    session.render(*targets())
+    session.replace(session.views[0], *view(2))
+    session.render(TARGETS.c2w[0, 0], TARGETS.fxfycxcy[0, 0], SIZE)
+    session.remove(session.views[0])
+    session.add(*view(3))
+    session.render(*targets())
+    assert not compiled
 
 
 def test_warm_up_comes_first_and_leaves_the_frame_open(small_model):
@@ -370,3 +413,15 @@ def test_options_of_a_cache_are_checked(small_model):
     ):
         with pytest.raises(InputError, match=problem):
             Session(small_model, **options)
+
+
+def test_a_session_and_a_model_say_what_they_are_in_a_line(small_model):
+    assert repr(small_model) == "Model(efficient_lvsm, 78,016 parameters, computes in float32)"
+    session = Session(small_model)
+    assert repr(session) == "Session(0 views; efficient_lvsm)"
+    session.add(*view(0))
+    session.add(*view(1))
+    assert repr(session) == "Session(2 views of 16x24; efficient_lvsm)"
+    session.render(*targets())
+    cache = "cache of 0.0 MiB with room for 4 (fp32)"
+    assert repr(session) == f"Session(2 views of 16x24, {cache}; efficient_lvsm)"

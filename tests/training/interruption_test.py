@@ -28,7 +28,7 @@ def test_a_signal_waits_for_the_end_of_the_step(name, capfd):
 def test_a_second_signal_ends_at_once():
     code = """
 import os, signal
-from efficient_lvsm_jax import interruption
+from efficient_lvsm_jax.training import interruption
 interruption.SAME_SIGNAL = -1
 with interruption.Interruption():
     os.kill(os.getpid(), signal.SIGINT)
@@ -65,10 +65,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from efficient_lvsm_jax.checkpoints import Checkpoints
-from efficient_lvsm_jax.errors import main_exit
-from efficient_lvsm_jax.interruption import Interruption, exit_by
-from efficient_lvsm_jax.sharding import AxisType, NamedSharding, PartitionSpec
+from efficient_lvsm_jax.training.checkpoints import Checkpoints
+from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.training.interruption import Interruption, exit_by
+from efficient_lvsm_jax.parallel.sharding import AxisType, NamedSharding, PartitionSpec
 
 workdir, port, index = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 jax.config.update("jax_num_cpu_devices", 2)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -62,8 +64,29 @@ def test_weights_of_another_shape_are_refused(weights):
     info = json.loads((weights / "weights.json").read_text())
     info["config"]["width"] = 64
     write_json(weights / "weights.json", info)
-    with pytest.raises(InputError, match="params: cannot be read"):
+    message = (
+        r"params: holds other parameters than its configuration says: decoder/\S+kernel is "
+        r"float32\[2, 32, 2, 2, 16\], expected float32\[2, 64, 2, 4, 16\].*; and \d+ more\. "
+    )
+    with pytest.raises(InputError, match=message):
         load_weights(weights)
+
+
+def test_mixed_folders_are_refused_in_one_line(weights):
+    """In a process of its own: what a library says at its end counts as well."""
+    info = json.loads((weights / "weights.json").read_text())
+    info["config"]["layers"] = 3
+    write_json(weights / "weights.json", info)
+    program = (
+        "import sys, efficient_lvsm_jax as elvsm\n"
+        "from efficient_lvsm_jax.commands import main_exit\n"
+        "main_exit(lambda: elvsm.load(sys.argv[1]) and None)\n"
+    )
+    command = [sys.executable, "-W", "always", "-c", program, str(weights)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ") and "expected float32[3, " in line
 
 
 def test_what_is_missing_is_named(weights, tmp_path):

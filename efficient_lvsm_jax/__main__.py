@@ -1,0 +1,65 @@
+"""elvsm: one command for all of it. `elvsm VERB --help` says what a verb takes.
+
+Each verb is a program of its own; this file finds it and loads nothing else. The same programs
+start as `python -m efficient_lvsm_jax.VERB`, `python -m data_pipeline.VERB`, `train.py` and
+`eval.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+# Verb: where its program is, and what it is for.
+VERBS = {
+    "inspect": ("data_pipeline.inspect", "is a capture usable, and if not, why"),
+    "render": ("efficient_lvsm_jax.render", "a film or pictures of a capture"),
+    "convert": ("efficient_lvsm_jax.convert", "weights from PyTorch, and back"),
+    "prepare": ("data_pipeline.prepare", "data for training, from anything readable"),
+    "train": ("train.py", "train a model from a configuration"),
+    "eval": ("eval.py", "score a model, or others' pictures, on held-out scenes"),
+    "runs": ("efficient_lvsm_jax.runs", "list runs: state, curves, pictures"),
+    "export": ("efficient_lvsm_jax.export", "the model as programs that need only jax"),
+    "aot": ("efficient_lvsm_jax.aot", "compile for accelerators that are not there"),
+}
+
+
+def usage() -> str:
+    """One screen."""
+    lines = ["usage: elvsm VERB ...", ""]
+    lines += [f"  {verb:<9}{what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join([*lines, "", "elvsm VERB --help says what a verb takes."])
+
+
+def main() -> None:
+    """Starts the verb's program in this process."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if verb == "--version":
+        from efficient_lvsm_jax.version import __version__
+
+        print(__version__)
+        return
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: {verb!r} is no verb of elvsm{hint}\n\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    where, _ = VERBS[verb]
+    sys.argv = [f"elvsm {verb}", *sys.argv[2:]]
+    if where.endswith(".py"):
+        # Beside the package in the repository; a wheel carries both inside of it (setup.py).
+        carried = PACKAGE / "programs" / where
+        program = carried if carried.exists() else PACKAGE.parent / where
+        runpy.run_path(str(program), run_name="__main__")
+    else:
+        runpy.run_module(where, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

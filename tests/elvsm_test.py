@@ -1,0 +1,55 @@
+"""The one command: its verbs, their help, and what it loads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efficient_lvsm_jax import __main__ as elvsm
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "efficient_lvsm_jax"]
+
+
+def run(*arguments, cwd=ROOT):
+    return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_is_one_screen_that_names_every_verb():
+    ended = run("--help")
+    assert ended.returncode == 0 and ended.stderr == ""
+    assert len(ended.stdout.splitlines()) <= 24
+    assert all(f"  {verb} " in ended.stdout for verb in elvsm.VERBS)
+    assert run().stdout == ended.stdout
+
+
+def test_an_unknown_verb_names_the_nearest():
+    ended = run("rendr")
+    assert ended.returncode == 2
+    assert "did you mean render?" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("verb", elvsm.VERBS)
+def test_every_verb_answers_help(verb):
+    ended = run(verb, "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout) > 200
+
+
+def test_finding_a_verb_loads_nothing_else():
+    program = (
+        "import sys, efficient_lvsm_jax.__main__\n"
+        "assert not {'jax', 'numpy', 'flax', 'absl'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_configurations_that_come_with_the_package_are_found_from_anywhere(tmp_path):
+    estimate = ("--estimate", "--devices", "1", "--memory", "8", "--platform", "cpu")
+    ended = run("aot", "--config", "configs/tiny.py", *estimate, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    ended = run("train", "--config", "configs/tinny.py", "--workdir", "run", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "tinny.py: no such file; with this package come configs/" in ended.stderr
+    assert "configs/tiny.py" in ended.stderr and not (tmp_path / "run").exists()
