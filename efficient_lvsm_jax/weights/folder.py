@@ -123,9 +123,8 @@ def restore_item(folder: Path, abstract: dict) -> dict:
     """
     # Asked to restore what is not there, the library would say so a hundred lines long.
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
-            differences = _differences(stored, abstract)
+        stored = ocp.StandardCheckpointHandler().metadata(folder.absolute()).tree
+        differences = _differences(stored, abstract)
     except Exception as error:
         raise _unreadable(folder, error) from error
     if differences:

@@ -286,7 +286,8 @@ def restored(request, small_model, tmp_path):
     return load(folder)
 
 
-def test_warm_up_covers_models_from_every_kind_of_source(restored):
+def test_warm_up_covers_models_from_every_kind_of_source(restored, caplog):
+    assert not caplog.records  # nothing to say about healthy files
     session = Session(restored, capacity=2)
     session.warm_up(SIZE, targets=(1, 2))
     compiled = count_compilations()
