@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint fuzz torture accelerator bench bench-data bench-train lock clean
+.PHONY: demo test test-quick lint fuzz torture accelerator bench bench-data bench-train lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -22,6 +22,13 @@ test: $(VENV)/installed ## lint and run all tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
+
+# Parity, cache, sessions, a training step, a reader, the order of rooms.
+QUICK := tests/layers_test.py tests/models tests/nn/cache_test.py tests/sessions \
+  tests/training/training_test.py tests/formats/colmap_test.py tests/convert/convert_reference_test.py
+
+test-quick: $(VENV)/installed ## the tests to run while working; three minutes
+	$(RUN) -m pytest $(QUICK)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
