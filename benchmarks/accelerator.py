@@ -33,6 +33,7 @@ from pathlib import Path
 
 # Memory is shared with PyTorch in this process, so JAX takes what it needs when it needs it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".95")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu.context import Context, free, write_whole

@@ -143,7 +143,9 @@ class Pool:
         self._recipe = SceneRecipe(size=plan.size)
         self._chunk, self._capacity = plan.chunk, plan.pool
         self._numbers = iter(range(2**31))
-        # Processes import this module anew; a fork of a program that runs JAX could hang.
+        # Processes import this module anew; a fork of a program that runs JAX could hang. They draw
+        # numbers and want no device of their own; this process has its devices already.
+        os.environ["JAX_PLATFORMS"] = "cpu"
         self._workers = concurrent.futures.ProcessPoolExecutor(
             plan.workers, mp_context=multiprocessing.get_context("spawn")
         )
