@@ -30,8 +30,8 @@ FLAGS = (
     "xla_gpu_enable_while_loop_double_buffering",
     "xla_gpu_enable_cublaslt",
 )
-# Scenes that 80 GB hold, by remat policy: docs/training.md has what was compiled. The first is small
-# enough to stand beside PyTorch's step, which keeps everything.
+# Scenes that 80 GB hold, by remat policy: docs/training.md has what was compiled. The first leaves
+# room for PyTorch's step, which keeps everything.
 BATCHES = {"products": (8, 16, 28), "attention": (64,), "none": (8,), "full": (96,)}
 
 
