@@ -305,7 +305,10 @@ def main() -> None:
         flags.DEFINE_bool("restart", False, "discard the results of an earlier run", **own)
         flags.DEFINE_string("profile", None, "folder for a trace of some batches", **own)
 
-    config, values = command_line(sys.argv, define, usage=__doc__)
+    def settings(config: ConfigDict) -> dict[str, type]:
+        return {"evaluation": EvaluationConfig}
+
+    config, values = command_line(sys.argv, define, usage=__doc__, settings=settings)
     folder = Path(values.workdir) / "evaluation"
     if values.predictions:
         if values.weights or values.save_predictions:

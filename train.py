@@ -34,7 +34,7 @@ from efficient_lvsm_jax.cost.memory import estimate
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.heldout import open_heldout, render_heldout
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
-from efficient_lvsm_jax.models.model import Model, configure
+from efficient_lvsm_jax.models.model import Model, configure, settings_of
 from efficient_lvsm_jax.parallel.processes import join_processes
 from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, replicate, state_shardings
 from efficient_lvsm_jax.runs.profiling import STEPS, StepTrace
@@ -343,13 +343,25 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
+def settings(config: ConfigDict) -> dict[str, type]:
+    """What the groups of a configuration become: every field can be set on the command line."""
+    return {
+        "model": settings_of(config.get("family", "")),
+        "losses": LossConfig,
+        "optimizer": OptimizerConfig,
+        "data": DataConfig,
+        "log": LogConfig,
+        "evaluation": EvaluationConfig,
+    }
+
+
 def main() -> int | None:
     """The command line."""
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("profile", None, "folder for a trace of some steps", flag_values=values)
 
-    config, values = command_line(sys.argv, define, usage=__doc__)
+    config, values = command_line(sys.argv, define, usage=__doc__, settings=settings)
     join_processes(config.processes)
     workdir = Path(values.workdir)
     try:

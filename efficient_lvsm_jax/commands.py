@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ def command_line(
     *,
     usage: str,
     workdir: bool = True,
+    settings: Callable[[ConfigDict], Mapping[str, type]] = lambda config: {},
 ) -> tuple[ConfigDict, flags.FlagValues]:
     """Reads `--config FILE --config.a.b=value --workdir DIR` and the caller's own flags.
 
@@ -32,6 +35,8 @@ def command_line(
       define_flags: defines further flags on the FlagValues it is given.
       usage: what to print for --help.
       workdir: whether there is a --workdir, which then must be given.
+      settings: of a configuration, the dataclasses that its groups become. Every field of theirs
+        can be set, listed in the file or not.
 
     Returns:
       The configuration with its overrides, and all flags.
@@ -66,9 +71,13 @@ def command_line(
             if values[name].value is None:
                 raise InputError(f"--{name} is missing; see --help")
         values.config.keys()  # raises what went wrong while reading the file
+        fields = _fields(values.config, settings, overrides)
         for override in overrides:
-            _check_override(values.config, override)
-        _, values = parse(argv)
+            _check_override(values.config, override, fields)
+        unlisted = [each for each in overrides if _is_unlisted(values.config, each)]
+        _, values = parse([argument for argument in argv if argument not in unlisted])
+        for override in unlisted:
+            _set_unlisted(values.config, override, fields)
     except flags.Error as error:
         raise InputError(f"{error}; see --help") from error
     except OSError as error:
@@ -107,8 +116,59 @@ def _with_configuration(argv: Sequence[str]) -> list[str]:
     return argv
 
 
-def _check_override(config: ConfigDict, override: str) -> None:
-    """Raises an InputError unless `--config.a.b=value` names a setting of `config`."""
+def _fields(
+    config: ConfigDict,
+    settings: Callable[[ConfigDict], Mapping[str, type]],
+    overrides: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Defaults of all fields of the dataclasses of a configuration, by group."""
+    for override in overrides:
+        if override.startswith("--config.family="):  # decides what the model's settings are
+            config = config.copy_and_resolve_references()
+            config.family = override.partition("=")[2]
+    return {
+        group: {field.name: field.default for field in dataclasses.fields(settings_class)}
+        for group, settings_class in settings(config).items()
+        if group in config
+    }
+
+
+def _is_unlisted(config: ConfigDict, override: str) -> bool:
+    """Whether `--config.group.name=value` names a setting that the group does not list."""
+    _, *keys = override.removeprefix("--").partition("=")[0].split(".")
+    return (
+        len(keys) == 2
+        and isinstance(config.get(keys[0]), ConfigDict)
+        and (keys[1] not in config[keys[0]])
+    )
+
+
+def _set_unlisted(
+    config: ConfigDict, override: str, fields: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Sets a field that its group does not list, as a value of its default's type."""
+    name, _, text = override.removeprefix("--").partition("=")
+    _, group, key = name.split(".")
+    default = fields[group][key]
+    try:
+        if isinstance(default, bool):
+            value = {"true": True, "false": False}[text.lower()]
+        elif isinstance(default, tuple):
+            value = tuple(ast.literal_eval(text))
+        else:
+            value = type(default)(text)
+    except (KeyError, SyntaxError, TypeError, ValueError) as error:
+        raise InputError(
+            f"--{name}={text}: expected a {type(default).__name__}, as its default {default!r} is"
+        ) from error
+    with config.unlocked():
+        config[group][key] = value
+
+
+def _check_override(
+    config: ConfigDict, override: str, fields: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raises an InputError unless `--config.a.b=value` names a setting of `config` or a field."""
     name, equals, _ = override.removeprefix("--").partition("=")
     if not equals:
         raise InputError(f"{override}: expected --{name}=VALUE")
@@ -117,8 +177,9 @@ def _check_override(config: ConfigDict, override: str) -> None:
     for key in keys:
         if not isinstance(group, ConfigDict):
             raise InputError(f"--{name}: {where} is a single setting, it has no .{key}")
-        check_key(key, group.keys(), where)
-        group, where = group[key], f"{where}.{key}"
+        known = dict.fromkeys([*group.keys(), *fields.get(where.partition(".")[2], ())])
+        check_key(key, known, where)
+        group, where = group.get(key), f"{where}.{key}"
     if isinstance(group, ConfigDict):
         raise InputError(f"--{name}: a group of settings ({', '.join(group)}), not one")
 

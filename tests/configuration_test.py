@@ -34,6 +34,45 @@ def test_overrides_reach_the_configuration(arguments):
     assert flags.workdir == arguments[-1]
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    width: int
+    attention: str = "auto"
+    dropout: float = 0.0
+    fast: bool = False
+    taps: tuple = ()
+
+
+def with_fields(arguments, *extra):
+    def groups(config):
+        return {"model": ModelSettings}
+
+    return command_line([*arguments, *extra], usage="", settings=groups)[0]
+
+
+def test_fields_that_a_file_does_not_list_can_be_set(arguments):
+    given = ("attention=xla", "dropout=1e-3", "fast=true", "taps=(1, 2)", "width=32")
+    model = with_fields(arguments, *(f"--config.model.{each}" for each in given)).model
+    assert (model.attention, model.dropout, model.fast) == ("xla", 1e-3, True)
+    assert (model.taps, model.width) == ((1, 2), 32)
+    assert "attention" not in with_fields(arguments).model  # defaults stay where they are
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--config.model.atention=xla", r"did you mean config\.model\.attention\?"),
+        ("--config.model.dropout=much", r"dropout=much: expected a float, as its default 0\.0 is"),
+        ("--config.model.fast=maybe", r"fast=maybe: expected a bool"),
+        ("--config.model.taps=1", r"taps=1: expected a tuple"),
+        ("--config.model.attention", r"expected --config\.model\.attention=VALUE"),
+    ],
+)
+def test_fields_set_to_what_they_cannot_be_are_named(arguments, extra, message):
+    with pytest.raises(InputError, match=message):
+        with_fields(arguments, extra)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

@@ -31,7 +31,13 @@ from ml_collections import ConfigDict
 from efficient_lvsm_jax.aot.hlo import Program
 from efficient_lvsm_jax.aot.rendering import PROGRAMS, RenderQuestion, compile_render
 from efficient_lvsm_jax.aot.topologies import topology_devices
-from efficient_lvsm_jax.aot.training_step import Compiled, Question, compile_step, question
+from efficient_lvsm_jax.aot.training_step import (
+    Compiled,
+    Question,
+    compile_step,
+    question,
+    settings,
+)
 from efficient_lvsm_jax.commands import command_line, main_exit
 from efficient_lvsm_jax.cost.chips import GIB, Topology, read_topology
 from efficient_lvsm_jax.cost.flops import Flops
@@ -284,7 +290,9 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def main() -> int:
     """The command line."""
-    config, values = command_line(sys.argv, _define_flags, usage=__doc__, workdir=False)
+    config, values = command_line(
+        sys.argv, _define_flags, usage=__doc__, workdir=False, settings=settings
+    )
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so no device is looked for
     topology = read_topology(values.topology) if values.topology else None
     if topology:

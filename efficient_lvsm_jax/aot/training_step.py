@@ -20,7 +20,7 @@ from efficient_lvsm_jax.cost.flops import train_step as train_flops
 from efficient_lvsm_jax.cost.memory import Estimate, bytes_per_device, estimate, state_bytes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import lpips, perceptual
-from efficient_lvsm_jax.models.model import ModelConfig, configure
+from efficient_lvsm_jax.models.model import ModelConfig, configure, settings_of
 from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh, mesh_sizes, state_shardings
 from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
@@ -98,6 +98,16 @@ class Compiled:
         return sum(
             c.bytes for c in self.program.collectives if c.kind == "all-gather" and c.times == 1
         )
+
+
+def settings(config: ConfigDict) -> dict[str, type]:
+    """What the groups of a configuration become, of those that `question` asks for."""
+    return {
+        "model": settings_of(config.get("family", "")),
+        "losses": LossConfig,
+        "optimizer": OptimizerConfig,
+        "data": DataConfig,
+    }
 
 
 def question(config: ConfigDict, devices: int) -> Question:

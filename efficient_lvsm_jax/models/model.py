@@ -33,15 +33,20 @@ FAMILIES: dict[str, tuple[type, type]] = {
 }
 
 
+def settings_of(family: str) -> type[ModelConfig]:
+    """The class of a family's configuration. Raises InputError for an unknown family."""
+    if family not in FAMILIES:
+        raise InputError(f"unknown model family {family!r}: known are {', '.join(FAMILIES)}")
+    return FAMILIES[family][0]
+
+
 def configure(family: str, values: dict[str, Any]) -> ModelConfig:
     """The configuration of `family` from plain values.
 
     Raises:
       InputError: unknown family, unknown key (names the nearest one) or impossible value.
     """
-    if family not in FAMILIES:
-        raise InputError(f"unknown model family {family!r}: known are {', '.join(FAMILIES)}")
-    return build(FAMILIES[family][0], values, "model")
+    return build(settings_of(family), values, "model")
 
 
 def init_params(family: str, config: ModelConfig, key: jax.Array) -> dict:
