@@ -27,7 +27,7 @@ test: $(VENV)/installed ## lint and run all tests
 QUICK := tests/layers_test.py tests/models tests/nn/cache_test.py tests/sessions \
   tests/training/training_test.py tests/formats/colmap_test.py tests/convert/convert_reference_test.py
 
-test-quick: $(VENV)/installed ## the tests to run while working; three minutes
+test-quick: $(VENV)/installed ## the tests to run while working
 	$(RUN) -m pytest $(QUICK)
 
 lint: $(VENV)/installed
