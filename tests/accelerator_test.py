@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accelerator
+from benchmarks.gpu import traces
 from benchmarks.gpu.context import Context
 from efficient_lvsm_jax.weights.load import read_published
 
@@ -100,3 +101,15 @@ def test_rows_for_which_no_time_is_left_say_so(monkeypatch, tmp_path):
     sections = {"machine": section(("first", lambda: {}), ("second", lambda: {}))}
     rows = measured(monkeypatch, tmp_path, sections, budget=-1.0)
     assert [row.get("left_out") for row in rows] == ["no time left"] * 2
+
+
+def test_a_later_run_takes_the_rows_that_it_names(monkeypatch, tmp_path):
+    jobs = [(title, lambda: {}) for title in ("golden square", "12 recorded steps", "3 pages")]
+    monkeypatch.setattr(accelerator.importlib, "import_module", lambda _: section(*jobs))
+    rows = accelerator.measure(Context(out=tmp_path, dry=True), ["right"], 100.0, ("steps", "3 p"))
+    assert [row["row"] for row in rows] == ["12 recorded steps", "3 pages"]
+
+
+def test_kernels_are_counted_by_kind():
+    assert traces.kind("gemm_fusion_dot_general_39") == traces.kind("gemm_fusion_dot_general_4_1")
+    assert traces.kind("loop_convert_fusion") != traces.kind("loop_add_fusion_2")

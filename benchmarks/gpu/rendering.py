@@ -58,7 +58,7 @@ def rows(context: Context) -> Rows:
 
 
 def _row(context: Context, row: Row, peer: _Peer | None) -> dict:
-    programs = {OURS: _ours(context, row)}
+    programs = {OURS: program(context, row)}
     if peer:
         programs |= peer.programs(row)
     if row.kind == "add":
@@ -77,7 +77,8 @@ def _on_device(tree: object) -> object:
     return jax.block_until_ready(jax.device_put(tree))
 
 
-def _ours(context: Context, row: Row) -> Callable[[], object]:
+def program(context: Context, row: Row) -> Callable[[], object]:
+    """What a row times of this repository's model."""
     model = context.model()
     views = random_views(row.inputs, row.size, 0)
     seen = random_views(max(row.targets, 1), row.size, 1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu.context import GOLDENS, Context, Rows, all_finite
-from benchmarks.gpu.training import BATCHES, batch_of, recipe_of
+from benchmarks.gpu.training import STEPS, batch_of, recipe_of
 from efficient_lvsm_jax import Session
 from efficient_lvsm_jax.convert.reference import compare, read_reference
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
@@ -33,28 +33,30 @@ LOSS, NORM = 1e-4, 5e-3
 
 
 def rows(context: Context) -> Rows:
-    """Every kernel, every family, sessions, training."""
-    lengths = context.pick((64, 256, 1024, 4096), (100,))
-    for dtype in context.pick(("bfloat16", "float16"), ("bfloat16",)):
-        for tokens in lengths:
-            title = f"attention and its gradients, {tokens} tokens, {dtype}"
-            yield title, functools.partial(_attention, tokens, dtype)
-    for used in context.pick((1, 3, 64), (3,)):
-        for tokens in context.pick((64, 1024), (64,)):
-            slots = context.pick(64, 4)
-            title = f"attention to {used} of {slots} pages of {tokens}"
-            yield title, functools.partial(_pages, used, slots, tokens)
-    for name in context.pick(MODELS, MODELS[:1]):
-        yield f"golden {name}", functools.partial(_golden, name)
-    for dtype in context.pick(("float32", "bfloat16"), ("float32",)):
-        yield f"one by one equals all at once, {dtype}", functools.partial(_one_by_one, dtype)
+    """Every family, training and sessions in order of value; then every kernel by itself."""
+    first, *others = context.pick(MODELS, MODELS[:1])
+    yield f"golden {first}", functools.partial(_golden, first)
+    yield "12 recorded training steps", _steps
+    yield "full model, finite", functools.partial(_full, context)
     operations = context.pick(200, 12)
     yield (
         f"{operations} random session operations",
         functools.partial(_session, operations, context.dtype),
     )
-    yield "12 recorded training steps", _steps
-    yield "full model, finite", functools.partial(_full, context)
+    for used in context.pick((3, 1, 64), (3,)):
+        for tokens in context.pick((1024, 64), (64,)):
+            slots = context.pick(64, 4)
+            title = f"attention to {used} of {slots} pages of {tokens}"
+            yield title, functools.partial(_pages, used, slots, tokens)
+    lengths = context.pick((1024, 256, 64, 4096), (100,))
+    for dtype in context.pick(("bfloat16", "float16"), ("bfloat16",)):
+        for tokens in lengths:
+            title = f"attention and its gradients, {tokens} tokens, {dtype}"
+            yield title, functools.partial(_attention, tokens, dtype)
+    for name in others:
+        yield f"golden {name}", functools.partial(_golden, name)
+    for dtype in context.pick(("bfloat16", "float32"), ("float32",)):
+        yield f"one by one equals all at once, {dtype}", functools.partial(_one_by_one, dtype)
 
 
 def relative(got: object, right: object) -> float:
@@ -248,7 +250,7 @@ def _full(context: Context) -> dict:
     image = model.decode(model.encode(views), targets.cameras)
     recipe = recipe_of(context, "products")
     state = jax.jit(functools.partial(init_state, recipe))(jax.random.key(0))
-    batch = batch_of(size, context.pick(BATCHES["products"][0], 2))
+    batch = batch_of(size, context.pick(STEPS[0][1], 2))
     _, metrics = train_step(recipe, state, batch)
     return {
         "loss": float(metrics["loss"]),

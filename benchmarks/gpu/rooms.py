@@ -63,7 +63,7 @@ class Plan:
 
 
 def _plan(context: Context) -> Plan:
-    model = {"width": 256, "layers": 6, "patch": 4, "decoder_init": "uniform"}
+    model = {"width": 256, "layers": 4, "patch": 4, "decoder_init": "uniform"}
     if context.dry:
         model |= {"width": 64, "layers": 1, "head_dim": 32, "patch": 8}
         return Plan(model, 16, 2, 16, 8, 1, 1e-3, cycle=(2,))
@@ -75,7 +75,6 @@ def _plan(context: Context) -> Plan:
 def _trained(context: Context) -> dict:
     plan = _plan(context)
     config = configure(FAMILY, plan.model)
-    seconds = context.pick(max(context.end - time.monotonic() - 25, 30), 4)
     optimizer = OptimizerConfig(
         name=context.pick("muon", "adamw"),
         learning_rate=plan.rate,
@@ -89,14 +88,15 @@ def _trained(context: Context) -> dict:
     )
     recipe = Recipe(FAMILY, config, optimizer)
     state = jax.jit(functools.partial(init_state, recipe))(jax.random.key(SEED))
-    began = time.monotonic()
     with Pool(plan) as pool:
         batches = _prefetched(pool.batches(plan))
         for _ in plan.cycle:  # a program for each number of inputs
             state, metrics = train_step(recipe, state, next(batches))
         loss = float(metrics["loss"])
         ready, first = time.monotonic(), int(state.step)
-        state = _until(recipe, state, batches, ready, began + seconds)
+        # Compiling may have taken all there was: then it is half a minute.
+        end = ready + context.pick(max(context.end - ready - 20, 30), 4)
+        state = _until(recipe, state, batches, ready, end)
         pace = (time.monotonic() - ready) / max(int(state.step) - first, 1)
         drawn = pool.drawn
     model = Model(FAMILY, config, state.ema)
