@@ -63,7 +63,7 @@ from efficient_lvsm_jax.evaluation.scoring import (
     model_renders,
     padded_size,
 )
-from efficient_lvsm_jax.files.writing import json_safe, write_json
+from efficient_lvsm_jax.files.writing import json_safe, write_json, written_whole
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER
 from efficient_lvsm_jax.models.model import Model
@@ -159,7 +159,8 @@ def evaluate(
         },
         "settings": dataclasses.asdict(settings),
     }
-    (folder / "scenes.csv").write_text(scores_csv(rows), encoding="utf-8")
+    with written_whole(folder / "scenes.csv") as partial:
+        partial.write_text(scores_csv(rows), encoding="utf-8")
     film = None
     if isinstance(source, Model):
         if opened.more and source.remembers_by_view:

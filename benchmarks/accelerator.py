@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
-import json
 import os
 import sys
 import time
@@ -42,7 +41,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".95")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.gpu.context import Context, free, write_whole
+from benchmarks.gpu.context import Context, free
+from efficient_lvsm_jax.files.writing import write_json, written_whole
 
 # Section to its share of the time.
 SECTIONS = {
@@ -120,8 +120,9 @@ def _write(context: Context, rows: list[dict]) -> None:
         "dry_run": context.dry,
         "rows": rows,
     }
-    write_whole(context.out / "results.json", json.dumps(about, indent=1).encode())
-    write_whole(context.out / "results.md", markdown(about).encode())
+    write_json(context.out / "results.json", about)
+    with written_whole(context.out / "results.md") as partial:
+        partial.write_text(markdown(about), encoding="utf-8")
 
 
 def markdown(about: dict) -> str:

@@ -31,6 +31,7 @@ from benchmarks.toy_training import behind, parameters, squeezed, study_parser, 
 from configs import tiny, tiny_lvsm_decoder_only, tiny_lvsm_encoder_decoder
 from data_pipeline.batches.pipeline import training_batches
 from efficient_lvsm_jax.aot.training_step import question
+from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.media.curves import Panel, draw_curves
 from efficient_lvsm_jax.runs.__main__ import read_run
 from efficient_lvsm_jax.training.step import init_state, train_step
@@ -152,7 +153,7 @@ def main() -> None:
     file = arguments.workdir / "baselines.json"
     if not arguments.table:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(train_all(arguments), indent=1))
+        write_json(file, train_all(arguments))
     results = json.loads(file.read_text())
     tables(results)
     picture(results, file.with_suffix(".png"))

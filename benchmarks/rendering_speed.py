@@ -44,6 +44,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.programs import MATRIX_EDGE, Program, matrix_rate, serve
+from efficient_lvsm_jax.files.writing import write_json
 
 OURS, TORCH = "ours", "PyTorch"
 DECODER_ONLY, ENCODER_DECODER = "LVSM decoder-only", "LVSM encoder-decoder"
@@ -328,19 +329,12 @@ def measure(arguments: argparse.Namespace, file: Path) -> None:
             rows.append(result)
             seconds = statistics.median(turn["seconds"] for turn in turns)
             print(f"{row.size} px, {row.title}, {name}: {seconds:.4g} s", flush=True)
-        write(file, results)
+        write_json(file, results)
     for program in programs.values():
         program.close()
     for dtype, found in rates.items():
         found.append(matrix_rate(dtype))
-    write(file, results)
-
-
-def write(file: Path, results: dict) -> None:
-    """Writes results beside `file` and renames them to it."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1))
-    partial.replace(file)
+    write_json(file, results)
 
 
 def cpu_name() -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import platform
 import statistics
@@ -27,6 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.programs import MATRIX_EDGE, Program, matrix_rate, peak, serve
+from efficient_lvsm_jax.files.writing import write_json
 
 FULL = {"width": 768, "head_dim": 64, "layers": 12, "patch": 8, "mlp_ratio": 4}
 
@@ -195,9 +195,8 @@ def main() -> None:
         )
     if arguments.json:
         about = {key: value for key, value in vars(arguments).items() if key != "json"}
-        arguments.json.write_text(
-            json.dumps({"about": about, "matrix_rate": rate, "programs": results}, indent=1)
-        )
+        found = {"about": about, "matrix_rate": rate, "programs": results}
+        write_json(arguments.json, found)
 
 
 if __name__ == "__main__":

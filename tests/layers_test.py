@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, DATA = "efficient_lvsm_jax", "data_pipeline"
 LAYERS = (
     "errors version",
-    "configuration files geometry media parallel",
+    "files",
+    "configuration geometry media parallel",
     "commands metrics nn",
     "backbones data_pipeline",
     "models",

@@ -75,13 +75,6 @@ class Context:
         return Model(family, config, jax.block_until_ready(params))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside and renames it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 def turns(
     programs: Mapping[str, Callable[[], object]], *, runs: int, most_seconds: float
 ) -> dict[str, dict[str, float]]:

@@ -19,8 +19,9 @@ import jax
 from jax.profiler import ProfileData
 
 from benchmarks.gpu import rendering, training
-from benchmarks.gpu.context import Context, Rows, seconds_of, write_whole
+from benchmarks.gpu.context import Context, Rows, seconds_of
 from benchmarks.rendering_speed import Row
+from efficient_lvsm_jax.files.writing import written_whole
 
 RUNS, SHOWN = 3, 14
 
@@ -38,7 +39,8 @@ def rows(context: Context) -> Rows:
 
 def _step(context: Context, size: int, batch: int) -> dict:
     ours = training.compiled(context, size, batch, "products")
-    write_whole(context.out / "step.hlo.gz", gzip.compress(ours.text.encode()))
+    with written_whole(context.out / "step.hlo.gz") as partial:
+        partial.write_bytes(gzip.compress(ours.text.encode()))
     return _row(context, "step", ours.run)
 
 

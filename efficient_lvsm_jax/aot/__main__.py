@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from efficient_lvsm_jax.cost.flops import Flops
 from efficient_lvsm_jax.cost.memory import Estimate
 from efficient_lvsm_jax.cost.roofline import Roofline, roofline
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.models.model import configure
 from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 
@@ -315,7 +315,7 @@ def main() -> int:
         return DOES_NOT_FIT
     print("\n".join(lines(answer)))
     if values.json:
-        Path(values.json).write_text(json.dumps(answer, indent=1) + "\n")
+        write_json(Path(values.json), answer)
     return 0 if answer["fits"] else DOES_NOT_FIT
 
 

@@ -23,7 +23,7 @@ from efficient_lvsm_jax.evaluation.results import (
     results_folder,
     standard_error,
 )
-from efficient_lvsm_jax.files.writing import json_safe, write_json
+from efficient_lvsm_jax.files.writing import json_safe, write_json, written_whole
 from efficient_lvsm_jax.media.page import (
     METRIC_LOOKS,
     error_legend,
@@ -93,7 +93,8 @@ def compare(before: Path, after: Path, output: Path) -> dict[str, Any]:
         ],
     }
     output.mkdir(parents=True, exist_ok=True)
-    (output / "comparison.csv").write_text(_csv(pairs, metrics), encoding="utf-8")
+    with written_whole(output / "comparison.csv") as partial:
+        partial.write_text(_csv(pairs, metrics), encoding="utf-8")
     write_json(output / "comparison.json", json_safe(result))
     folders = (results_folder(before), results_folder(after))
     write_page(

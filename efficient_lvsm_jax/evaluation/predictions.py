@@ -19,6 +19,7 @@ from data_pipeline.evaluation.scenes import EvaluationScene
 from data_pipeline.pictures.images import load_image
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside, read_bytes
+from efficient_lvsm_jax.files.writing import written_whole
 from efficient_lvsm_jax.metrics.pictures import check_range
 
 ENDINGS = (".png", ".npy")
@@ -50,10 +51,9 @@ def save_pictures(folder: Path, scene: str, frames: tuple[int, ...], images: np.
     for frame, image in zip(frames, images, strict=True):
         path = picture_path(folder, scene, frame)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         try:
-            Image.fromarray(image).save(partial, "PNG")
-            partial.replace(path)
+            with written_whole(path) as partial:
+                Image.fromarray(image).save(partial, "PNG")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,8 @@ from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.export import load_exported
 from efficient_lvsm_jax.export.load_exported import described
-from efficient_lvsm_jax.files.manifest import sync_folder, write_manifest
+from efficient_lvsm_jax.files.manifest import write_manifest
+from efficient_lvsm_jax.files.writing import folder_written_whole
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.model import Model, bind
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
@@ -319,30 +319,22 @@ def _write(
     folder: Path, about: dict[str, Any], weights: dict[str, Any], contents: dict[str, bytes]
 ) -> None:
     """Everything beside `folder`, with its digests; then renamed."""
-    partial = None
+    arrays = {name: np.asarray(x) for name, x in weights.items()}
+    # NumPy files know no bfloat16.
+    is_bfloat16 = {name: x.dtype == jnp.bfloat16 for name, x in arrays.items()}
+    stored = {name: x.view(np.uint16) if is_bfloat16[name] else x for name, x in arrays.items()}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
-        arrays = {name: np.asarray(x) for name, x in weights.items()}
-        # NumPy files know no bfloat16.
-        is_bfloat16 = {name: x.dtype == jnp.bfloat16 for name, x in arrays.items()}
-        stored = {name: x.view(np.uint16) if is_bfloat16[name] else x for name, x in arrays.items()}
-        np.savez(partial / WEIGHTS_FILE, allow_pickle=False, **stored)
-        for name, content in contents.items():
-            (partial / name).write_bytes(content)
-        shutil.copyfile(load_exported.__file__, partial / LOADER_FILE)
-        write_manifest(partial, about)
-        partial.chmod(0o755)
-        partial.rename(folder)
-        sync_folder(folder.parent)
+        with folder_written_whole(folder) as partial:
+            np.savez(partial / WEIGHTS_FILE, allow_pickle=False, **stored)
+            for name, content in contents.items():
+                (partial / name).write_bytes(content)
+            shutil.copyfile(load_exported.__file__, partial / LOADER_FILE)
+            write_manifest(partial, about)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror or error}); free space or name another "
             "folder"
         ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _size(text: str) -> tuple[int, int]:

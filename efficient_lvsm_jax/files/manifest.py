@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from efficient_lvsm_jax.files.writing import sync_folder
+
 MANIFEST_FILE = "manifest.json"
 READERS = 4  # threads that hash while a run waits for a checkpoint
 
@@ -120,12 +122,3 @@ def _size_and_digest(path: Path, *, sync: bool = False) -> dict[str, Any]:
             os.fsync(file.fileno())
         found = hashlib.file_digest(file, "sha256").hexdigest()
         return {"size": file.tell(), "sha256": found}
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on disk, such as that of a file just renamed there."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from efficient_lvsm_jax.files.stored import (
     contiguous_strides,
     printable,
 )
+from efficient_lvsm_jax.files.writing import written_whole
 
 MAX_TABLE_BYTES = 16 * 2**20
 FORMAT_DTYPES = {
@@ -105,28 +104,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     encoded = json.dumps(table, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of eight bytes
 
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.partial-", delete=False
-        ) as file:
-            partial = Path(file.name)
+        with written_whole(path) as partial, partial.open("wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for array in tensors.values():
                 file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)
-        os.replace(partial, path)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); free space or name another file. "
             "Nothing unfinished was kept"
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 def _place(entry: dict) -> tuple[int, int]:

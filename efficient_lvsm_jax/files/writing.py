@@ -1,4 +1,4 @@
-"""JSON files that are whole or not there, and what to say when something cannot be written."""
+"""Files and folders that are whole or not there, and what to say when one cannot be written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,62 @@ from typing import Any
 from efficient_lvsm_jax.errors import InputError
 
 
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, that is renamed to it once it is on disk.
+
+    After an error it is gone and `path` is as it was.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    # The process: two that write the same file do not write into each other's. The suffix: encoders
+    # choose a format by it.
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """As `written_whole`, for a folder that is not there yet, whose files sync themselves.
+
+    Raises:
+      OSError: it cannot be written, or is there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    try:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp's is for the owner alone
+        partial.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk, such as that of a file just renamed there."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON beside `path` and renames it there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    """Writes JSON, whole or not at all."""
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_json(path: Path) -> dict:

@@ -6,13 +6,14 @@ import base64
 import html
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from efficient_lvsm_jax.files.writing import written_whole
 
 ERROR_RANGE = 0.5  # mean absolute error shown as the brightest colour
 PICTURE_EDGE = 144  # pixels on the page
@@ -33,13 +34,11 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
     """Writes a page of the parts under the title, beside and then renamed."""
     page = _PAGE.replace("{{edge}}", str(PICTURE_EDGE)).replace("{{title}}", html.escape(title))
     head, tail = page.split("{{body}}")
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(head)
         for part in parts:  # one by one: the pictures of all would be in memory twice
             file.write(part + "\n")
         file.write(tail)
-    os.replace(partial, path)
 
 
 def tiles(numbers: Iterable[tuple[str, str]]) -> str:

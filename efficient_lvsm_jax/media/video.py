@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import written_whole
 
 MIN_HEIGHT = 384  # smaller frames are enlarged, pixel by pixel, to at least this
 
@@ -43,25 +43,22 @@ def write_film(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30)
             "writing a film needs imageio and av: pip install 'efficient-lvsm-jax[video]'"
         ) from error
 
-    partial = path.with_name(f".{path.stem}.partial.mp4")
     count, shape = 0, None
     try:
-        partial.touch()  # before the first frame is made, which may take long
-        with imageio.imopen(partial, "w", plugin="pyav") as film:
-            for frame in frames:
-                frame = _checked(frame, count, shape)
+        with written_whole(path) as partial:
+            partial.touch()  # before the first frame is made, which may take long
+            with imageio.imopen(partial, "w", plugin="pyav", extension=".mp4") as film:
+                for frame in frames:
+                    frame = _checked(frame, count, shape)
+                    if not count:
+                        shape = frame.shape
+                        film.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+                    film.write_frame(_enlarged(frame, -(-MIN_HEIGHT // frame.shape[0])))
+                    count += 1
                 if not count:
-                    shape = frame.shape
-                    film.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
-                film.write_frame(_enlarged(frame, -(-MIN_HEIGHT // frame.shape[0])))
-                count += 1
-            if not count:
-                raise InputError("film frames: none; expected uint8 [F, Y, X, 3], not empty")
-        os.replace(partial, path)
+                    raise InputError("film frames: none; expected uint8 [F, Y, X, 3], not empty")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return count
 
 

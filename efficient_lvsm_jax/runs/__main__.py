@@ -37,7 +37,7 @@ from efficient_lvsm_jax.media.page import table, write_page
 from efficient_lvsm_jax.runs.progress import duration
 from efficient_lvsm_jax.runs.provenance import RUN_FILE, read_starts
 from efficient_lvsm_jax.runs.run_log import METRICS_FILE, PICTURES_FOLDER, SPEED_FILE, Status, read_status, utc
-from efficient_lvsm_jax.files.writing import read_json
+from efficient_lvsm_jax.files.writing import read_json, written_whole
 
 # Without a sign for so long a run counts as silent: at least this many seconds, and this many times
 # the longest silence it had before.
@@ -332,9 +332,8 @@ def main() -> None:
     picture, page = output / "runs.png", output / "runs.html"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        partial = picture.with_suffix(".partial")
-        curves.save(partial, "PNG")
-        partial.replace(picture)
+        with written_whole(picture) as partial:
+            curves.save(partial, "PNG")
         write_runs_page(page, runs, curves, now)
     except OSError as error:
         raise InputError(

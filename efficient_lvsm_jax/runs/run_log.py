@@ -32,7 +32,7 @@ from PIL import Image
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import json_safe
-from efficient_lvsm_jax.files.writing import read_json, write_json
+from efficient_lvsm_jax.files.writing import read_json, write_json, written_whole
 
 METRICS_FILE, SPEED_FILE, STATUS_FILE = "metrics.jsonl", "speed.jsonl", "status.json"
 PICTURES_FOLDER, TENSORBOARD_FOLDER = "pictures", "tensorboard"
@@ -220,11 +220,10 @@ class RunLog:
         encoded = io.BytesIO()
         Image.fromarray(picture).save(encoded, "PNG")
         path = picture_path(self._workdir, step)
-        partial = path.with_suffix(".partial")
         with _reporting_writes(self._workdir):
             path.parent.mkdir(exist_ok=True)
-            partial.write_bytes(encoded.getvalue())
-            partial.replace(path)
+            with written_whole(path) as partial:
+                partial.write_bytes(encoded.getvalue())
             if self._events:
                 self._events.picture(step, picture.shape, encoded.getvalue(), self._clock())
             self._sign(self._clock())
@@ -284,10 +283,9 @@ def open_rows(path: Path, since: int) -> TextIO:
     """
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
-        beside = path.with_suffix(".partial")
         kept = [line for line in lines if _step_of(line) <= since]
-        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        beside.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")
 
 

@@ -27,8 +27,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.manifest import find_damage, sync_folder, write_manifest
-from efficient_lvsm_jax.files.writing import first_line, reporting_writes
+from efficient_lvsm_jax.files.manifest import find_damage, write_manifest
+from efficient_lvsm_jax.files.writing import first_line, reporting_writes, sync_folder
 from efficient_lvsm_jax.weights.workdir import STEPS_FOLDER, saved_steps
 
 UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.writing import first_line, read_json, reporting_writes, write_json
+from efficient_lvsm_jax.files.writing import (
+    first_line,
+    folder_written_whole,
+    read_json,
+    reporting_writes,
+    write_json,
+)
 from efficient_lvsm_jax.models.model import abstract_params, configure
 
 WEIGHTS_FILE = "weights.json"
@@ -55,18 +59,10 @@ def save_weights(folder: str | Path, params: dict, info: dict) -> None:
     folder = Path(folder).absolute()
     if folder.exists():
         raise InputError(f"{folder} already exists; name a new folder or remove it first")
-    with reporting_writes(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
-    try:
-        with reporting_writes(folder):
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(partial / "params", params)
-            write_json(partial / WEIGHTS_FILE, {**info, "params_sha256": digest(params)})
-            partial.chmod(0o755)
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with reporting_writes(folder), folder_written_whole(folder) as partial:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "params", params)
+        write_json(partial / WEIGHTS_FILE, {**info, "params_sha256": digest(params)})
 
 
 def load_weights(folder: str | Path) -> tuple[dict, dict]:
