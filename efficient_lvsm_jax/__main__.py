@@ -23,6 +23,7 @@ VERBS = {
     "eval": ("eval.py", "score a model, or others' pictures, on held-out scenes"),
     "runs": ("efficient_lvsm_jax.runs", "list runs: state, curves, pictures"),
     "export": ("efficient_lvsm_jax.export", "the model as programs that need only jax"),
+    "doctor": ("efficient_lvsm_jax.doctor", "what this machine has, and what fits on it"),
     "aot": ("efficient_lvsm_jax.aot", "compile for accelerators that are not there"),
 }
 

@@ -182,6 +182,11 @@ def activations(
     return int(layers * with_self_attention * unit), int(working * unit)
 
 
+def bytes_of_page(config: EfficientLVSMConfig, pixels: int) -> int:
+    """Bytes that one view takes in a cache in the compute dtype: keys and values of every layer."""
+    return 2 * config.layers * config.width * (pixels // config.patch**2) * config.dtype.itemsize
+
+
 def _state(state: Any, mesh_sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of one device between steps, exactly."""
     axes = (AxisType.Auto,) * len(mesh_sizes)
