@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# Verb: where its program is, and what it is for.
+# Verb: where its program is, what it is for, and what it is always called with.
 VERBS = {
     "inspect": ("data_pipeline.inspect", "is a capture usable, and if not, why"),
     "render": ("efficient_lvsm_jax.render", "a film or pictures of a capture"),
@@ -24,6 +24,11 @@ VERBS = {
     "runs": ("efficient_lvsm_jax.runs", "list runs: state, curves, pictures"),
     "export": ("efficient_lvsm_jax.export", "the model as programs that need only jax"),
     "doctor": ("efficient_lvsm_jax.doctor", "what this machine has, and what fits on it"),
+    "estimate": (
+        "efficient_lvsm_jax.aot",
+        "memory and time of a training step, from formulas",
+        "--estimate",
+    ),
     "aot": ("efficient_lvsm_jax.aot", "compile for accelerators that are not there"),
 }
 
@@ -31,7 +36,7 @@ VERBS = {
 def usage() -> str:
     """One screen."""
     lines = ["usage: elvsm VERB ...", ""]
-    lines += [f"  {verb:<9}{what}" for verb, (_, what) in VERBS.items()]
+    lines += [f"  {verb:<9}{what}" for verb, (_, what, *_) in VERBS.items()]
     return "\n".join([*lines, "", "elvsm VERB --help says what a verb takes."])
 
 
@@ -51,8 +56,8 @@ def main() -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"error: {verb!r} is no verb of elvsm{hint}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
-    where, _ = VERBS[verb]
-    sys.argv = [f"elvsm {verb}", *sys.argv[2:]]
+    where, _, *always = VERBS[verb]
+    sys.argv = [f"elvsm {verb}", *always, *sys.argv[2:]]
     if where.endswith(".py"):
         # Beside the package in the repository; a wheel carries both inside of it (setup.py).
         carried = PACKAGE / "programs" / where

@@ -46,9 +46,10 @@ def test_finding_a_verb_loads_nothing_else():
 
 
 def test_configurations_that_come_with_the_package_are_found_from_anywhere(tmp_path):
-    estimate = ("--estimate", "--devices", "1", "--memory", "8", "--platform", "cpu")
-    ended = run("aot", "--config", "configs/tiny.py", *estimate, cwd=tmp_path)
+    machine = ("--devices", "1", "--memory", "8", "--platform", "cpu")
+    ended = run("estimate", "--config", "configs/tiny.py", *machine, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
+    assert "estimated, not compiled" in ended.stdout
     ended = run("train", "--config", "configs/tinny.py", "--workdir", "run", cwd=tmp_path)
     assert ended.returncode == 2
     assert "tinny.py: no such file; with this package come configs/" in ended.stderr
