@@ -177,6 +177,10 @@ def main() -> int:
         parser.error("no accelerator is here: --dry-run tries everything at toy sizes")
     names = [name for name in SECTIONS if name in arguments.only]
     rows = measure(context, names, arguments.budget, arguments.rows)
+    if not rows:
+        parser.error(
+            f"--rows {' '.join(arguments.rows)}: no row of {', '.join(names)} is called so"
+        )
     bad = [row for row in rows if row.get("ok") is False]
     for row in bad:
         print(f"FAILED  {_line(row)}", file=sys.stderr)

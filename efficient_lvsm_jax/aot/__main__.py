@@ -43,7 +43,7 @@ from efficient_lvsm_jax.cost.flops import Flops
 from efficient_lvsm_jax.cost.memory import Estimate
 from efficient_lvsm_jax.cost.roofline import Roofline, roofline
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.files.writing import reporting_writes, write_json
 from efficient_lvsm_jax.models.model import configure
 from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 
@@ -315,7 +315,9 @@ def main() -> int:
         return DOES_NOT_FIT
     print("\n".join(lines(answer)))
     if values.json:
-        write_json(Path(values.json), answer)
+        path = Path(values.json)
+        with reporting_writes(path.parent):
+            write_json(path, answer)
     return 0 if answer["fits"] else DOES_NOT_FIT
 
 

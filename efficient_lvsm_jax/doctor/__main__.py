@@ -39,7 +39,7 @@ PACKAGE = "efficient-lvsm-jax"
 FAMILY, SIZE, INPUTS, TARGETS = "efficient_lvsm", 256, 2, 6  # of the published recipe
 REMAT = ("none", "products", "attention", "full")
 USABLE = 0.92  # of a device's memory: the rest is the allocator's, and what programs need
-RENDERING = GIB  # what a render has in use at most, of 8 pictures from 64 views
+RENDERING = GIB  # left for what a render has in use: 8 pictures from 64 views take a quarter
 UNKNOWN = f"not compared: {PACKAGE} is not installed (pip install .)"
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -170,7 +170,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     out = [
         f"efficient_lvsm_jax {found['version']}, Python {found['python']}, {found['system']}, "
         f"{found['cores']} cores",
-        f"packages   {', '.join(right) or UNKNOWN}",
+        f"packages   {', '.join(right) if found['packages'] else UNKNOWN}",
     ]
     for row in wrong:
         have = f"{row['version']} is" if row["version"] else "not"

@@ -41,6 +41,12 @@ def test_an_estimate_needs_no_libtpu_and_answers_by_exit_status(monkeypatch, cap
     assert "GiB of 4.00: DOES NOT FIT" in capsys.readouterr().out
 
 
+def test_figures_that_cannot_be_written_are_one_line(monkeypatch, tmp_path):
+    nowhere = tmp_path / "absent" / "figures.json"
+    with pytest.raises(InputError, match="absent: cannot be written"):
+        run(monkeypatch, "--topology", "v5e:4x4", "--estimate", "--json", str(nowhere))
+
+
 def test_an_estimate_for_other_devices_than_tpus(monkeypatch, capsys):
     other = ("--estimate", "--devices", "8", "--memory", "80", "--platform", "gpu")
     assert run(monkeypatch, *other) == 0

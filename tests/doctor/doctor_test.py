@@ -38,6 +38,13 @@ def test_a_problem_is_a_line_that_says_what_is_needed():
     assert "PROBLEM  jax: 0.9 is installed, <0.12,>=0.10 is needed" in told
     assert "PROBLEM  dm-pix: not installed, >=0.4 is needed" in told
     assert "pip install 'efficient-lvsm-jax[video]' (lacks av)" in told
+    assert doctor.UNKNOWN not in told
+
+
+def test_a_package_that_is_not_installed_is_not_said_to_be_whole():
+    found = doctor.examine()
+    found["packages"], found["extras"] = doctor.requirements([], {})
+    assert doctor.UNKNOWN in "\n".join(doctor.lines(found))
 
 
 def test_here_everything_required_is_there():
