@@ -38,8 +38,8 @@ from efficient_lvsm_jax.models.efficient_lvsm import (
 )
 from efficient_lvsm_jax.models.model import FAMILIES
 from efficient_lvsm_jax.models.view_synthesis import scan_layers, stack
-from efficient_lvsm_jax.nn.cache import ViewCache
 from efficient_lvsm_jax.nn.layers import Initializer
+from efficient_lvsm_jax.nn.paged import Pages
 
 
 class LastLayerOnly(EfficientLVSM):
@@ -47,7 +47,7 @@ class LastLayerOnly(EfficientLVSM):
 
     def encode_with_taps(
         self, views: Views, layers: tuple[int, ...]
-    ) -> tuple[ViewCache, jax.Array | None]:
+    ) -> tuple[Pages, jax.Array | None]:
         """As of the base class; the projections to keys and values stay one per decoder layer."""
         x, taps, _ = scan_layers(
             self.config,
@@ -59,7 +59,7 @@ class LastLayerOnly(EfficientLVSM):
         )
         cross_layers = self.decoder.cross_attention
         _, (k, v) = jax.lax.scan(lambda _, layer: (None, layer.keys_values(x)), None, cross_layers)
-        return ViewCache(k, v), taps
+        return Pages(k, v), taps
 
 
 class CrossOnlyLayer(DecoderLayer):

@@ -21,6 +21,7 @@ from efficient_lvsm_jax.aot.hlo import read_program
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.models.model import EfficientLVSMConfig, Model, _call, init_params
 from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import make_mesh, put_cache
 
 FAMILY = "efficient_lvsm"
@@ -37,7 +38,7 @@ def spread_and_alone(model: Model, mesh: jax.sharding.Mesh, views: int) -> dict[
     some = min(views, 32)
     parts = [model.encode(conftest.random_views(some, seed=i)) for i in range(views // some)]
     k, v = (jnp.concatenate([getattr(part, name) for part in parts], axis=3) for name in "kv")
-    alone, spread = (pages.ViewCache(k, v, jnp.ones(views, bool)) for _ in range(2))
+    alone, spread = (Pages(k, v, jnp.ones(views, bool)) for _ in range(2))
     page = model.encode(conftest.random_views(1, seed=99))
     with jax.set_mesh(mesh):
         spread = put_cache(mesh, spread)
@@ -67,7 +68,7 @@ def published(mesh: jax.sharding.Mesh, views: int, targets: int, size: int) -> t
     shape = (config.layers, 1, heads, views, tokens, config.head_dim)
     spread = jax.NamedSharding(mesh, jax.P(None, None, None, "context"))
     pool = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=spread)
-    cache = pages.ViewCache(pool, pool, jax.ShapeDtypeStruct((views,), bool))
+    cache = Pages(pool, pool, jax.ShapeDtypeStruct((views,), bool))
     poses = jax.ShapeDtypeStruct((1, targets, 4, 4), jnp.float32)
     cameras = Cameras(poses, jax.ShapeDtypeStruct((1, targets, 4), jnp.float32), size, size)
     with jax.set_mesh(mesh):

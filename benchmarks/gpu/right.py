@@ -21,6 +21,7 @@ from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
 from efficient_lvsm_jax.models.model import Model, _call, configure, init_params
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, init_state, start_from, train_step
 from efficient_lvsm_jax.weights.load import read_published
@@ -92,7 +93,7 @@ def _attention(tokens: int, dtype: str) -> dict:
         return jnp.sum(jnp.sin(3 * mixed)) + jnp.sum(log_sum_exp), (mixed, log_sum_exp)
 
     def ours(q, k, v):
-        return attend(q, k[:, :, None], v[:, :, None], with_log_sum_exp=True)
+        return attend(q, Pages(k[:, :, None], v[:, :, None]), with_log_sum_exp=True)
 
     def both(function):
         grad = jax.value_and_grad(functools.partial(loss, function), (0, 1, 2), has_aux=True)
@@ -103,7 +104,7 @@ def _attention(tokens: int, dtype: str) -> dict:
 
     got, right = both(ours), both(_reference)
     errors = {name: relative(got[name], right[name]) for name in got}
-    plain = jax.jit(lambda q, k, v: attend(q, k[:, :, None], v[:, :, None]))(*arguments)
+    plain = jax.jit(lambda q, k, v: attend(q, Pages(k[:, :, None], v[:, :, None])))(*arguments)
     errors["without log-sum-exp"] = relative(plain, right["result"])
     return _judged(errors, HALF_PRECISION)
 
@@ -122,7 +123,7 @@ def _pages(used: int, slots: int, tokens: int) -> dict:
     most = min(2 ** (used - 1).bit_length(), slots)
 
     def read(q, k, v, used):
-        return attend(q, k, v, used=used, layer=jnp.int32(1), most=most, with_log_sum_exp=True)
+        return attend(q, Pages(k, v, used, layer=jnp.int32(1), most=most), with_log_sum_exp=True)
 
     got = jax.jit(read)(q, *stacks, jnp.asarray(chosen))
     right = jax.jit(_reference)(q, *kept)

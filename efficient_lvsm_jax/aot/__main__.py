@@ -280,7 +280,9 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("targets", None, "that are rendered", flag_values=values)
     flags.DEFINE_integer("slots", None, "room of the cache", flag_values=values)
     flags.DEFINE_integer("scenes", None, "of all devices; not of train", flag_values=values)
-    flags.DEFINE_string("precision", "", "of the cache, see cache.PRECISIONS", flag_values=values)
+    flags.DEFINE_string(
+        "precision", "", "of the cache, see nn.paged.PRECISIONS", flag_values=values
+    )
     flags.DEFINE_bool("estimate", False, "answer from formulas", flag_values=values)
     flags.DEFINE_integer("devices", None, "with --estimate: devices", flag_values=values)
     flags.DEFINE_float("memory", None, "GiB of a device", flag_values=values)

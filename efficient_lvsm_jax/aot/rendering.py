@@ -18,6 +18,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.model import EfficientLVSMConfig, ModelConfig, abstract_ready, lower
 from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import BATCH, check_divides, make_mesh
 
 PROGRAMS = ("encode", "decode", "append")
@@ -66,7 +67,7 @@ class RenderQuestion:
 
     @property
     def has_cache(self) -> bool:
-        """Whether memory is a `nn.cache.ViewCache`."""
+        """Whether memory is a cache, `nn.paged.Pages`."""
         return isinstance(self.model, EfficientLVSMConfig)
 
     def flops(self) -> Flops:
@@ -116,12 +117,12 @@ def compile_render(asked: RenderQuestion, devices: Sequence[jax.Device]) -> tupl
     params = on_mesh(abstract_ready(asked.family, asked.model), PartitionSpec())
     with jax.set_mesh(mesh):
         if asked.program == "encode":
-            lowered, images = call("remember", views(asked.views)), views(asked.views)
+            lowered, images = call("encode", views(asked.views)), views(asked.views)
             arguments = {"pictures and cameras": size_of(images)}
             moved = sum(arguments.values()) + _bytes(lowered.out_info) // mesh.size
         else:
             count = asked.views if asked.program == "decode" else 1
-            memory = call("remember", views(count)).out_info
+            memory = call("encode", views(count)).out_info
             page = memory
             if asked.has_cache:
                 memory = jax.eval_shape(lambda x: pages.empty(asked.slots, x), memory)
@@ -145,7 +146,7 @@ def compile_render(asked: RenderQuestion, devices: Sequence[jax.Device]) -> tupl
 
 def _scenes_spread(memory: Any, on_mesh: Any) -> Any:
     """A memory as it lies on a mesh that spreads scenes: caches have them on their second axis."""
-    if not isinstance(memory, pages.ViewCache):
+    if not isinstance(memory, Pages):
         return on_mesh(memory, BATCH)
     return jax.tree.map(
         lambda x: on_mesh(x, PartitionSpec(None, *BATCH) if x.ndim > 1 else PartitionSpec()), memory

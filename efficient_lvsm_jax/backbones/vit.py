@@ -19,6 +19,7 @@ from flax import nnx
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.layers import gelu
+from efficient_lvsm_jax.nn.paged import Pages
 
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -101,7 +102,7 @@ class Block(nnx.Module):
         q, k, v = jnp.einsum("ITCHK->CIHTK", qkv)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = attend(q, k[:, :, None], v[:, :, None])
+        mixed = attend(q, Pages(k[:, :, None], v[:, :, None]))
         x = x + self.scale1[...] * self.out("IHTK,HKD->ITD", mixed)
         hidden = gelu(self.up("ITD,DF->ITF", self.norm2(x)))
         return x + self.scale2[...] * self.down("ITF,FD->ITD", hidden)

@@ -231,7 +231,7 @@ def _programs_of(
         return {"c2w": abstract((1, count, 4, 4)), "fxfycxcy": abstract((1, count, 4))}
 
     def encoded(config: ModelConfig, weights: dict, **views: jax.Array) -> Any:
-        return bind(family, config, names.tree(weights)).remember(Views(**views))
+        return bind(family, config, names.tree(weights)).encode(Views(**views))
 
     views = {"image": abstract((1, inputs, *size, 3)), **cameras(inputs)}
     page = jax.eval_shape(

@@ -30,8 +30,9 @@ from efficient_lvsm_jax.models.view_synthesis import (
     stack,
 )
 from efficient_lvsm_jax.nn.attention import attend
-from efficient_lvsm_jax.nn.cache import PRECISIONS, ViewCache, store
+from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
+from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,8 @@ class EfficientLVSMConfig(ModelConfig):
       encoder_init: "uniform", as published: PyTorch's default U(±1/√fan_in); or "depth": the
         decoder's rule, N(0, s²) with s = 0.02/√(2(i+1)) in layer i.
       decoder_init: "depth", as published, or "uniform", which starts small models faster.
-      cache: how `remember` stores keys and values, one of `nn.cache.PRECISIONS`, or "computed": as
-        they come out of `encode`, which is what training uses.
+      cache: how `encode` stores keys and values, one of `nn.paged.PRECISIONS`, or "computed": as
+        they come out of its layers, which is what training uses.
     """
 
     layers: int = 12
@@ -84,22 +85,17 @@ class EfficientLVSM(ViewModel):
         self.encoder = stack(encoder_layer, config.layers, config.encoder_init, rngs)
         self.decoder = stack(decoder_layer, config.layers, config.decoder_init, rngs)
 
-    def encode(self, views: Views) -> ViewCache:
-        """Input views [B, V, …] to their pages of keys and values, one page per view."""
+    def encode(self, views: Views) -> Pages:
+        """Input views [B, V, …] to their pages, one per view, stored as `config.cache` says."""
         return self.encode_with_taps(views, ())[0]
 
-    def remember(self, views: Views) -> ViewCache:
-        """`encode`, keys and values stored as `config.cache` says."""
-        cache = self.encode(views)
-        return cache if self.config.cache == "computed" else store(cache, self.config.cache)
-
-    def decode(self, cache: ViewCache, cameras: Cameras) -> jax.Array:
+    def decode(self, cache: Pages, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
         return self.decode_with_taps(cache, cameras, ())[0]
 
     def encode_with_taps(
         self, views: Views, layers: tuple[int, ...]
-    ) -> tuple[ViewCache, jax.Array | None]:
+    ) -> tuple[Pages, jax.Array | None]:
         """`encode`, and what leaves some encoder layers on the way.
 
         Args:
@@ -127,10 +123,11 @@ class EfficientLVSM(ViewModel):
         stacks = (self.encoder, self.decoder.cross_attention)
         x, depth = self.input_tokens(views), self.config.layers
         _, taps, (k, v) = scan_layers(self.config, step, x, stacks, layers=depth, taps=layers)
-        return ViewCache(k, v), taps
+        cache, precision = Pages(k, v), self.config.cache
+        return cache if precision == "computed" else store(cache, precision), taps
 
     def decode_with_taps(
-        self, cache: ViewCache, cameras: Cameras, layers: tuple[int, ...]
+        self, cache: Pages, cameras: Cameras, layers: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array | None]:
         """`decode`, and the tokens [len(layers), B, T, N, D] that leave some decoder layers.
 
@@ -139,19 +136,15 @@ class EfficientLVSM(ViewModel):
         # One straight from `encode` is scanned with the layers, which gradients need; one with
         # slots is read chunk by chunk, so that those with nothing in use cost nothing.
         scanned = cache if cache.used is None else None
-        attend_pages = functools.partial(
-            attend, implementation=self.config.attention, spread="pages"
-        )
 
         def step(x: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
             layer, index, pages = xs
-            where = {"used": cache.used, "layer": index, "most": cache.most}
-            where = {} if pages is not None else where
-            pages = cache if pages is None else pages
+            if pages is None:
+                pages = dataclasses.replace(cache, layer=index)
 
             def attend_memory(q: jax.Array) -> jax.Array:
-                scales = (pages.k_scale, pages.v_scale)
-                return attend_pages(q, pages.k, pages.v, scales=scales, **where)
+                how = {"implementation": self.config.attention, "spread": "pages"}
+                return attend(q, pages, **how)
 
             return over_views(lambda x: layer(x, attend_memory), x, view_axes=1), None
 

@@ -121,7 +121,7 @@ class Model:
 
     @property
     def remembers_by_view(self) -> bool:
-        """Whether memory is a `nn.cache.ViewCache`, to which views are added one by one."""
+        """Whether memory is a cache, `nn.paged.Pages`, to which views are added one by one."""
         return isinstance(self.config, EfficientLVSMConfig)
 
     @property
@@ -135,7 +135,7 @@ class Model:
 
         The cache is stored as `config.cache` says.
         """
-        return _call(self.family, self.config, "remember", self._ready, views)
+        return _call(self.family, self.config, "encode", self._ready, views)
 
     def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""
@@ -159,7 +159,7 @@ def abstract_ready(family: str, config: ModelConfig) -> dict:
 
 
 def lower(family: str, config: ModelConfig, method: str, params: dict, *args: Any) -> Any:
-    """The program that a `Model` runs for a method ("remember" is its encode), to be compiled.
+    """The program that a `Model` runs for a method, to be compiled.
 
     Args:
       family, config, method: of the model.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,10 +150,6 @@ class ViewModel(nnx.Module):
         self.target_tokenizer = Projection((targets,), (config.width,), token, rngs=rngs)
         self.head_norm = LayerNorm(config.width, scaled=norm_scale)
         self.head = Projection((config.width,), (area * IMAGE_CHANNELS,), token, rngs=rngs)
-
-    def remember(self, views: Views) -> Any:
-        """`encode`, the memory stored for rendering."""
-        return self.encode(views)
 
     def input_tokens(self, views: Views) -> jax.Array:
         """Posed images [B, V, Y, X, 3] to tokens [B, V, N, D] (rgb scaled to ±1, o×d, d)."""

@@ -25,14 +25,9 @@ IMPLEMENTATIONS = ("cpu", "xla", "cudnn", "splash")
 
 def attend(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    pages: Pages,
     *,
     implementation: str = "auto",
-    scales: tuple[jax.Array | None, jax.Array | None] = (None, None),
-    used: jax.Array | None = None,
-    layer: jax.Array | None = None,
-    most: int | None = None,
     spread: str | None = None,
     with_log_sum_exp: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -40,23 +35,12 @@ def attend(
 
     Args:
       q: queries, [B, H, Q, K] or, each view by itself, [B, V, H, Q, K].
-      k, v: keys and values in pages, [B, H, S, M, K] or [B, V, H, S, M, K]; with `layer`,
-        [L, B, H, S, M, K].
+      pages: keys and values [B, H, S, M, K], or [B, V, H, S, M, K]; a cache with its `layer`. With
+        no page in use the result is NaN: callers own that check.
       implementation: one of IMPLEMENTATIONS, or "auto", see `choose`.
-      scales: what stored keys and values are multiplied by, [B, H, S] each, or [L, B, H, S]; None
-        is 1. They may then be of any dtype, such as int8; uint16 and uint8 are taken as the bits of
-        bfloat16 and float8_e4m3fn.
-      used: which pages to read, [S] bool. None reads all S. The work follows the chunks of some
-        1,024 keys in which a page is used, not S, and changing them compiles nothing. With none in
-        use the result is NaN: callers own that check. Not meant for gradients.
-      layer: which layer of stacked `k` and `v` to read. Chunks are fetched from the stack one by
-        one, so that a large, mostly empty cache is never copied. Not meant for gradients.
-      most: with `used`, how many pages are in use at most, known when this is compiled; None is S.
-        cuDNN alone asks: it wants its keys in one piece, for which so many pages are gathered. More
-        pages in use than that would not be read: callers own that check.
       spread: what a mesh in use spreads over its context axis: "views", the V of all arrays, or
-        "pages", the S of k and v; every device then attends to its pages and the results are
-        combined. None: nothing.
+        "pages", the S of keys and values; every device then attends to its pages and the results
+        are combined. None: nothing.
       with_log_sum_exp: also return the log-sum-exp of the scores, which is what `combine` needs.
 
     Returns:
@@ -67,21 +51,20 @@ def attend(
       InputError: the shapes do not belong together, the mesh does not divide them, or the chosen
         implementation cannot run here.
     """
-    axes = (4,) if layer is not None else (4, 5)
-    if k.shape != v.shape or q.ndim not in axes or k.ndim != q.ndim + 1 + (layer is not None):
+    k, v, stacked = pages.k, pages.v, pages.layer is not None
+    axes = (4,) if stacked else (4, 5)
+    if k.shape != v.shape or q.ndim not in axes or k.ndim != q.ndim + 1 + stacked:
         raise InputError(
             f"attend: q {q.shape}, k {k.shape}, v {v.shape}: expected [B,H,Q,K] queries and equal "
             "[B,H,S,M,K] keys and values, [L,B,H,S,M,K] with layer; without, V may follow B"
         )
-    stacked = k.shape[layer is not None :]
-    if stacked[:-3] != q.shape[:-2] or stacked[-1] != q.shape[-1]:
+    of_layer = k.shape[stacked:]
+    if of_layer[:-3] != q.shape[:-2] or of_layer[-1] != q.shape[-1]:
         raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
+    if pages.used is not None and pages.used.shape != k.shape[-3:-2]:
+        raise InputError(f"attend: used {pages.used.shape} and k {k.shape} differ in pages")
     name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
     mesh = sharding.mesh_in_use()
-    if used is not None and used.shape != k.shape[-3:-2]:
-        raise InputError(f"attend: used {used.shape} and k {k.shape} differ in pages")
-    layer = None if layer is None else jnp.asarray(layer, jnp.int32)
-    pages = Pages(k, v, *scales, used, layer, most)
     if mesh is None:
         mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, pages)
     else:
@@ -183,7 +166,7 @@ def _attend_spread(
     stored = P(*(None,) * (pages.layer is not None), *rows, by_pages)
     sharding.check_divides(mesh, "scenes", q.shape[0], sharding.AXES)
     if devices > 1:
-        held = q.shape[1] if spread == "views" else pages.slots
+        held = q.shape[1] if spread == "views" else pages.capacity
         what = "input views" if spread == "views" else "pages of the cache"
         sharding.check_divides(mesh, what, held, (sharding.CONTEXT,))
 
@@ -208,9 +191,9 @@ def _attend_here(
     """Attention on one device by a named implementation: the result and its log-sum-exp."""
     shape = q.shape
     if q.ndim == 5:  # B and V as one
-        stored = q, pages.k, pages.v, pages.k_scale, pages.v_scale
-        q, *stored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stored)
-        pages = Pages(*stored, pages.used)
+        stored = q, dataclasses.replace(pages, used=None)
+        q, stored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stored)
+        pages = dataclasses.replace(stored, used=pages.used)
     if name == "cudnn":
         mixed, log_sum_exp = _one_call(kernels.cudnn, with_log_sum_exp, q, pages)
     elif name == "splash" and pages.is_plain:

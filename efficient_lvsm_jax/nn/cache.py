@@ -1,9 +1,10 @@
 """The view cache: what the decoder reads of the input views, as a value.
 
-One view is one page: its keys and values at every decoder layer. A page lies in a slot, and `used`
-says which slots hold one; what lies in the others is never read. Every function takes a cache and
-returns the new one; the old one may be donated, so keep only the result. Shapes never depend on the
-number of views: nothing recompiles while they come and go.
+One view is one page: its keys (after their norm) and values at every decoder layer, in `Pages` with
+a leading axis L. A page lies in a slot, and `used` says which slots hold one; what lies in the
+others is never read. Every function takes a cache and returns the new one; the old one may be
+donated, so keep only the result. Shapes never depend on the number of views: nothing recompiles
+while they come and go.
 
 Axes: L layer, B scene, H head, S page slot, N patch token of a view, K head dim.
 """
@@ -18,61 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.nn.paged import BITS, from_bits
+from efficient_lvsm_jax.nn.paged import BITS, PRECISIONS, Pages, from_bits
 
-# How keys and values are stored; "bf16" and "fp8" (e4m3) as BITS: to slice an array of such numbers
-# a CPU would convert all of it.
-PRECISIONS = {"fp32": jnp.float32, "bf16": jnp.uint16, "int8": jnp.int8, "fp8": jnp.uint8}
 # The largest number that can be stored, to which a scale brings values.
 LARGEST = {jnp.dtype(jnp.int8): 127.0, jnp.dtype(jnp.float8_e4m3fn): 448.0}
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("k", "v", "k_scale", "v_scale", "used"),
-    meta_fields=("most",),
-)
-@dataclasses.dataclass(frozen=True)
-class ViewCache:
-    """Keys (after their norm) and values of the input views.
-
-    Attributes:
-      k, v: [L, B, H, S, N, K], in one of PRECISIONS or as they were computed.
-      used: which slots hold a page, [S] bool; None means all of them, as `encode` returns it (then
-        gradients can flow through).
-      k_scale, v_scale: what stored numbers are multiplied by, [L, B, H, S] float32: one scale for
-        each page of a head; None if they are stored as they are.
-      most: what `bounded` says: how many slots are in use at most, known when a reader is compiled;
-        None is all of them.
-    """
-
-    k: jax.Array
-    v: jax.Array
-    used: jax.Array | None = None
-    k_scale: jax.Array | None = None
-    v_scale: jax.Array | None = None
-    most: int | None = None
-
-    @property
-    def capacity(self) -> int:
-        """Number of page slots."""
-        return self.k.shape[3]
-
-    @property
-    def precision(self) -> str:
-        """In which of PRECISIONS keys and values are stored."""
-        stored = jnp.uint16 if self.k.dtype == jnp.bfloat16 else self.k.dtype
-        known = (name for name, dtype in PRECISIONS.items() if stored == dtype)
-        return next(known, str(self.k.dtype))
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of one page."""
-        arrays = (self.k, self.v, self.k_scale, self.v_scale)
-        return sum(x.size * x.dtype.itemsize for x in arrays if x is not None) // self.capacity
-
-
-def store(cache: ViewCache, precision: str) -> ViewCache:
+def store(cache: Pages, precision: str) -> Pages:
     """The same views, stored in another of PRECISIONS.
 
     int8 and fp8 (e4m3) numbers have a scale for each page of a head, which brings the largest
@@ -88,12 +41,12 @@ def store(cache: ViewCache, precision: str) -> ViewCache:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _stored_as(cache: ViewCache, dtype: jnp.dtype) -> ViewCache:
+def _stored_as(cache: Pages, dtype: jnp.dtype) -> Pages:
     if cache.k.dtype == dtype:
         return cache
     k, k_scale = _encoded(_without_gradient(_numbers(cache.k, cache.k_scale)), dtype)
     v, v_scale = _encoded(_without_gradient(_numbers(cache.v, cache.v_scale)), dtype)
-    return ViewCache(k, v, cache.used, k_scale, v_scale)
+    return Pages(k, v, cache.used, k_scale, v_scale)
 
 
 @jax.custom_jvp
@@ -124,7 +77,7 @@ def _numbers(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
     return x if scale is None else x * scale[..., None, None]
 
 
-def empty(capacity: int, page: ViewCache) -> ViewCache:
+def empty(capacity: int, page: Pages) -> Pages:
     """A cache without views, with room for `capacity` pages like those of `page`.
 
     `page` gives every other size and how it is stored; it may be abstract (`jax.eval_shape`). Where
@@ -145,7 +98,7 @@ def empty(capacity: int, page: ViewCache) -> ViewCache:
     return dataclasses.replace(pages, used=jnp.zeros(capacity, bool, device=place))
 
 
-def append(cache: ViewCache, page: ViewCache) -> ViewCache:
+def append(cache: Pages, page: Pages) -> Pages:
     """The cache with the one view of `page` added, in the first free slot.
 
     Raises:
@@ -159,7 +112,7 @@ def append(cache: ViewCache, page: ViewCache) -> ViewCache:
     return _append(cache, page)
 
 
-def remove(cache: ViewCache, slot: jax.Array | int) -> ViewCache:
+def remove(cache: Pages, slot: jax.Array | int) -> Pages:
     """The cache without the page in `slot`; the others stay in theirs.
 
     Nothing of the page is read any more. Its numbers stay in memory until the slot is used again.
@@ -172,14 +125,14 @@ def remove(cache: ViewCache, slot: jax.Array | int) -> ViewCache:
     return dataclasses.replace(cache, used=_without(cache.used, _checked_slot(cache, slot)))
 
 
-def replace(cache: ViewCache, slot: jax.Array | int, page: ViewCache) -> ViewCache:
+def replace(cache: Pages, slot: jax.Array | int, page: Pages) -> Pages:
     """The cache with the view of `page` in place of that in `slot`. Errors as in `remove`."""
     cache = _with_slots(cache)
     _check_page(cache, page)
     return _write(cache, _checked_slot(cache, slot), page)
 
 
-def grow(cache: ViewCache, capacity: int) -> ViewCache:
+def grow(cache: Pages, capacity: int) -> Pages:
     """The same views in a cache with `capacity` slots. The new shape compiles its readers anew."""
     if capacity < cache.capacity:
         raise InputError(f"cannot grow a cache of {cache.capacity} pages to {capacity}")
@@ -193,7 +146,7 @@ def grow(cache: ViewCache, capacity: int) -> ViewCache:
     return dataclasses.replace(pages, used=jnp.pad(cache.used, (0, room)))
 
 
-def bounded(cache: ViewCache) -> ViewCache:
+def bounded(cache: Pages) -> Pages:
     """The cache with `most`: its views, rounded up to a power of two or to all slots.
 
     For readers that want all keys in one piece, as cuDNN does. They compile once for each such
@@ -206,28 +159,28 @@ def bounded(cache: ViewCache) -> ViewCache:
     return bounded_by(cache, int(np.count_nonzero(cache.used)))
 
 
-def bounded_by(cache: ViewCache, views: int) -> ViewCache:
+def bounded_by(cache: Pages, views: int) -> Pages:
     """`bounded`, the number of views being known; the cache may be abstract."""
     most = 2 ** max(views - 1, 0).bit_length()
     return dataclasses.replace(cache, most=min(most, cache.capacity))
 
 
-def lower_append(cache: ViewCache, page: ViewCache) -> jax.stages.Lowered:
+def lower_append(cache: Pages, page: Pages) -> jax.stages.Lowered:
     """The program that `append` runs, to be compiled, for arguments that may be abstract."""
     return _append.lower(cache, page)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _append(cache: ViewCache, page: ViewCache) -> ViewCache:
+def _append(cache: Pages, page: Pages) -> Pages:
     return _written(cache, jnp.argmin(cache.used), page)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write(cache: ViewCache, slot: jax.Array, page: ViewCache) -> ViewCache:
+def _write(cache: Pages, slot: jax.Array, page: Pages) -> Pages:
     return _written(cache, slot, page)
 
 
-def _written(cache: ViewCache, slot: jax.Array, page: ViewCache) -> ViewCache:
+def _written(cache: Pages, slot: jax.Array, page: Pages) -> Pages:
     """The cache with a page in a slot."""
     pages = jax.tree.map(
         lambda pool, new: jax.lax.dynamic_update_slice_in_dim(pool, new, slot, axis=3),
@@ -242,7 +195,7 @@ def _without(used: jax.Array, slot: jax.Array) -> jax.Array:
     return used.at[slot].set(False)
 
 
-def _check_page(cache: ViewCache, page: ViewCache) -> None:
+def _check_page(cache: Pages, page: Pages) -> None:
     expected = (*cache.k.shape[:3], 1, *cache.k.shape[4:])
     if page.k.shape != expected or page.v.shape != expected:
         raise InputError(
@@ -251,7 +204,7 @@ def _check_page(cache: ViewCache, page: ViewCache) -> None:
         )
 
 
-def _checked_slot(cache: ViewCache, slot: jax.Array | int) -> jax.Array | np.ndarray:
+def _checked_slot(cache: Pages, slot: jax.Array | int) -> jax.Array | np.ndarray:
     """`slot` as an int32, after a look whether a page is in it if that is known."""
     if not _known(slot):
         return slot.astype(jnp.int32)
@@ -261,7 +214,7 @@ def _checked_slot(cache: ViewCache, slot: jax.Array | int) -> jax.Array | np.nda
     return np.asarray(slot, np.int32)
 
 
-def _with_slots(cache: ViewCache) -> ViewCache:
+def _with_slots(cache: Pages) -> Pages:
     """The cache with `used` as an array, as the updates need it."""
     if cache.used is not None:
         return cache

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 PRODUCT = "product"  # name of what projections return, for remat policies
@@ -153,13 +154,9 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, V, N, D] to x + attention of the same shape."""
         q, k, v = jnp.einsum("BVNCHK->CBVHNK", self.qkv(self.norm(x)))
-        mixed = attend(
-            self.q_norm(q),
-            self.k_norm(k)[:, :, :, None],  # a single page
-            v[:, :, :, None],
-            implementation=self.implementation,
-            spread=self.spread,
-        )
+        page = Pages(self.k_norm(k)[:, :, :, None], v[:, :, :, None])
+        how = {"implementation": self.implementation, "spread": self.spread}
+        mixed = attend(self.q_norm(q), page, **how)
         return x + self.out(jnp.einsum("BVHNK->BVNHK", mixed))
 
 

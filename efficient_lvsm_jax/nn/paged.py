@@ -28,6 +28,9 @@ QUERY_BLOCK, BACKWARD_BLOCK = 1024, 512
 CHUNK_KEYS = 1024
 # What arrays of unsigned integers are the bits of.
 BITS = {jnp.dtype(jnp.uint16): jnp.bfloat16, jnp.dtype(jnp.uint8): jnp.float8_e4m3fn}
+# How keys and values are stored; "bf16" and "fp8" (e4m3) as BITS: to slice an array of such numbers
+# a CPU would convert all of it.
+PRECISIONS = {"fp32": jnp.float32, "bf16": jnp.uint16, "int8": jnp.int8, "fp8": jnp.uint8}
 
 
 def from_bits(x: jax.Array) -> jax.Array:
@@ -37,39 +40,60 @@ def from_bits(x: jax.Array) -> jax.Array:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("k", "v", "k_scale", "v_scale", "used", "layer"),
+    data_fields=("k", "v", "used", "k_scale", "v_scale", "layer"),
     meta_fields=("most",),
 )
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """Keys and values as they are stored, and which of them are read.
+    """Keys and values in pages as they are stored, and which of them are read.
+
+    Those of all decoder layers, [L, B, H, S, M, K], are the view cache, see `nn.cache`.
 
     Attributes:
-      k, v: [B, H, S, M, K] of any dtype, or BITS; with `layer` [L, B, H, S, M, K].
-      k_scale, v_scale: what the stored numbers are multiplied by, [B, H, S] or [L, B, H, S]; None
-        is 1.
-      used: which pages to read, [S] bool; None reads all.
-      layer: which layer to read.
-      most: how many pages are in use at most; None is all.
+      k, v: [B, H, S, M, K] of any dtype, or BITS; a view axis may follow B. With `layer`, and in a
+        cache, [L, B, H, S, M, K].
+      used: which slots hold a page, [S] bool; the others are never read. None means all of them:
+        gradients can then flow through. The work follows the chunks of some 1,024 keys in which a
+        page is used, not S, and changing them compiles nothing.
+      k_scale, v_scale: what stored numbers are multiplied by, [B, H, S] or [L, B, H, S] float32:
+        one scale for each page of a head; None if they are stored as they are.
+      layer: which layer to read. Chunks are fetched from the stack one by one, so that a large,
+        mostly empty cache is never copied. Not meant for gradients.
+      most: with `used`, how many pages are in use at most, known when a reader is compiled; None is
+        all. cuDNN alone asks: it wants its keys in one piece, for which so many pages are gathered.
+        More pages in use than that would not be read: callers own that check.
     """
 
     k: jax.Array
     v: jax.Array
+    used: jax.Array | None = None
     k_scale: jax.Array | None = None
     v_scale: jax.Array | None = None
-    used: jax.Array | None = None
     layer: jax.Array | None = None
     most: int | None = None
 
     @property
-    def slots(self) -> int:
-        """S."""
+    def capacity(self) -> int:
+        """Number of page slots, S."""
         return self.k.shape[-3]
 
     @property
     def page_tokens(self) -> int:
         """M."""
         return self.k.shape[-2]
+
+    @property
+    def precision(self) -> str:
+        """In which of PRECISIONS keys and values are stored."""
+        stored = jnp.uint16 if self.k.dtype == jnp.bfloat16 else self.k.dtype
+        known = (name for name, dtype in PRECISIONS.items() if stored == dtype)
+        return next(known, str(self.k.dtype))
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, with all layers there are."""
+        arrays = (self.k, self.v, self.k_scale, self.v_scale)
+        return sum(x.size * x.dtype.itemsize for x in arrays if x is not None) // self.capacity
 
     @property
     def is_plain(self) -> bool:
@@ -82,7 +106,7 @@ class Pages:
         With `used` only `most` pages come, and only they are decoded: a GPU's compiler makes one
         kernel of fetching, decoding and transposing them, whose cost is that of `most` pages.
         """
-        pages = min(self.most or self.slots, self.slots)
+        pages = min(self.most or self.capacity, self.capacity)
 
         def read(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
             if self.layer is not None:
@@ -126,8 +150,8 @@ class Chunks:
     def of(cls, pages: Pages, together: int = 1, parts: int = 1) -> Chunks:
         """Equal chunks; `together` or `parts` is 1, and divides what it is of if `used` is None."""
         if pages.used is None:
-            return cls(pages, together, parts, pages.slots // together * parts, None)
-        missing = -pages.slots % together
+            return cls(pages, together, parts, pages.capacity // together * parts, None)
+        missing = -pages.capacity % together
         used = jnp.pad(jnp.repeat(pages.used, parts), (0, missing)).reshape(-1, together)
         used = used.any(axis=-1)
         return cls(pages, together, parts, used.sum(), _true_first(used))
@@ -151,7 +175,7 @@ class Chunks:
         index = step if self.order is None else self.order[step]
         tokens = page_tokens // self.parts  # of each page
         first, token = index // self.parts * together, index % self.parts * tokens
-        slot = jnp.minimum(first, pages.slots - together)
+        slot = jnp.minimum(first, pages.capacity - together)
         lead = () if pages.layer is None else (pages.layer,)
         start = (*lead, *(row or (0, 0)), slot)
         size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (together,)
@@ -174,7 +198,9 @@ class Chunks:
 
 def in_chunks(pages: Pages) -> Chunks:
     """Several short pages at a time, long ones in parts."""
-    return Chunks.of(pages, *_pages_in_a_chunk(pages.slots, pages.page_tokens, pages.used is None))
+    return Chunks.of(
+        pages, *_pages_in_a_chunk(pages.capacity, pages.page_tokens, pages.used is None)
+    )
 
 
 def _pages_in_a_chunk(slots: int, page_tokens: int, equal: bool) -> tuple[int, int]:
@@ -227,7 +253,7 @@ def loops(
     Head by head the log-sum-exps come unasked: the backward pass needs them, and a compiler drops
     what is not used.
     """
-    if q.shape[2] * pages.slots * pages.page_tokens <= SMALL_SCORES:
+    if q.shape[2] * pages.capacity * pages.page_tokens <= SMALL_SCORES:
         return whole_scores(q, pages, with_log_sum_exp=with_log_sum_exp)
     if pages.is_plain:
         return _by_heads(q, *(_merged(x) for x in pages.whole_layer(q.dtype)))

@@ -28,7 +28,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
 from efficient_lvsm_jax.media.video import write_film
-from efficient_lvsm_jax.nn.cache import PRECISIONS
+from efficient_lvsm_jax.nn.paged import PRECISIONS
 from efficient_lvsm_jax.sessions.session import Session
 from efficient_lvsm_jax.weights.load import load
 

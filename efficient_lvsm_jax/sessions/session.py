@@ -17,6 +17,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, check_cameras
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn.paged import Pages
 
 # Targets are rendered in groups of these sizes, so any number of them compiles at most four
 # programs and none is padded.
@@ -68,7 +69,7 @@ class Session:
           frame: the scene frame; None fixes it at the first `render`.
           capacity: views that there is room for; room doubles when it runs out, which compiles
             everything that reads the cache anew.
-          precision: how keys and values are stored, one of `nn.cache.PRECISIONS`; None is as
+          precision: how keys and values are stored, one of `nn.paged.PRECISIONS`; None is as
             `model.config.cache` says.
           max_bytes: most bytes that the cache may take; None is no limit. While room doubles, the
             old cache is there beside it.
@@ -100,7 +101,7 @@ class Session:
         self._max_bytes, self._when_full = max_bytes, when_full
         self._most: dict[tuple[int, int], int] = {}  # views that max_bytes holds, by their size
         self._centres: dict[int, np.ndarray] = {}  # of the cameras of all views, in world units
-        self._cache: pages.ViewCache | None = None
+        self._cache: Pages | None = None
         self._slots: dict[int, int] = {}  # of the cache, of every view that is encoded
         self._waiting: dict[int, _View] = {}  # added before the frame is fixed, not encoded yet
         self._memory: tuple[list[_View], Any] = [], None  # of an LVSM: views, and what they became
@@ -340,7 +341,7 @@ class Session:
         """Slots of the first cache for views of a size."""
         return min(self._capacity, self._most_views(size))
 
-    def _append(self, view_id: int, page: pages.ViewCache) -> None:
+    def _append(self, view_id: int, page: Pages) -> None:
         most = self._most_views(self._size)
         if self._cache is None:
             self._cache = pages.empty(self._room(self._size), page)

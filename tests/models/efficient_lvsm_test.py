@@ -20,6 +20,7 @@ from efficient_lvsm_jax.models.model import (
 )
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.paged import Pages
 
 PUBLISHED = EfficientLVSMConfig()
 FAMILY = "efficient_lvsm"
@@ -212,7 +213,7 @@ def test_taps_are_the_tokens_that_leave_their_layers_in_the_order_asked(small_mo
     second = layer(module.encoder, 1)(first)
     np.testing.assert_allclose(encoder_taps, jnp.stack([second, first]), atol=2e-5)
     after = layer(module.decoder, 0)(
-        module.target_tokens(targets), lambda q: attend(q, cache.k[0], cache.v[0])
+        module.target_tokens(targets), lambda q: attend(q, Pages(cache.k[0], cache.v[0]))
     )
     np.testing.assert_allclose(decoder_taps[0], after, atol=2e-5)
 

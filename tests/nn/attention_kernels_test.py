@@ -20,7 +20,7 @@ from efficient_lvsm_jax.models.model import EfficientLVSMConfig, abstract_params
 from efficient_lvsm_jax.nn import attention
 from efficient_lvsm_jax.nn import kernels as attention_kernels
 from efficient_lvsm_jax.nn.attention import attend
-from efficient_lvsm_jax.nn.cache import ViewCache
+from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel import sharding
 
 FAMILY = "efficient_lvsm"
@@ -90,7 +90,7 @@ def test_splash_reads_only_the_used_pages_of_a_stack(interpreted):
     q, k, v = qkv(70, 3 * 40)
     pages = [x.reshape(1, 2, 3, 40, 64).at[:, :, 0].set(jnp.nan) for x in (k, v)]
     stack = [jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in pages]
-    mixed = attend(q, *stack, used=jnp.array([False, True, True]), layer=jnp.int32(1))
+    mixed = attend(q, Pages(*stack, jnp.array([False, True, True]), layer=jnp.int32(1)))
     expected, _ = reference(q, k[:, :, 40:], v[:, :, 40:])
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
 
@@ -121,8 +121,8 @@ def test_cudnn_kernels_are_lowered_for_attention_and_its_gradient(cuda):
     q, k, v = qkv(64, 128, dtype=jnp.bfloat16)
     pages = [x.reshape(1, 2, 2, 64, 64) for x in (k, v)]
 
-    def loss(*args):
-        return jnp.sum(attend(*args).astype(jnp.float32))
+    def loss(q, k, v):
+        return jnp.sum(attend(q, Pages(k, v)).astype(jnp.float32))
 
     text = lowered_for_cuda(jax.grad(loss, (0, 1, 2)), q, *pages)
     assert cudnn_calls(text) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
@@ -134,7 +134,7 @@ def test_cudnn_gets_the_number_of_keys_in_use_as_a_length(cuda):
     stack = [x.reshape(1, 1, 2, 2, 64, 64) for x in (k, v)]
 
     def decode(q, k, v, used):
-        return attend(q, k, v, used=used, layer=jnp.int32(0))
+        return attend(q, Pages(k, v, used, layer=jnp.int32(0)))
 
     text = lowered_for_cuda(decode, q, *stack, jnp.array([False, True]))
     assert cudnn_calls(text) == ["__cudnn$fmhaSoftmax"]
@@ -204,10 +204,8 @@ def test_a_choice_that_cannot_run_is_refused_with_the_reason(name, platform, dty
 
 def test_plain_attention_equals_that_of_a_cpu():
     q, k, v = qkv(90, 2 * 600)
-    pages = [x.reshape(1, 2, 2, 600, 64) for x in (k, v)]
-    np.testing.assert_allclose(
-        attend(q, *pages, implementation="xla"), attend(q, *pages), atol=2e-6
-    )
+    pages = Pages(*(x.reshape(1, 2, 2, 600, 64) for x in (k, v)))
+    np.testing.assert_allclose(attend(q, pages, implementation="xla"), attend(q, pages), atol=2e-6)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +254,7 @@ def test_splash_is_compiled_into_the_loop_over_the_pages_of_a_partly_filled_cach
     config, mesh = SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, sharding.make_mesh("data:4", tpus)
     views = jax.eval_shape(lambda: random_views(1, batch=4, size=(32, 32)))
     pages = jax.ShapeDtypeStruct((config.layers, 4, 2, 8, 16, 64), config.dtype)
-    cache = ViewCache(pages, pages, jax.ShapeDtypeStruct((8,), bool))
+    cache = Pages(pages, pages, jax.ShapeDtypeStruct((8,), bool))
 
     def render(params, cache, cameras):
         return bind(FAMILY, config, params).decode(cache, cameras)

@@ -10,6 +10,7 @@ import pytest
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn import paged as attention_pages
 from efficient_lvsm_jax.nn.attention import attend, combine
+from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import make_mesh
 
 
@@ -25,6 +26,11 @@ def reference(q, k, v):
     return jnp.einsum("BHQS,BHSK->BHQK", jax.nn.softmax(scores, axis=-1), v)
 
 
+def attend_to(q, k, v, *, used=None, scales=(None, None), layer=None, **how):
+    layer = None if layer is None else jnp.int32(layer)
+    return attend(q, Pages(k, v, used, *scales, layer), **how)
+
+
 # Small: one einsum. Long rows: heads one by one. Many pages: folded one after another. Short ones:
 # several at a time, the last chunk reaching back. Long ones: in parts, by heads and in one einsum.
 SIZES = [(6, 3, 5), (1100, 2, 100), (90, 5, 1024), (200, 5, 400), (70, 2, 2048), (6, 2, 1026)]
@@ -33,12 +39,12 @@ SIZES = [(6, 3, 5), (1100, 2, 100), (90, 5, 1024), (200, 5, 400), (70, 2, 2048),
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_softmax_attention_and_its_gradients(size):
     args = arrays(*size)
-    np.testing.assert_allclose(attend(*args), reference(*args), atol=2e-6)
+    np.testing.assert_allclose(attend_to(*args), reference(*args), atol=2e-6)
 
     def gradients(function):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(3 * function(*a))), argnums=(0, 1, 2))(*args)
 
-    for got, expected in zip(gradients(attend), gradients(reference), strict=True):
+    for got, expected in zip(gradients(attend_to), gradients(reference), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
@@ -49,7 +55,7 @@ def test_gradients_of_result_and_log_sum_exp_are_those_of_whole_scores(size, dty
     weights = [jax.random.normal(jax.random.key(i), args[0].shape[: 4 - i]) for i in (0, 1)]
 
     def loss(implementation, *args):
-        found = attend(*args, implementation=implementation, with_log_sum_exp=True)
+        found = attend_to(*args, implementation=implementation, with_log_sum_exp=True)
         return sum(jnp.sum(x * w) for x, w in zip(found, weights, strict=True))
 
     gradients = jax.grad(loss, (1, 2, 3))("cpu", *args)
@@ -64,7 +70,7 @@ def test_gradients_of_result_and_log_sum_exp_are_those_of_whole_scores(size, dty
 
 def test_gradients_hold_two_blocks_of_scores_at_most():
     q, k, v = arrays(4096, 8, 1024, batch=1, heads=4)
-    compiled = jax.jit(jax.grad(lambda *a: attend(*a).sum(), (0, 1, 2))).lower(q, k, v).compile()
+    compiled = jax.jit(jax.grad(lambda *a: attend_to(*a).sum(), (0, 1, 2))).lower(q, k, v).compile()
     block = attention_pages.QUERY_BLOCK * 1024 * 4
     held = 2 * (q.nbytes + k.nbytes + v.nbytes)  # results, and what leads to them
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * block + held
@@ -74,7 +80,7 @@ def test_gradients_hold_two_blocks_of_scores_at_most():
 def test_used_pages_of_a_stack_equal_only_those_pages(size):
     q, k, v = arrays(*size)
     stack = [jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k, v)]
-    some = jax.jit(lambda used: attend(q, *stack, used=used, layer=jnp.int32(1)))
+    some = jax.jit(lambda used: attend_to(q, *stack, used=used, layer=jnp.int32(1)))
     for number in range(1, 2 ** size[1]):
         used = (number >> np.arange(size[1])) % 2 == 1
         expected = reference(q, k[:, :, used], v[:, :, used])
@@ -85,7 +91,7 @@ def test_used_pages_of_a_stack_equal_only_those_pages(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_log_sum_exp_is_that_of_the_scores(size):
     q, k, v = arrays(*size)
-    mixed, log_sum_exp = attend(q, k, v, with_log_sum_exp=True)
+    mixed, log_sum_exp = attend_to(q, k, v, with_log_sum_exp=True)
     np.testing.assert_allclose(mixed, reference(q, k, v), atol=2e-6)
     flat = k.reshape(*k.shape[:2], -1, k.shape[-1])
     scores = jnp.einsum("BHQK,BHSK->BHQS", q, flat) / np.sqrt(q.shape[-1])
@@ -95,7 +101,7 @@ def test_log_sum_exp_is_that_of_the_scores(size):
 def test_keys_split_in_any_way_combine_to_the_whole():
     rng = np.random.default_rng(0)
     q, k, v = arrays(6, 1, 40)
-    whole, log_sum_exp = attend(q, k, v, with_log_sum_exp=True)
+    whole, log_sum_exp = attend_to(q, k, v, with_log_sum_exp=True)
     keys, values = (np.asarray(x)[:, :, 0] for x in (k, v))
     scores = np.einsum("BHQK,BHSK->BHQS", q, keys) * q.shape[-1] ** -0.5
     for _ in range(20):
@@ -113,7 +119,7 @@ def test_keys_split_in_any_way_combine_to_the_whole():
 
 def test_combining_with_an_empty_set_of_keys_changes_nothing():
     q, k, v = arrays(6, 1, 40)
-    whole = attend(q, k, v, with_log_sum_exp=True)
+    whole = attend_to(q, k, v, with_log_sum_exp=True)
     empty = jnp.full_like(whole[0], jnp.nan), jnp.full_like(whole[1], -jnp.inf)
     for combined in (combine(*whole, *empty), combine(*empty, *whole)):
         np.testing.assert_array_equal(combined[0], whole[0])
@@ -125,12 +131,12 @@ def test_large_scores_combine_on_one_device_and_on_several():
     q *= 1000
     expected = reference(q, k, v)
     halves = [
-        attend(q, k[:, :, some], v[:, :, some], with_log_sum_exp=True)
+        attend_to(q, k[:, :, some], v[:, :, some], with_log_sum_exp=True)
         for some in (slice(0, 2), slice(2, 4))
     ]
     np.testing.assert_allclose(combine(*halves[0], *halves[1])[0], expected, atol=2e-4)
     with jax.set_mesh(make_mesh("context:4")):
-        np.testing.assert_allclose(attend(q, k, v, spread="pages"), expected, atol=2e-4)
+        np.testing.assert_allclose(attend_to(q, k, v, spread="pages"), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100)])
@@ -139,15 +145,15 @@ def test_pages_spread_over_devices_equal_pages_on_one_and_so_do_gradients(size):
 
     def gradients(*args):
         return jax.grad(
-            lambda *a: jnp.sum(jnp.sin(3 * attend(*a, spread="pages"))), argnums=(0, 1, 2)
+            lambda *a: jnp.sum(jnp.sin(3 * attend_to(*a, spread="pages"))), argnums=(0, 1, 2)
         )(*args)
 
-    alone = attend(*args), *gradients(*args)
+    alone = attend_to(*args), *gradients(*args)
     for mesh in ("data:2,context:2", "context:4"):
         if mesh == "context:4":
             args, alone = ([x[:1] for x in xs] for xs in (args, alone))
         with jax.set_mesh(make_mesh(mesh)):
-            spread = jax.jit(attend, static_argnames="spread")(*args, spread="pages")
+            spread = jax.jit(attend_to, static_argnames="spread")(*args, spread="pages")
             got = spread, *jax.jit(gradients)(*args)
         # Against float64, plain float32 attention is off by 0.9e-6 here, and this by 1.4e-6.
         for x, expected in zip(got, alone, strict=True):
@@ -156,11 +162,11 @@ def test_pages_spread_over_devices_equal_pages_on_one_and_so_do_gradients(size):
 
 def test_views_by_themselves_equal_views_one_after_another():
     q, k, v = arrays(6, 1, 6, batch=3)
-    together = attend(q[None], k[None], v[None])
-    np.testing.assert_allclose(together[0], attend(q, k, v), atol=1e-6)
+    together = attend_to(q[None], k[None], v[None])
+    np.testing.assert_allclose(together[0], attend_to(q, k, v), atol=1e-6)
     with jax.set_mesh(make_mesh("data:2,context:2")):
         two = [jnp.stack([x[:2], x[1:]]) for x in (q, k, v)]
-        spread = attend(*two, spread="views")
+        spread = attend_to(*two, spread="views")
     np.testing.assert_allclose(spread[0], together[0, :2], atol=1e-6)
     np.testing.assert_allclose(spread[1], together[0, 1:], atol=1e-6)
 
@@ -180,7 +186,7 @@ def test_stored_pages_with_scales_equal_their_values(implementation, size, mesh)
         expected = reference(q, *(x[layer][:, :, used] for x in values))
         np.testing.assert_allclose(got, expected, atol=5e-6)
 
-    compiled = jax.jit(functools.partial(attend, implementation=implementation, spread="pages"))
+    compiled = jax.jit(functools.partial(attend_to, implementation=implementation, spread="pages"))
     with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
         check(1, slice(None), compiled(q, *stored, scales=scales, layer=1))
         used = np.array([True, False, True, True])
@@ -191,8 +197,8 @@ def test_stored_pages_with_scales_equal_their_values(implementation, size, mesh)
 
 def test_used_pages_and_views_by_themselves_go_together():
     q, k, v = arrays(6, 3, 5)
-    got = attend(q[None], k[None], v[None], used=jnp.array([True, False, True]))
-    np.testing.assert_allclose(got[0], attend(q, k[:, :, ::2], v[:, :, ::2]), atol=1e-6)
+    got = attend_to(q[None], k[None], v[None], used=jnp.array([True, False, True]))
+    np.testing.assert_allclose(got[0], attend_to(q, k[:, :, ::2], v[:, :, ::2]), atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "xla"])
@@ -202,7 +208,7 @@ def test_pages_that_are_not_used_are_never_read(size, implementation):
     used = np.array([True, False, True, False, False, False, True])[: size[1]]
     expected = reference(q, k[:, :, used], v[:, :, used])
     k, v = (x.at[:, :, ~used].set(jnp.nan) for x in (k, v))
-    mixed = attend(q, k, v, used=jnp.array(used), implementation=implementation)
+    mixed = attend_to(q, k, v, used=jnp.array(used), implementation=implementation)
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
 
 
@@ -212,7 +218,7 @@ def test_a_whole_layer_has_used_pages_first_and_then_zeros():
     scales = np.random.default_rng(1).uniform(0.5, 2, (2, 3, 1, 2, 5)).astype(np.float32)
     used = np.array([False, True, False, True, True])
     scales[..., 0] = np.nan
-    pages = attention_pages.Pages(*stored, *scales, jnp.array(used), jnp.int32(1))
+    pages = Pages(*stored, jnp.array(used), *scales, jnp.int32(1))
     for got, x, scale in zip(pages.whole_layer(jnp.float32), stored, scales, strict=True):
         expected = (x * scale[..., None, None])[1][:, :, used]
         np.testing.assert_array_equal(got[:, :, :3], expected)
@@ -242,19 +248,19 @@ def test_pages_are_read_in_chunks_of_about_a_thousand_keys():
 
 def test_used_that_does_not_fit_the_pages_is_refused():
     with pytest.raises(InputError, match="differ in pages"):
-        attend(*arrays(6, 3, 5), used=jnp.array([True, False]))
+        attend_to(*arrays(6, 3, 5), used=jnp.array([True, False]))
 
 
 def test_scores_of_one_block_at_most_exist_at_a_time():
     q, k, v = arrays(4096, 8, 1024, batch=1, heads=4)
-    compiled = jax.jit(attend).lower(q, k, v).compile()
+    compiled = jax.jit(attend_to).lower(q, k, v).compile()
     block = attention_pages.QUERY_BLOCK * 1024 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * block + 2 * q.nbytes
 
 
 def test_bfloat16_stays_bfloat16_and_close():
     args = [x.astype(jnp.bfloat16) for x in arrays(90, 2, 64)]
-    mixed = attend(*args)
+    mixed = attend_to(*args)
     assert mixed.dtype == jnp.bfloat16
     exact = reference(*(x.astype(jnp.float32) for x in args))
     np.testing.assert_allclose(mixed.astype(jnp.float32), exact, atol=2e-2)
@@ -270,4 +276,4 @@ def test_shapes_that_do_not_belong_together_are_refused(change):
     else:
         k = v = k[0]
     with pytest.raises(InputError, match="attend"):
-        attend(q, k, v)
+        attend_to(q, k, v)

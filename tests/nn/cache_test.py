@@ -9,6 +9,7 @@ from conftest import one_view, random_views
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 
 VIEWS = random_views(6, seed=1)
 TARGETS = random_views(2, seed=2).cameras
@@ -161,7 +162,7 @@ def test_updates_are_in_place_and_move_one_page_and_removing_moves_none(small_mo
     assert removed.k is cache.k and removed.v is cache.v
 
 
-@pytest.mark.parametrize("precision", pages.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_rendering_copies_no_cache_however_large(small_model, precision):
     views = random_views(1, size=(64, 64))
     page = pages.store(small_model.encode(views), precision)
@@ -234,7 +235,7 @@ def test_a_cache_stores_what_is_added_as_it_stores_the_rest(small_model, precisi
 @pytest.mark.parametrize("value", [0.0, 1e-42, np.nan])
 def test_pages_of_odd_values_come_back_as_they_are(precision, value):
     page = jnp.full((2, 1, 2, 1, 6, 16), value)
-    back = pages.store(pages.store(pages.ViewCache(page, page), precision), "fp32")
+    back = pages.store(pages.store(Pages(page, page), precision), "fp32")
     np.testing.assert_allclose(back.k, page, atol=1e-38)
 
 
@@ -244,6 +245,4 @@ def test_an_unknown_precision_and_a_gradient_through_a_stored_cache_are_refused(
         pages.store(cache, "int4")
     for precision in ("bf16", "int8"):
         with pytest.raises(InputError, match="has no gradient"):
-            jax.grad(lambda k, p=precision: pages.store(pages.ViewCache(k, k), p).k.sum() * 1.0)(
-                cache.k
-            )
+            jax.grad(lambda k, p=precision: pages.store(Pages(k, k), p).k.sum() * 1.0)(cache.k)
