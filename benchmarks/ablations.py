@@ -37,9 +37,9 @@ from efficient_lvsm_jax.models.efficient_lvsm import (
     EfficientLVSMConfig,
 )
 from efficient_lvsm_jax.models.model import FAMILIES
-from efficient_lvsm_jax.models.view_synthesis import scan_layers, stack
 from efficient_lvsm_jax.nn.layers import Initializer
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.stacks import scan_layers, stack
 
 
 class LastLayerOnly(EfficientLVSM):
@@ -50,7 +50,7 @@ class LastLayerOnly(EfficientLVSM):
     ) -> tuple[Pages, jax.Array | None]:
         """As of the base class; the projections to keys and values stay one per decoder layer."""
         x, taps, _ = scan_layers(
-            self.config,
+            self.config.remat,
             lambda x, layer: (layer(x), None),
             self.input_tokens(views),
             self.encoder,

@@ -25,14 +25,12 @@ from efficient_lvsm_jax.models.view_synthesis import (
     ModelConfig,
     SelfAttentionLayer,
     ViewModel,
-    over_views,
-    scan_layers,
-    stack,
 )
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
+from efficient_lvsm_jax.nn.stacks import over_views, scan_layers, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,7 @@ class EfficientLVSM(ViewModel):
 
         stacks = (self.encoder, self.decoder.cross_attention)
         x, depth = self.input_tokens(views), self.config.layers
-        _, taps, (k, v) = scan_layers(self.config, step, x, stacks, layers=depth, taps=layers)
+        _, taps, (k, v) = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
         cache, precision = Pages(k, v), self.config.cache
         return cache if precision == "computed" else store(cache, precision), taps
 
@@ -150,5 +148,5 @@ class EfficientLVSM(ViewModel):
 
         x, depth = self.target_tokens(cameras), self.config.layers
         stacks = (self.decoder, jnp.arange(depth), scanned)
-        x, taps, _ = scan_layers(self.config, step, x, stacks, layers=depth, taps=layers)
+        x, taps, _ = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
         return self.pictures(x, cameras), taps

@@ -23,11 +23,9 @@ from efficient_lvsm_jax.models.view_synthesis import (
     ModelConfig,
     SelfAttentionLayer,
     ViewModel,
-    over_views,
-    scan_layers,
-    stack,
 )
 from efficient_lvsm_jax.nn.layers import LayerNorm
+from efficient_lvsm_jax.nn.stacks import over_views, scan_layers, stack
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 LATENT_STD = 0.02
@@ -81,7 +79,7 @@ class LVSM(ViewModel):
         def step(x: jax.Array, layer: SelfAttentionLayer) -> tuple[jax.Array, None]:
             return over_views(layer, x, view_axes=1), None
 
-        return scan_layers(self.config, step, x, stacked, layers=layers)[0]
+        return scan_layers(self.config.remat, step, x, stacked, layers=layers)[0]
 
     def _all_input_tokens(self, views: Views) -> jax.Array:
         """Input views [B, V, …] to one sequence of tokens [B, V·N, D]."""

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 
 from efficient_lvsm_jax.backbones.backbone import Teacher
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.view_synthesis import CPU_TOKENS_AT_ONCE
 from efficient_lvsm_jax.nn.layers import uniform
 from efficient_lvsm_jax.nn.resize import bicubic
+from efficient_lvsm_jax.nn.stacks import CPU_TOKENS_AT_ONCE
 from efficient_lvsm_jax.training.losses import projection_loss
 
 STREAMS = ("input", "target")  # the encoder's tokens, the decoder's tokens

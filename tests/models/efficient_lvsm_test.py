@@ -139,7 +139,7 @@ def test_views_one_at_a_time_equal_views_together(small_model, monkeypatch):
         return module.decode(module.encode(views), targets)
 
     together = jax.jit(render)(small_model.params)
-    monkeypatch.setattr("efficient_lvsm_jax.models.view_synthesis.CPU_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("efficient_lvsm_jax.nn.stacks.CPU_TOKENS_AT_ONCE", 1)
     apart = jax.jit(lambda params: render(params))(small_model.params)
     np.testing.assert_allclose(apart, together, atol=1e-6)
 

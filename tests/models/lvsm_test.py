@@ -95,7 +95,7 @@ def test_targets_together_equal_targets_alone(model):
 def test_a_cpu_walks_long_targets_one_by_one(model, monkeypatch):
     views, cameras = random_views(2, batch=2), random_views(3, seed=1, batch=2).cameras
     at_once = render(model, views, cameras)
-    monkeypatch.setattr("efficient_lvsm_jax.models.view_synthesis.CPU_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("efficient_lvsm_jax.nn.stacks.CPU_TOKENS_AT_ONCE", 1)
     module = bind(model.family, model.config, model.params)
     walked = module.decode(module.encode(views), cameras)
     np.testing.assert_allclose(walked, at_once, atol=2e-6)

@@ -1,0 +1,109 @@
+"""Stacks of equal layers: made with a leading axis, scanned, rematerialised by a named policy.
+
+Axes: B scene, V input view, T target view, N patch token, D width, L layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.nn.kernels import saves
+from efficient_lvsm_jax.nn.layers import PRODUCT, normal, uniform
+from efficient_lvsm_jax.parallel.sharding import platform, views_are_spread
+
+REMAT_POLICIES = {
+    "none": None,
+    "products": saves(PRODUCT),
+    "attention": saves(),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+INITS = ("uniform", "depth")
+# From this many tokens a view, a CPU is fastest, and leanest, with one view in hand at a time.
+CPU_TOKENS_AT_ONCE = 512
+
+
+def stack(layer: Callable[..., nnx.Module], layers: int, init: str, rngs: nnx.Rngs) -> nnx.Module:
+    """`layers` layers as one module whose parameters have a leading axis L.
+
+    Args:
+      layer: makes one of an initializer and rngs.
+      layers: L.
+      init: "uniform" (PyTorch's default) or "depth": N(0, s²) with s = 0.02/√(2(i+1)) in layer i.
+      rngs: to draw from.
+    """
+    depth_std = 0.02 / jnp.sqrt(2 * (jnp.arange(layers) + 1.0))
+
+    def one(key: jax.Array, std: jax.Array) -> nnx.Module:
+        return layer(init=normal(std) if init == "depth" else uniform(), rngs=nnx.Rngs(key))
+
+    return jax.vmap(one)(jax.random.split(rngs.params(), layers), depth_std)
+
+
+def scan_layers(
+    remat: str,
+    step: Callable[[jax.Array, object], tuple[jax.Array, object]],
+    x: jax.Array,
+    stacks: object,
+    *,
+    layers: int,
+    taps: tuple[int, ...] = (),
+) -> tuple[jax.Array, jax.Array | None, object]:
+    """`step(x, layer)` along stacks of layers, rematerialised as one of REMAT_POLICIES says.
+
+    Args:
+      remat: what is kept for the backward pass.
+      step: gives the next x and what else of this layer is wanted.
+      x: the first one.
+      stacks: modules or arrays with a leading axis L.
+      layers: L.
+      taps: distinct numbers 1 … L of layers whose x is wanted; no other layer's is kept for them.
+
+    Returns:
+      The last x; x after each of `taps`, stacked, or None without any; other outputs, stacked.
+
+    Raises:
+      InputError: there is no such layer, or one is asked for twice.
+    """
+    if len(set(taps)) < len(taps) or not set(taps) <= set(range(1, layers + 1)):
+        raise InputError(
+            f"taps at layers {list(taps)}: expected distinct numbers from 1 to {layers}, the "
+            "layers of this model"
+        )
+    if remat != "none":
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    # One slot for each tap and one more, which every other layer overwrites.
+    slots = np.full(layers, len(taps))
+    slots[np.array(taps, int) - 1] = np.arange(len(taps))
+    tapped = jnp.zeros((len(taps) + 1, *x.shape), x.dtype) if taps else None
+
+    def one(carry: tuple, xs: tuple) -> tuple[tuple, object]:
+        # Taps are written outside of what is rematerialised: nothing is kept per layer.
+        x, tapped = carry
+        x, outputs = step(x, xs[1])
+        if tapped is not None:
+            tapped = jax.lax.dynamic_update_index_in_dim(tapped, x, xs[0], axis=0)
+        return (x, tapped), outputs
+
+    (x, tapped), outputs = jax.lax.scan(one, (x, tapped), (slots, stacks))
+    return x, None if tapped is None else tapped[:-1], outputs
+
+
+def over_views(function: Callable, x: jax.Array, *, view_axes: object) -> object:
+    """`function` on all views of x [B, V, N, D] at once, or on a CPU with long views one by one.
+
+    Views never see each other in `function`, so both are the same. `view_axes` says where each
+    output has its view axis.
+    """
+    at_once = x.shape[2] < CPU_TOKENS_AT_ONCE or x.shape[1] == 1 or views_are_spread()
+    if at_once or platform() != "cpu":
+        return function(x)
+    outputs = jax.lax.map(lambda view: function(view[:, None]), jnp.moveaxis(x, 1, 0))
+    return jax.tree.map(
+        lambda axis, y: jnp.moveaxis(y.squeeze(axis + 1), 0, axis), view_axes, outputs
+    )
