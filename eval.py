@@ -163,7 +163,7 @@ def evaluate(
         partial.write_text(scores_csv(rows), encoding="utf-8")
     film = None
     if isinstance(source, Model):
-        if opened.more and source.remembers_by_view:
+        if opened.more and source.paged:
             metrics["added_one_by_one"] = added_one_by_one(source, opened.more)
         elif opened.more:
             print(f"inputs one by one are left out: a {source.family} encodes all views anew")
@@ -185,7 +185,7 @@ def as_set(model: Model, settings: EvaluationConfig) -> Model:
             f"the model's patches have {model.config.patch} pixels, evaluation.patch is "
             f"{settings.patch}; pictures are prepared for it: set it alike"
         )
-    if settings.cache and not model.remembers_by_view:
+    if settings.cache and not model.paged:
         raise InputError(
             f"evaluation.cache={settings.cache!r}: a model of the family {model.family} has no "
             "cache; leave it empty"
@@ -209,7 +209,7 @@ def describe(source: Model | Predictions, opened: OpenedScenes, options: Options
         "weights_sha256": digest(source.params),
         "compute_dtype": source.config.compute_dtype,
         "ray_dtype": source.config.ray_dtype,
-        "cache": source.config.cache if source.remembers_by_view else "",
+        "cache": source.config.cache if source.paged else "",
         "levels": "256" if options.save_predictions else "float32",
     }
 

@@ -34,7 +34,8 @@ from efficient_lvsm_jax.cost.memory import estimate
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.heldout import open_heldout, render_heldout
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
-from efficient_lvsm_jax.models.model import Model, configure, settings_of
+from efficient_lvsm_jax.models.families import configure, family_named
+from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.processes import join_processes
 from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, replicate, state_shardings
 from efficient_lvsm_jax.runs.profiling import STEPS, StepTrace
@@ -346,7 +347,7 @@ def say(line: str) -> None:
 def settings(config: ConfigDict) -> dict[str, type]:
     """What the groups of a configuration become: every field can be set on the command line."""
     return {
-        "model": settings_of(config.get("family", "")),
+        "model": family_named(config.get("family", "")).config,
         "losses": LossConfig,
         "optimizer": OptimizerConfig,
         "data": DataConfig,

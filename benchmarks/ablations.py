@@ -36,7 +36,7 @@ from efficient_lvsm_jax.models.efficient_lvsm import (
     EfficientLVSM,
     EfficientLVSMConfig,
 )
-from efficient_lvsm_jax.models.model import FAMILIES
+from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.nn.layers import Initializer
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.stacks import scan_layers, stack
@@ -87,8 +87,8 @@ VARIANTS = {
     "last layer only": "last_layer_only",
     "cross-attention only": "cross_only",
 }
-FAMILIES["last_layer_only"] = (EfficientLVSMConfig, LastLayerOnly)
-FAMILIES["cross_only"] = (EfficientLVSMConfig, CrossOnly)
+register(Family("last_layer_only", EfficientLVSMConfig, LastLayerOnly))
+register(Family("cross_only", EfficientLVSMConfig, CrossOnly))
 
 
 def main() -> None:

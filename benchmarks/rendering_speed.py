@@ -112,7 +112,8 @@ def jax_program(name: str) -> Callable[[dict], dict]:
 
     from efficient_lvsm_jax import SceneFrame, Session
     from efficient_lvsm_jax.geometry.cameras import Cameras, Views
-    from efficient_lvsm_jax.models.model import Model, configure, init_params
+    from efficient_lvsm_jax.models.families import configure
+    from efficient_lvsm_jax.models.model import Model, init_params
 
     family = FAMILIES[name.removesuffix(HALF)]
     dtype = "bfloat16" if name.endswith(HALF) else "float32"
@@ -261,18 +262,17 @@ def resident(what: str) -> int:
 
 def work(row: Row, program: str) -> int:
     """Analytic FLOPs of a row."""
-    from efficient_lvsm_jax.cost import flops
-    from efficient_lvsm_jax.models.model import configure
+    from efficient_lvsm_jax.models.families import configure
 
     family = FAMILIES.get(program.removesuffix(HALF), FAMILIES[OURS])
     config, pixels = configure(family, {}), row.size**2
     parts = []
     if row.kind == "whole" or (row.kind == "add" and family != FAMILIES[OURS]):
-        parts.append(flops.encode(config, row.inputs, pixels))
+        parts.append(config.encode_flops(row.inputs, pixels))
     elif row.kind == "add":
-        parts.append(flops.encode(config, 1, pixels))
+        parts.append(config.encode_flops(1, pixels))
     if row.targets:
-        parts.append(flops.decode(config, row.inputs, row.targets, pixels))
+        parts.append(config.decode_flops(row.inputs, row.targets, pixels))
     return sum(each.total for part in parts for each in part.values())
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from efficient_lvsm_jax.models.model import abstract_params, configure
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.weights.load import load
 from eval import Options, evaluate
 from train import train

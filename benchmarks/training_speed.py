@@ -51,7 +51,7 @@ def jax_program(arguments: argparse.Namespace, remat: str):
     import jax
 
     from efficient_lvsm_jax.cost import flops
-    from efficient_lvsm_jax.models.model import configure
+    from efficient_lvsm_jax.models.families import configure
     from efficient_lvsm_jax.training.optimizer import OptimizerConfig
     from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from efficient_lvsm_jax.aot.hlo import read_program
 from efficient_lvsm_jax.geometry.cameras import Cameras
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig, Model, _call, init_params
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.model import Model, _call, init_params
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import make_mesh, put_cache

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig, Model, init_params
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.model import Model, init_params
 
 jax.config.update("jax_num_cpu_devices", 4)
 # What was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.

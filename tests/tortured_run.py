@@ -59,7 +59,8 @@ def train_stand_in(workdir: Path, steps: int) -> None:
     """Saves, resumes and logs as train.py does; a "step" only adds. Compiles nothing: for tests."""
     import jax
 
-    from efficient_lvsm_jax.models.model import abstract_params, configure
+    from efficient_lvsm_jax.models.families import configure
+    from efficient_lvsm_jax.models.model import abstract_params
     from efficient_lvsm_jax.runs.run_log import METRICS_FILE, open_rows
     from efficient_lvsm_jax.training.checkpoints import Checkpoints
     from efficient_lvsm_jax.training.interruption import Interruption, exit_by

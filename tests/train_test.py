@@ -14,7 +14,7 @@ from configs import tiny
 from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.model import configure
+from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.training.objective import LossConfig
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 

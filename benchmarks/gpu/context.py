@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from efficient_lvsm_jax.models.model import Model, configure, init_params
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model, init_params
 
 # A row of a table: its name, and what measures it.
 Rows = Iterator[tuple[str, Callable[[], dict]]]

@@ -18,7 +18,8 @@ from benchmarks.gpu.training import STEPS, batch_of, recipe_of
 from efficient_lvsm_jax import Session
 from efficient_lvsm_jax.convert.reference import compare, read_reference
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
-from efficient_lvsm_jax.models.model import Model, _call, configure, init_params
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model, _call, init_params
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages

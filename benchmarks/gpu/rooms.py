@@ -29,7 +29,8 @@ from data_pipeline.procedural import ProceduralScenes, SceneRecipe, render_scene
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views, normalise_poses
 from efficient_lvsm_jax.metrics.pictures import psnr
-from efficient_lvsm_jax.models.model import Model, configure
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state, train_step
 from efficient_lvsm_jax.weights.published import bring_out

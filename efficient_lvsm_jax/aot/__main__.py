@@ -39,12 +39,12 @@ from efficient_lvsm_jax.aot.training_step import (
 )
 from efficient_lvsm_jax.commands import command_line, main_exit
 from efficient_lvsm_jax.cost.chips import GIB, Topology, read_topology
-from efficient_lvsm_jax.cost.flops import Flops
 from efficient_lvsm_jax.cost.memory import Estimate
 from efficient_lvsm_jax.cost.roofline import Roofline, roofline
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import reporting_writes, write_json
-from efficient_lvsm_jax.models.model import configure
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.nn.flops import Flops
 from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 
 MIB = 2**20

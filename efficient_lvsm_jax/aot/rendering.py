@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from efficient_lvsm_jax.aot.training_step import Compiled, placed, what_became_of
-from efficient_lvsm_jax.cost import flops
-from efficient_lvsm_jax.cost.flops import Flops
 from efficient_lvsm_jax.cost.memory import bytes_per_device
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig, ModelConfig, abstract_ready, lower
+from efficient_lvsm_jax.models.model import abstract_ready, lower
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn.flops import Flops
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import BATCH, check_divides, make_mesh
 
@@ -57,7 +57,7 @@ class RenderQuestion:
     def __post_init__(self):
         if self.program not in PROGRAMS:
             raise InputError(f"program {self.program!r}: expected one of {', '.join(PROGRAMS)}")
-        if self.program == "append" and not self.has_cache:
+        if self.program == "append" and not self.model.paged:
             raise InputError(f"program append: {self.family} has no cache to which views are added")
         for name in ("scenes", "views", "targets"):
             if getattr(self, name) < 1:
@@ -65,20 +65,15 @@ class RenderQuestion:
         if self.slots < self.views:
             raise InputError(f"slots={self.slots}: expected room for all {self.views} views")
 
-    @property
-    def has_cache(self) -> bool:
-        """Whether memory is a cache, `nn.paged.Pages`."""
-        return isinstance(self.model, EfficientLVSMConfig)
-
     def flops(self) -> Flops:
         """Of all devices."""
         if self.program == "append":
             return Flops()
         pixels = self.size**2
         parts = (
-            flops.encode(self.model, self.views, pixels)
+            self.model.encode_flops(self.views, pixels)
             if self.program == "encode"
-            else flops.decode(self.model, self.views, self.targets, pixels)
+            else self.model.decode_flops(self.views, self.targets, pixels)
         )
         return sum(parts.values(), Flops()) * self.scenes
 
@@ -124,12 +119,12 @@ def compile_render(asked: RenderQuestion, devices: Sequence[jax.Device]) -> tupl
             count = asked.views if asked.program == "decode" else 1
             memory = call("encode", views(count)).out_info
             page = memory
-            if asked.has_cache:
+            if asked.model.paged:
                 memory = jax.eval_shape(lambda x: pages.empty(asked.slots, x), memory)
                 memory = pages.bounded_by(memory, asked.views)
             memory = _scenes_spread(memory, on_mesh)
             arguments = {"memory of views": size_of(memory)}
-            in_use = size_of(memory) * (asked.views / asked.slots if asked.has_cache else 1)
+            in_use = size_of(memory) * (asked.views / asked.slots if asked.model.paged else 1)
             if asked.program == "append":
                 page = _scenes_spread(page, on_mesh)
                 lowered = pages.lower_append(dataclasses.replace(memory, most=None), page)

@@ -20,7 +20,8 @@ from efficient_lvsm_jax.cost.flops import train_step as train_flops
 from efficient_lvsm_jax.cost.memory import Estimate, bytes_per_device, estimate, state_bytes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics import lpips, perceptual
-from efficient_lvsm_jax.models.model import ModelConfig, configure, settings_of
+from efficient_lvsm_jax.models.families import configure, family_named
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh, mesh_sizes, state_shardings
 from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
@@ -103,7 +104,7 @@ class Compiled:
 def settings(config: ConfigDict) -> dict[str, type]:
     """What the groups of a configuration become, of those that `question` asks for."""
     return {
-        "model": settings_of(config.get("family", "")),
+        "model": family_named(config.get("family", "")).config,
         "losses": LossConfig,
         "optimizer": OptimizerConfig,
         "data": DataConfig,

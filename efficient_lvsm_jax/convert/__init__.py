@@ -19,7 +19,7 @@ import jax
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
-from efficient_lvsm_jax.models.model import ModelConfig
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.weights import folder as weights
 from efficient_lvsm_jax.weights.load import load, read_file
 from efficient_lvsm_jax.weights.published import Published, bring_out, count_tensors

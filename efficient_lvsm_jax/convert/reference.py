@@ -133,7 +133,7 @@ def compare(model: Model, reference: Reference) -> Iterator[Difference]:
     """
     of_caches = (*QUANTITIES["cache"][0], *QUANTITIES["render_incremental"][0])
     cached = [name for name in of_caches if name in reference.recorded]
-    if cached and not model.remembers_by_view:
+    if cached and not model.paged:
         raise InputError(
             f"{reference.path}: has {', '.join(cached)}, but a model of the family {model.family} "
             "has no cache"

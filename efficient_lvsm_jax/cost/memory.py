@@ -19,15 +19,11 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig, EncoderDecoderConfig, ModelConfig
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.view_synthesis import LayerUnits, ModelConfig
 from efficient_lvsm_jax.parallel.sharding import state_shardings
 
 GIB, MIB = 2**30, 2**20
-# Units in use at the peak of the backward pass, per view of the larger side: one layer's outputs,
-# hidden channels, queries, keys, values and their gradients, and the pictures.
-WORKING_UNITS = 55
-# The same of an LVSM, whose layers have one attention, per view's worth of its sequences.
-LVSM_WORKING_UNITS = 46
 # On a TPU the fastest axis of an array takes a multiple of this many places.
 TPU_LANES = 128
 
@@ -165,21 +161,10 @@ def activations(
         wide = (6 + 9 * heads) * 4 / config.dtype.itemsize
         with_self_attention = wide + 10 + 2 * config.mlp_ratio
         with_both = with_self_attention + 1  # what one attention more mixes
-    if isinstance(config, EfficientLVSMConfig):
-        # Keys and values of the input views, and their gradients, wait for the decoder.
-        pages = 4 if config.remat != "products" else 4 + 3  # what they are made of, before norms
-        kept = config.layers * (inputs * (with_self_attention + pages) + targets * with_both)
-        return int(kept * unit), int(WORKING_UNITS * max(inputs, targets) * unit)
-    # Sequences of an LVSM, in views of N tokens: memory and one target, and what the encoder reads.
-    if isinstance(config, EncoderDecoderConfig):
-        decoded = targets * (config.latents / tokens + 1)
-        encoded = config.latents / tokens + inputs
-        layers = config.decoder_layers * decoded + config.encoder_layers * encoded
-    else:
-        encoded, decoded = 0, targets * (inputs + 1)
-        layers = config.layers * decoded
-    working = LVSM_WORKING_UNITS * max(encoded, decoded)
-    return int(layers * with_self_attention * unit), int(working * unit)
+    pages = 4 if config.remat != "products" else 4 + 3  # what they are made of, before norms
+    layer = LayerUnits(with_self_attention, with_both, pages)
+    kept, working = config.activation_units(layer, inputs, targets, tokens)
+    return int(kept * unit), int(working * unit)
 
 
 def bytes_of_page(config: EfficientLVSMConfig, pixels: int) -> int:

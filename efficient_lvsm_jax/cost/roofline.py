@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from efficient_lvsm_jax.cost.chips import Topology
-from efficient_lvsm_jax.cost.flops import Flops
+from efficient_lvsm_jax.nn.flops import Flops
 
 
 @dataclasses.dataclass(frozen=True)

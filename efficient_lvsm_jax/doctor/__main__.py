@@ -27,7 +27,7 @@ from packaging.version import Version
 
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.cost.memory import GIB, MIB, bytes_of_page, estimate
-from efficient_lvsm_jax.models.model import configure
+from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.nn.attention import choose
 from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 from efficient_lvsm_jax.parallel.sharding import platform as computes_on

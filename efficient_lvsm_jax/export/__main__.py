@@ -91,12 +91,12 @@ class Shapes:
 
     def check(self, model: Model) -> None:
         """Raises InputError unless these are the shapes that `model` needs."""
-        if model.remembers_by_view and (self.capacity is None or self.inputs):
+        if model.paged and (self.capacity is None or self.inputs):
             raise InputError(
                 f"--capacity is needed for {model.family}, and --inputs is not: its cache takes "
                 "views one by one, up to so many"
             )
-        if not model.remembers_by_view and (self.capacity is not None or not self.inputs):
+        if not model.paged and (self.capacity is not None or not self.inputs):
             raise InputError(
                 f"--inputs is needed for {model.family}, and --capacity is not: it encodes all "
                 "input views at once and has no cache"
@@ -238,7 +238,7 @@ def _programs_of(
         functools.partial(encoded, any_attention), names.flat(model.params), **views
     )
     of_page, memory = Names(page), page
-    if model.remembers_by_view:
+    if model.paged:
         memory = jax.eval_shape(lambda: pages.empty(shapes.capacity, page))
     of_memory = Names(memory)
     page, memory = of_page.flat(page), of_memory.flat(memory)
@@ -250,13 +250,13 @@ def _programs_of(
         cameras = Cameras(**poses, height=size[0], width=size[1])
         return bind(family, config, names.tree(weights)).decode(of_memory.tree(memory), cameras)
 
-    if not model.remembers_by_view:
+    if not model.paged:
         label += f"-{inputs}-inputs"
     yield Program("encode", f"encode-{label}", size, views, encode)
     for targets in shapes.targets:
         arguments = {"memory": memory, **cameras(targets)}
         yield Program("decode", f"decode-{label}-{targets}-targets", size, arguments, decode)
-    if not model.remembers_by_view:
+    if not model.paged:
         return
 
     def append(cache: dict, page: dict) -> dict:

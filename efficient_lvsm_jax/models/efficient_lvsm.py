@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +22,25 @@ from flax import nnx
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.models.view_synthesis import (
+    IMAGE_CHANNELS,
+    RAY_CHANNELS,
+    LayerUnits,
     ModelConfig,
     SelfAttentionLayer,
     ViewModel,
 )
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.cache import store
+from efficient_lvsm_jax.nn.flops import Flops, projections, scores
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.stacks import over_views, scan_layers, stack
+
+# Arrays [N, D] of a view in use at the peak of the backward pass, per view of the larger side: one
+# layer's outputs, hidden channels, queries, keys, values and their gradients, and the pictures.
+WORKING_UNITS = 55
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +56,9 @@ class EfficientLVSMConfig(ModelConfig):
         they come out of its layers, which is what training uses.
     """
 
+    paged: ClassVar[bool] = True
+    tapped: ClassVar[bool] = True
+
     layers: int = 12
     encoder_init: str = "uniform"
     decoder_init: str = "depth"
@@ -57,6 +70,41 @@ class EfficientLVSMConfig(ModelConfig):
             raise InputError(
                 f"model.cache={self.cache!r}: expected computed or one of {', '.join(PRECISIONS)}"
             )
+
+    def encode_flops(self, inputs: int, pixels: int) -> dict[str, Flops]:
+        """As `ModelConfig` says."""
+        tokens, layers = pixels // self.patch**2, inputs * self.layers
+        return {
+            **self.layers_flops("encoder attention", tokens, layers),
+            "decoder cross-attention": projections(self.width, tokens, 2) * layers,
+            "tokenizers and head": self.pixels_flops(pixels, IMAGE_CHANNELS + RAY_CHANNELS)
+            * inputs,
+        }
+
+    def decode_flops(self, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
+        """As `ModelConfig` says."""
+        tokens, layers = pixels // self.patch**2, targets * self.layers
+        cross = projections(self.width, tokens, 2) + scores(self.width, tokens, inputs * tokens)
+        return {
+            **self.layers_flops("decoder self-attention", tokens, layers),
+            "decoder cross-attention": cross * layers,
+            "tokenizers and head": self.pixels_flops(pixels, RAY_CHANNELS + IMAGE_CHANNELS)
+            * targets,
+        }
+
+    def recomputed_projections(self, inputs: int, targets: int, tokens: int) -> Flops:
+        """As `ModelConfig` says; in the encoder, keys and values are made of a sum before."""
+        encoder, decoder = 4 + 2 + 2 * self.mlp_ratio, 4 + 2 + self.mlp_ratio
+        widths = encoder * inputs + decoder * targets
+        return projections(self.width, tokens, widths) * self.layers
+
+    def activation_units(
+        self, layer: LayerUnits, inputs: int, targets: int, tokens: int
+    ) -> tuple[float, float]:
+        """As `ModelConfig` says; keys and values of the inputs wait for the decoder."""
+        of_input = layer.self_attention + layer.keys_values
+        kept = self.layers * (inputs * of_input + targets * layer.cross_attention)
+        return kept, WORKING_UNITS * max(inputs, targets)
 
 
 class DecoderLayer(nnx.Module):
@@ -150,3 +198,6 @@ class EfficientLVSM(ViewModel):
         stacks = (self.decoder, jnp.arange(depth), scanned)
         x, taps, _ = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
         return self.pictures(x, cameras), taps
+
+
+register(Family("efficient_lvsm", EfficientLVSMConfig, EfficientLVSM))

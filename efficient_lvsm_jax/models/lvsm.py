@@ -19,11 +19,16 @@ from flax import nnx
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.models.view_synthesis import (
+    IMAGE_CHANNELS,
+    RAY_CHANNELS,
+    LayerUnits,
     ModelConfig,
     SelfAttentionLayer,
     ViewModel,
 )
+from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import LayerNorm
 from efficient_lvsm_jax.nn.stacks import over_views, scan_layers, stack
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
@@ -31,8 +36,58 @@ from efficient_lvsm_jax.parallel.sharding import views_are_spread
 LATENT_STD = 0.02
 
 
+# Arrays [N, D] of a view in use at the peak of the backward pass, per view's worth of a sequence.
+WORKING_UNITS = 46
+
+
 @dataclasses.dataclass(frozen=True)
-class DecoderOnlyConfig(ModelConfig):
+class LVSMConfig(ModelConfig):
+    """What both cost; layers of a sequence each, which count in views of N tokens."""
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Layers that encode and layers that decode."""
+        raise NotImplementedError
+
+    def memory_tokens(self, inputs: int, tokens: int) -> int:
+        """How many tokens of memory a target attends with."""
+        raise NotImplementedError
+
+    def encode_flops(self, inputs: int, pixels: int) -> dict[str, Flops]:
+        """As `ModelConfig` says."""
+        tokens = pixels // self.patch**2
+        ends = self.pixels_flops(pixels, IMAGE_CHANNELS + RAY_CHANNELS) * inputs
+        sequence = self.memory_tokens(inputs, tokens) + inputs * tokens
+        layers = self.layers_flops("encoder attention", sequence, self.depths[0])
+        return {**(layers if self.depths[0] else {}), "tokenizers and head": ends}
+
+    def decode_flops(self, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
+        """As `ModelConfig` says."""
+        tokens = pixels // self.patch**2
+        ends = self.pixels_flops(pixels, RAY_CHANNELS + IMAGE_CHANNELS) * targets
+        sequence = self.memory_tokens(inputs, tokens) + tokens
+        layers = self.layers_flops("decoder self-attention", sequence, self.depths[1] * targets)
+        return {**layers, "tokenizers and head": ends}
+
+    def recomputed_projections(self, inputs: int, targets: int, tokens: int) -> Flops:
+        """As `ModelConfig` says."""
+        memory, (encoding, decoding) = self.memory_tokens(inputs, tokens), self.depths
+        rows = targets * decoding * (memory + tokens) + encoding * (memory + inputs * tokens)
+        return projections(self.width, rows, 4 + self.mlp_ratio)
+
+    def activation_units(
+        self, layer: LayerUnits, inputs: int, targets: int, tokens: int
+    ) -> tuple[float, float]:
+        """As `ModelConfig` says."""
+        memory, (encoding, decoding) = self.memory_tokens(inputs, tokens) / tokens, self.depths
+        decoded = targets * (memory + 1)
+        encoded = memory + inputs if encoding else 0
+        kept = (decoding * decoded + encoding * encoded) * layer.self_attention
+        return kept, WORKING_UNITS * max(encoded, decoded)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlyConfig(LVSMConfig):
     """Settings of the decoder-only LVSM besides those of every model.
 
     Attributes:
@@ -44,9 +99,18 @@ class DecoderOnlyConfig(ModelConfig):
     layers: int = 24
     init: str = "depth"
 
+    @property
+    def depths(self) -> tuple[int, int]:
+        """No layers encode."""
+        return 0, self.layers
+
+    def memory_tokens(self, inputs: int, tokens: int) -> int:
+        """Those of all inputs."""
+        return inputs * tokens
+
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig(ModelConfig):
+class EncoderDecoderConfig(LVSMConfig):
     """Settings of the encoder-decoder LVSM besides those of every model.
 
     Attributes:
@@ -59,6 +123,15 @@ class EncoderDecoderConfig(ModelConfig):
     decoder_layers: int = 12
     latents: int = 3072
     init: str = "depth"
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Both numbers."""
+        return self.encoder_layers, self.decoder_layers
+
+    def memory_tokens(self, inputs: int, tokens: int) -> int:
+        """The latents, however many inputs."""
+        return self.latents
 
 
 class LVSM(ViewModel):
@@ -144,3 +217,7 @@ def _for_each_target(memory: jax.Array, targets: jax.Array) -> jax.Array:
     """Memory [B, M, D] once for each of targets [B, T, N, D]: [B, T, M, D]."""
     batch, count = targets.shape[:2]
     return jnp.broadcast_to(memory[:, None], (batch, count, *memory.shape[1:]))
+
+
+register(Family("lvsm_decoder_only", DecoderOnlyConfig, DecoderOnlyLVSM))
+register(Family("lvsm_encoder_decoder", EncoderDecoderConfig, EncoderDecoderLVSM))

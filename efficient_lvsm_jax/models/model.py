@@ -1,4 +1,4 @@
-"""Model families by name, and `Model`: family, configuration and parameters as one value."""
+"""`Model`: family, configuration and parameters as one value, and what it runs as programs."""
 
 from __future__ import annotations
 
@@ -10,48 +10,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.configuration import build
-from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
-from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
-from efficient_lvsm_jax.models.lvsm import (
-    DecoderOnlyConfig,
-    DecoderOnlyLVSM,
-    EncoderDecoderConfig,
-    EncoderDecoderLVSM,
-)
+from efficient_lvsm_jax.models.families import family_named
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.nn.attention import choose
 from efficient_lvsm_jax.nn.cache import bounded
 from efficient_lvsm_jax.parallel.sharding import platform
 
-# Every family keeps one contract: encode(views) -> memory, decode(memory, cameras) -> images.
-FAMILIES: dict[str, tuple[type, type]] = {
-    "efficient_lvsm": (EfficientLVSMConfig, EfficientLVSM),
-    "lvsm_decoder_only": (DecoderOnlyConfig, DecoderOnlyLVSM),
-    "lvsm_encoder_decoder": (EncoderDecoderConfig, EncoderDecoderLVSM),
-}
-
-
-def settings_of(family: str) -> type[ModelConfig]:
-    """The class of a family's configuration. Raises InputError for an unknown family."""
-    if family not in FAMILIES:
-        raise InputError(f"unknown model family {family!r}: known are {', '.join(FAMILIES)}")
-    return FAMILIES[family][0]
-
-
-def configure(family: str, values: dict[str, Any]) -> ModelConfig:
-    """The configuration of `family` from plain values.
-
-    Raises:
-      InputError: unknown family, unknown key (names the nearest one) or impossible value.
-    """
-    return build(settings_of(family), values, "model")
-
 
 def init_params(family: str, config: ModelConfig, key: jax.Array) -> dict:
     """Fresh float32 parameters, a plain nested dict. Jit it with out_shardings to place them."""
-    module = FAMILIES[family][1](config, rngs=nnx.Rngs(key))
+    module = family_named(family).module(config, rngs=nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.split(module)[1])
 
 
@@ -62,7 +31,7 @@ def abstract_params(family: str, config: ModelConfig) -> dict:
 
 @functools.lru_cache
 def _graph(family: str, config: ModelConfig) -> nnx.GraphDef:
-    module = FAMILIES[family][1]
+    module = family_named(family).module
     return nnx.split(jax.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))[0]
 
 
@@ -87,7 +56,7 @@ class Model:
     """A ready model: arrays in, arrays out, jitted once per shape.
 
     Attributes:
-      family: its name in FAMILIES.
+      family: its name, see `families`.
       config: what it is and how it computes.
       params: nested dict of float32 arrays.
     """
@@ -120,9 +89,9 @@ class Model:
             return jax.tree.map(as_bits, ready) if platform() == "cpu" else ready
 
     @property
-    def remembers_by_view(self) -> bool:
+    def paged(self) -> bool:
         """Whether memory is a cache, `nn.paged.Pages`, to which views are added one by one."""
-        return isinstance(self.config, EfficientLVSMConfig)
+        return self.config.paged
 
     @property
     def reads_in_one_piece(self) -> bool:
@@ -139,7 +108,7 @@ class Model:
 
     def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""
-        if self.remembers_by_view and self.reads_in_one_piece:
+        if self.paged and self.reads_in_one_piece:
             memory = bounded(memory)
         return _call(self.family, self.config, "decode", self._ready, memory, cameras)
 

@@ -7,6 +7,7 @@ L layer.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import nnx
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views, plucker, rays
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
+from efficient_lvsm_jax.nn.flops import Flops, projections, self_attention
 from efficient_lvsm_jax.nn.layers import (
     MLP,
     Initializer,
@@ -27,6 +29,21 @@ from efficient_lvsm_jax.nn.stacks import INITS, REMAT_POLICIES
 
 IMAGE_CHANNELS = 3
 RAY_CHANNELS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerUnits:
+    """What a layer keeps for the backward pass on one view, in arrays [N, D] of it.
+
+    Attributes:
+      self_attention: a layer of self-attention and MLP.
+      cross_attention: one with cross-attention besides.
+      keys_values: keys and values of a view that wait for another layer, and their gradients.
+    """
+
+    self_attention: float
+    cross_attention: float
+    keys_values: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +65,9 @@ class ModelConfig:
         attention and projections return; norms, GELU and sums are computed again), "attention"
         (only attention outputs) or "full" (only layer inputs).
     """
+
+    paged: ClassVar[bool] = False  # memory is a cache, `nn.paged.Pages`: views come and go in it
+    tapped: ClassVar[bool] = False  # has encode_with_taps and decode_with_taps, which REPA needs
 
     width: int = 768
     head_dim: int = 64
@@ -91,6 +111,45 @@ class ModelConfig:
         """compute_dtype as a dtype."""
         return jnp.dtype(self.compute_dtype)
 
+    def encode_flops(self, inputs: int, pixels: int) -> dict[str, Flops]:
+        """Input views of one scene to a memory.
+
+        Args:
+          inputs: V.
+          pixels: of one view, height * width.
+
+        Returns:
+          FLOPs by part, of those that the family has: encoder attention, decoder self-attention,
+          decoder cross-attention (each with its projections; keys and values of a cache count as
+          the last), MLP, tokenizers and head.
+        """
+        raise NotImplementedError
+
+    def decode_flops(self, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
+        """Target cameras of one scene to images, through a memory of `inputs` views; T targets."""
+        raise NotImplementedError
+
+    def recomputed_projections(self, inputs: int, targets: int, tokens: int) -> Flops:
+        """All projections of layers but an MLP's second if the next layer's input, which is kept,
+        is what it adds up to; of one scene with N tokens a view."""
+        raise NotImplementedError
+
+    def activation_units(
+        self, layer: LayerUnits, inputs: int, targets: int, tokens: int
+    ) -> tuple[float, float]:
+        """Of a training step on one scene with N tokens a view: what is kept for the backward pass
+        and what is in use at once at its peak, both in arrays [N, D] of one view."""
+        raise NotImplementedError
+
+    def layers_flops(self, attention: str, tokens: int, times: int) -> dict[str, Flops]:
+        """Layers of self-attention, under that name, and MLP on sequences of so many tokens."""
+        mlp = projections(self.width, tokens, 2 * self.mlp_ratio)
+        return {attention: self_attention(self.width, tokens) * times, "MLP": mlp * times}
+
+    def pixels_flops(self, pixels: int, channels: int) -> Flops:
+        """A tokenizer, or the head, on one view: patch² pixels a token."""
+        return Flops(linear=2 * pixels * channels * self.width)
+
 
 class SelfAttentionLayer(nnx.Module):
     """Self-attention within each view, or other sequence of tokens, then an MLP."""
@@ -121,10 +180,9 @@ class SelfAttentionLayer(nnx.Module):
 
 
 class ViewModel(nnx.Module):
-    """From posed pictures and cameras to tokens, and from tokens to pictures.
+    """From posed images and cameras to tokens, and from tokens to images.
 
-    A family adds what is between: `encode(views)` to a memory of the input views, and
-    `decode(memory, cameras)` to pictures.
+    A family adds what is between: `encode` and `decode`.
     """
 
     def __init__(self, config: ModelConfig, *, norm_scale: bool = False, rngs: nnx.Rngs):
@@ -135,6 +193,14 @@ class ViewModel(nnx.Module):
         self.target_tokenizer = Projection((targets,), (config.width,), token, rngs=rngs)
         self.head_norm = LayerNorm(config.width, scaled=norm_scale)
         self.head = Projection((config.width,), (area * IMAGE_CHANNELS,), token, rngs=rngs)
+
+    def encode(self, views: Views) -> Any:
+        """Input views [B, V, …] to a memory of them, for `decode`."""
+        raise NotImplementedError
+
+    def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
+        """Cameras [B, T] seen through a memory: images [B, T, Y, X, 3] in [0, 1], float32."""
+        raise NotImplementedError
 
     def input_tokens(self, views: Views) -> jax.Array:
         """Posed images [B, V, Y, X, 3] to tokens [B, V, N, D] (rgb scaled to ±1, o×d, d)."""

@@ -88,7 +88,7 @@ class Session:
             raise InputError(f"max_bytes={max_bytes!r}: expected a positive integer")
         if max_bytes is None and when_full != "refuse":
             raise InputError(f"when_full={when_full!r} needs max_bytes: without, it is never full")
-        if (precision or max_bytes is not None) and not model.remembers_by_view:
+        if (precision or max_bytes is not None) and not model.paged:
             raise InputError(
                 f"precision and max_bytes are about the cache, and {model.family} has none"
             )
@@ -139,7 +139,7 @@ class Session:
         """
         view = self._checked(image, c2w, fxfycxcy)
         self._size = view.image.shape[:2]
-        waits = self.frame is None or not self._model.remembers_by_view
+        waits = self.frame is None or not self._model.paged
         page = None if waits else self._encode(view)  # before anything else changes
         self._make_room(view)
         view_id = next(self._ids)
@@ -233,7 +233,7 @@ class Session:
         render_sizes = [size] if render_sizes is None else render_sizes
         for each in (size, *render_sizes):
             self._check_size(each, "warm_up size")
-        if not self._model.remembers_by_view:
+        if not self._model.paged:
             raise InputError(f"warm_up: {self._model.family} compiles for every number of views")
         if self.views:
             raise InputError("warm_up: the session has views already; call it before the first add")
@@ -271,7 +271,7 @@ class Session:
         """The memory of all views, after encoding what was not yet."""
         if self.frame is None:
             self.frame = self._fitted_frame()
-        if self._model.remembers_by_view:
+        if self._model.paged:
             while self._waiting:
                 view_id = next(iter(self._waiting))
                 self._append(view_id, self._encode(self._waiting[view_id]))

@@ -22,7 +22,6 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Views
 from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, lpips_loss
 from efficient_lvsm_jax.metrics.perceptual import perceptual_loss
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig
 from efficient_lvsm_jax.training.losses import PROJECTION_KINDS, mean_squared_error, psnr_of_batch
 from efficient_lvsm_jax.training.repa import (
     LayerMap,
@@ -113,7 +112,8 @@ def load_frozen(config: LossConfig, model: Any) -> tuple[FrozenNetworks, Alignme
 
     Raises:
       InputError: a file is absent or not what it should be (says where people get it),
-        `repa_layers` names layers that do not exist, or REPA is asked of an LVSM.
+        `repa_layers` names layers that do not exist, or REPA is asked of a model whose layers
+        cannot be tapped.
     """
     vgg19 = load_vgg19(config.vgg19) if config.perceptual else None
     lpips = load_lpips(config.lpips_weights or WEIGHTS_FOLDER).params if config.lpips else None
@@ -124,10 +124,10 @@ def load_frozen(config: LossConfig, model: Any) -> tuple[FrozenNetworks, Alignme
             f"losses.repa={config.repa} needs losses.teacher, the file of a published DINOv3 "
             f"ViT-B/16 or DINOv2 ViT-B/14. {HOW_TO_GET_WEIGHTS}"
         )
-    if not isinstance(model, EfficientLVSMConfig):
+    if not model.tapped:
         raise InputError(
-            f"losses.repa={config.repa}: REPA compares layers of Efficient-LVSM, and this trains "
-            "LVSM; set losses.repa=0"
+            f"losses.repa={config.repa}: REPA compares layers of an encoder and a decoder, as "
+            "Efficient-LVSM has them, and this model's cannot be tapped; set losses.repa=0"
         )
     teacher = load_teacher(config.teacher)
     layer_map = parse_layer_map(

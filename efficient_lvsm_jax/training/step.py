@@ -34,7 +34,7 @@ class Recipe:
     """Everything about a step that is fixed when it is compiled.
 
     Attributes:
-      family: of the model, see `models.model.FAMILIES`.
+      family: of the model, see `models.families`.
       model: its configuration.
       optimizer: how parameters move.
       losses: what is minimised.

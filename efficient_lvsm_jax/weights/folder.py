@@ -23,7 +23,8 @@ from efficient_lvsm_jax.files.writing import (
     reporting_writes,
     write_json,
 )
-from efficient_lvsm_jax.models.model import abstract_params, configure
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import abstract_params
 
 WEIGHTS_FILE = "weights.json"
 

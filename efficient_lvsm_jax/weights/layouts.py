@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.model import FAMILIES, ModelConfig
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.weights.table import Rule, rules_of
 
 # Published name (* is the layer), parameter, published axes ("3HK,D": rows are split into thirds,
@@ -87,7 +88,7 @@ class Layout:
     """How a family is published.
 
     Attributes:
-      family: its name in `models.model.FAMILIES`.
+      family: its name in `models.families`.
       title: its name in messages.
       rules: its table.
       depths: published name of every stack of layers, and the setting that says how many.
@@ -123,7 +124,7 @@ class Layout:
 
     def configure(self, numbers: Mapping[str, int]) -> ModelConfig:
         """The family's configuration."""
-        return FAMILIES[self.family][0](**numbers)
+        return configure(self.family, numbers)
 
 
 # Told apart by their stacks, in this order.

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.model import Model, configure
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.weights.folder import WEIGHTS_FILE, load_weights
 from efficient_lvsm_jax.weights.published import Published, bring_in
 from efficient_lvsm_jax.weights.source import fetch, open_state_dict

@@ -14,7 +14,7 @@ import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.stored import StoredTensor, printable
-from efficient_lvsm_jax.models.model import ModelConfig
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.weights.layouts import LAYOUTS, Layout, layout_named, layout_of
 from efficient_lvsm_jax.weights.table import FLOATS, Rule
 
@@ -27,7 +27,7 @@ class Published:
     """A published checkpoint as a model.
 
     Attributes:
-      family: its name in `models.model.FAMILIES`.
+      family: its name in `models.families`.
       params: nested dict of float32 arrays.
       config: inferred from the shapes.
       tensors: how many tensors the parameters were made from.

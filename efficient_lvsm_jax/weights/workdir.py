@@ -14,7 +14,8 @@ from typing import Any
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.manifest import find_damage, read_manifest
 from efficient_lvsm_jax.files.writing import read_json, reporting_writes, write_json
-from efficient_lvsm_jax.models.model import Model, abstract_params, configure
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model, abstract_params
 from efficient_lvsm_jax.weights.folder import restore_item
 
 MODEL_FILE = "model.json"

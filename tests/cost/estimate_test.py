@@ -7,7 +7,8 @@ import pytest
 from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.cost.memory import GIB, Estimate, activations, estimate
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig, configure
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, abstract_state, train_step
 

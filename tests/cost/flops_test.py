@@ -9,14 +9,10 @@ from jax.interpreters import partial_eval
 
 from efficient_lvsm_jax.cost import flops
 from efficient_lvsm_jax.metrics import lpips
-from efficient_lvsm_jax.models.model import (
-    DecoderOnlyConfig,
-    EfficientLVSMConfig,
-    EncoderDecoderConfig,
-    abstract_params,
-    bind,
-    configure,
-)
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.lvsm import DecoderOnlyConfig, EncoderDecoderConfig
+from efficient_lvsm_jax.models.model import abstract_params, bind
 
 PUBLISHED = EfficientLVSMConfig()
 PARTS = (
@@ -85,8 +81,8 @@ def test_adding_a_view_to_a_session_costs_its_encoding_and_one_more_page_to_read
     def tera(parts):
         return sum(part.total for part in parts.values()) / 1e12
 
-    assert tera(flops.encode(PUBLISHED, 1, 256**2)) == pytest.approx(0.242, abs=1e-3)
-    pages = [tera(flops.decode(PUBLISHED, n, 8, 256**2)) for n in (0, 1, 32)]
+    assert tera(PUBLISHED.encode_flops(1, 256**2)) == pytest.approx(0.242, abs=1e-3)
+    pages = [tera(PUBLISHED.decode_flops(n, 8, 256**2)) for n in (0, 1, 32)]
     assert pages[0] == pytest.approx(1.94, abs=5e-3)
     assert pages[1] - pages[0] == pytest.approx(0.309, abs=1e-3)
     assert pages[2] - pages[0] == pytest.approx(32 * 0.309, rel=2e-3)

@@ -11,7 +11,8 @@ import pytest
 from efficient_lvsm_jax.cost.memory import GIB, bytes_of_page
 from efficient_lvsm_jax.doctor import __main__ as doctor
 from efficient_lvsm_jax.geometry.cameras import Views
-from efficient_lvsm_jax.models.model import Model, configure, init_params
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model, init_params
 
 STATED = ["jax>=0.10,<0.12", "dm-pix>=0.4", 'av>=14; extra == "video"']
 

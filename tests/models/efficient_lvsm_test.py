@@ -10,14 +10,9 @@ import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models import model as models
-from efficient_lvsm_jax.models.model import (
-    EfficientLVSMConfig,
-    Model,
-    abstract_params,
-    bind,
-    configure,
-    init_params,
-)
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model, abstract_params, bind, init_params
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages

@@ -16,14 +16,8 @@ from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.convert.__main__ import main as convert_main
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.torch_file import open_torch
-from efficient_lvsm_jax.models.model import (
-    FAMILIES,
-    Model,
-    abstract_params,
-    bind,
-    configure,
-    init_params,
-)
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import Model, abstract_params, bind, init_params
 from efficient_lvsm_jax.parallel.sharding import make_mesh
 from efficient_lvsm_jax.training.losses import psnr_of_batch
 from efficient_lvsm_jax.training.objective import LossConfig, load_frozen
@@ -70,7 +64,7 @@ def test_render_equals_the_published_program(family, parity):
     [(DECODER_ONLY, 197, 170_795_520), (ENCODER_DECODER, 198, 173_154_816)],
 )
 def test_the_published_sizes_have_the_published_tensors(name, tensors, parameters):
-    config = FAMILIES[name][0]()
+    config = configure(name, {})
     assert count_tensors(name, config) == tensors
     shapes = jax.tree.leaves(abstract_params(name, config))
     assert sum(x.size for x in shapes) == parameters

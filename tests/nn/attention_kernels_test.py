@@ -16,7 +16,8 @@ from efficient_lvsm_jax.aot.hlo import read_program
 from efficient_lvsm_jax.aot.topologies import topology_devices
 from efficient_lvsm_jax.cost.chips import read_topology
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig, abstract_params, bind
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.model import abstract_params, bind
 from efficient_lvsm_jax.nn import attention
 from efficient_lvsm_jax.nn import kernels as attention_kernels
 from efficient_lvsm_jax.nn.attention import attend

@@ -14,7 +14,7 @@ import efficient_lvsm_jax
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.media.curves import COLOURS, Panel, draw_curves
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.runs.__main__ import draw_runs, find_runs, listing, read_run, state_of
 from efficient_lvsm_jax.runs.provenance import record_start
 from efficient_lvsm_jax.runs.run_log import RunLog, Status

@@ -11,7 +11,8 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
 from efficient_lvsm_jax.files.stored import StoredTensor
 from efficient_lvsm_jax.files.torch_file import open_torch
-from efficient_lvsm_jax.models.model import EfficientLVSMConfig, abstract_params
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.weights.folder import load_weights
 from efficient_lvsm_jax.weights.load import read_published

@@ -1,0 +1,66 @@
+"""The families of models by name: each module of this folder registers its own.
+
+Every family keeps one contract, see `view_synthesis`: encode(views) gives a memory, decode(memory,
+cameras) images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+from efficient_lvsm_jax import models
+from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig, ViewModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A kind of model.
+
+    Attributes:
+      name: in configurations, in files of weights and on command lines.
+      config: the class of its settings, which also knows what the model costs.
+      module: the class of the network, made of a configuration and `rngs`.
+    """
+
+    name: str
+    config: type[ModelConfig]
+    module: type[ViewModel]
+
+
+_REGISTERED: dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Makes a family known by its name and returns it. Raises ValueError if the name is taken."""
+    if _REGISTERED.setdefault(family.name, family) != family:
+        raise ValueError(f"there is another model family {family.name!r}")
+    return family
+
+
+def families() -> dict[str, Family]:
+    """All families by name: of the modules in this folder, and what else was registered."""
+    for module in pkgutil.iter_modules(models.__path__):
+        importlib.import_module(f"{models.__name__}.{module.name}")
+    return dict(sorted(_REGISTERED.items()))
+
+
+def family_named(name: str) -> Family:
+    """The family of that name. Raises InputError if there is none, with all there are."""
+    known = families()
+    if name not in known:
+        raise InputError(f"unknown model family {name!r}: known are {', '.join(known)}")
+    return known[name]
+
+
+def configure(name: str, values: dict[str, Any]) -> ModelConfig:
+    """The configuration of a family from plain values.
+
+    Raises:
+      InputError: unknown family, unknown key (names the nearest one) or impossible value.
+    """
+    return build(family_named(name).config, values, "model")
