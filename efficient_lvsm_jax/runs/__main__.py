@@ -27,17 +27,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from efficient_lvsm_jax.weights.workdir import MODEL_FILE
-from efficient_lvsm_jax.weights.workdir import STEPS_FOLDER
-from efficient_lvsm_jax.weights.workdir import saved_steps
-from efficient_lvsm_jax.media.curves import MOST_CURVES, Panel, draw_curves
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import read_json, written_whole
+from efficient_lvsm_jax.media.curves import MOST_CURVES, Panel, draw_curves
 from efficient_lvsm_jax.media.page import table, write_page
 from efficient_lvsm_jax.runs.progress import duration
 from efficient_lvsm_jax.runs.provenance import RUN_FILE, read_starts
-from efficient_lvsm_jax.runs.run_log import METRICS_FILE, PICTURES_FOLDER, SPEED_FILE, Status, read_status, utc
-from efficient_lvsm_jax.files.writing import read_json, written_whole
+from efficient_lvsm_jax.runs.run_log import (
+    METRICS_FILE,
+    PICTURES_FOLDER,
+    SPEED_FILE,
+    Status,
+    read_status,
+    utc,
+)
+from efficient_lvsm_jax.weights.workdir import MODEL_FILE, STEPS_FOLDER, saved_steps
 
 # Without a sign for so long a run counts as silent: at least this many seconds, and this many times
 # the longest silence it had before.

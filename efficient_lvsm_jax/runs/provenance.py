@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 
-from efficient_lvsm_jax.version import __version__
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.runs.run_log import utc
 from efficient_lvsm_jax.files.writing import read_json, write_json
+from efficient_lvsm_jax.runs.run_log import utc
+from efficient_lvsm_jax.version import __version__
 
 RUN_FILE = "run.json"
 # Packages that decide what is computed or read; those that are installed are noted.

@@ -31,8 +31,7 @@ import numpy as np
 from PIL import Image
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.writing import json_safe
-from efficient_lvsm_jax.files.writing import read_json, write_json, written_whole
+from efficient_lvsm_jax.files.writing import json_safe, read_json, write_json, written_whole
 
 METRICS_FILE, SPEED_FILE, STATUS_FILE = "metrics.jsonl", "speed.jsonl", "status.json"
 PICTURES_FOLDER, TENSORBOARD_FOLDER = "pictures", "tensorboard"
