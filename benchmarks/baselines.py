@@ -138,7 +138,7 @@ def picture(results: dict, path: Path) -> None:
             curves[name] = found[0] * (scale[name] if scale else 1), found[1]
         along = "seconds of training" if scale else "step"
         panels.append(Panel(title, curves, points=curves, along=along))
-    draw_curves(panels, list(MODELS), [f"means over seeds {results['seeds']}"]).save(path)
+    draw_curves(panels, list(MODELS), [f"means over seeds {results['seeds']}"]).savefig(path)
 
 
 def _runs(results: dict, name: str, steps: int) -> list[dict]:

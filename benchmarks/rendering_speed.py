@@ -402,7 +402,7 @@ def picture(results: dict, path: Path) -> None:
             curves[name] = tuple(np.array(points, np.float64).reshape(-1, 2).T)
         panels.append(Panel(title, curves, points=curves, logarithmic=True, along=along))
     note = f"full models with random weights; {results['machine']}; {results['date']}"
-    draw_curves(panels, names, [note]).save(path)
+    draw_curves(panels, names, [note]).savefig(path)
 
 
 def main() -> None:

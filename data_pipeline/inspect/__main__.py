@@ -18,10 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data_pipeline.formats import FORMATS
-from data_pipeline.inspect.camera_picture import draw_cameras
 from data_pipeline.inspect.findings import (
     TRAINING_DISTANCES,
     TRAINING_SIZE,
@@ -126,11 +124,19 @@ def describe_all(inspections: Sequence[Inspection], unread: dict[str, str], tota
     return "\n".join(lines)
 
 
-def draw_scene(scene: Scene, format: str) -> Image.Image:
-    """The scene's cameras as a PIL picture, with its points where the source knows some."""
+def draw_scene(scene: Scene, format: str, path: Path) -> None:
+    """Draws the scene's cameras to a PNG file, with its points where the source knows some.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    # Here, as matplotlib takes a second to load.
+    from data_pipeline.inspect.camera_picture import draw_cameras
+    from efficient_lvsm_jax.media.plots import save_png
+
     frames = [scene.frames[index] for index in scene.usable]
     points = None if scene.observations is None else scene.observations().points
-    return draw_cameras(
+    figure = draw_cameras(
         np.stack([frame.c2w for frame in frames]),
         np.stack([frame.fxfycxcy for frame in frames]),
         np.array([(frame.width, frame.height) for frame in frames]),
@@ -138,6 +144,7 @@ def draw_scene(scene: Scene, format: str) -> Image.Image:
         points=points,
         labels=scene.usable,
     )
+    save_png(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{header}\n{text}")
     if flags.out and scene is not None:
         try:
-            draw_scene(scene, scenes.format).save(flags.out)
+            draw_scene(scene, scenes.format, flags.out)
         except OSError as error:
             raise InputError(f"--out {flags.out}: cannot be written ({error.strerror})") from error
         if not flags.json:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.evaluation.index import ChosenFrames
 from data_pipeline.evaluation.scenes import EvaluationScene
@@ -20,7 +20,6 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.predictions import to_bytes
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
 from efficient_lvsm_jax.evaluation.scoring import model_renders, padded_size
-from efficient_lvsm_jax.media.drawing import canvas, finish, text
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.model import Model
 
@@ -115,15 +114,15 @@ def sheet(
         left += count * (width + GAP) + GROUP_GAP
     row_height = height + LINE
     top = 2 * LINE + GAP
-    image, draw = canvas(left - GROUP_GAP, top + len(scenes) * row_height)
-    text(draw, (GAP, 5), title, 15)
+    image = Image.new("RGB", (left - GROUP_GAP, top + len(scenes) * row_height), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    draw.text((GAP, 5), title, fill="black", font=font)
     for name, at in zip(("inputs", "true", "predicted"), lefts, strict=True):
-        text(draw, (at, LINE + GAP), name, 13)
+        draw.text((at, LINE + GAP), name, fill="black", font=font)
     for i, row in enumerate(scores):
         for j, score in enumerate(row):
             below = (lefts[2] + j * (width + GAP), top + i * row_height + height + 3)
-            text(draw, below, f"{score:.1f} dB", 12)
-    image = finish(image)
+            draw.text(below, f"{score:.1f} dB", fill="black", font=font)
     for i, scene in enumerate(scenes):
         groups = (to_bytes(scene.inputs["image"]), to_bytes(scene.targets["image"]), predictions[i])
         for at, group in zip(lefts, groups, strict=True):

@@ -16,7 +16,6 @@ import argparse
 import base64
 import dataclasses
 import html
-import io
 import json
 import os
 import time
@@ -25,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from matplotlib.figure import Figure
 
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.writing import read_json, written_whole
+from efficient_lvsm_jax.files.writing import read_json
 from efficient_lvsm_jax.media.curves import MOST_CURVES, Panel, draw_curves
 from efficient_lvsm_jax.media.page import table, write_page
+from efficient_lvsm_jax.media.plots import png, save_png
 from efficient_lvsm_jax.runs.progress import duration
 from efficient_lvsm_jax.runs.provenance import RUN_FILE, read_starts
 from efficient_lvsm_jax.runs.run_log import (
@@ -271,7 +271,7 @@ def listing(runs: Sequence[Run], now: float) -> str:
     return "\n".join(lines)
 
 
-def draw_runs(runs: Sequence[Run]) -> Image.Image:
+def draw_runs(runs: Sequence[Run]) -> Figure:
     """Loss and PSNR against the step, of the first MOST_CURVES runs that have logged anything."""
     runs = [run for run in runs if run.metrics]
     shown = runs[:MOST_CURVES]
@@ -296,7 +296,7 @@ def draw_runs(runs: Sequence[Run]) -> Image.Image:
     return draw_curves(panels, [run.name for run in shown], notes)
 
 
-def write_runs_page(path: Path, runs: Sequence[Run], curves: Image.Image, now: float) -> None:
+def write_runs_page(path: Path, runs: Sequence[Run], curves: Figure, now: float) -> None:
     """Writes the list, the curves and the newest pictures of runs as one page."""
 
     def parts() -> Iterator[str]:
@@ -304,9 +304,7 @@ def write_runs_page(path: Path, runs: Sequence[Run], curves: Image.Image, now: f
         yield table(COLUMNS, [cells(run, now) for run in runs])
         about = [(run.name, remark) for run in runs for remark in (*run.remarks, run.made_with)]
         yield table(("", ""), [row for row in about if row[1]], "text")
-        encoded = io.BytesIO()
-        curves.save(encoded, "PNG", optimize=True)
-        yield "<h2>Curves</h2>" + _wide(encoded.getvalue(), "loss and PSNR against the step")
+        yield "<h2>Curves</h2>" + _wide(png(curves), "loss and PSNR against the step")
         for run in runs[:MOST_CURVES]:
             picture = run.picture()
             if picture is not None:
@@ -337,8 +335,7 @@ def main() -> None:
     picture, page = output / "runs.png", output / "runs.html"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with written_whole(picture) as partial:
-            curves.save(partial, "PNG")
+        save_png(curves, picture)
         write_runs_page(page, runs, curves, now)
     except OSError as error:
         raise InputError(

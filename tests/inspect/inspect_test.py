@@ -1,6 +1,7 @@
 """The inspector: what it finds, what it warns of, and whether its pose check can be trusted."""
 
 import dataclasses
+import io
 import json
 import re
 
@@ -17,6 +18,7 @@ from data_pipeline.inspect.findings import inspect_scene
 from data_pipeline.inspect.pose_checks import check_poses, epipolar_check, epipolar_distances
 from data_pipeline.scenes import Frame, Scene, open_scenes
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.media.plots import png
 
 
 def textured_scene(views=4, *, size=(320, 240), focal=210.0):
@@ -278,7 +280,8 @@ def test_drawing_shows_cameras_from_two_sides(cameras, one_centre):
     c2w, fxfycxcy = truth.c2w[:cameras].copy(), truth.fxfycxcy[:cameras]
     if one_centre:
         c2w[:, :3, 3] = 1
-    image = draw_cameras(c2w, fxfycxcy, np.full((cameras, 2), 60), "title")
+    figure = draw_cameras(c2w, fxfycxcy, np.full((cameras, 2), 60), "title with $ and \\frac")
+    image = Image.open(io.BytesIO(png(figure))).convert("RGB")
     coloured = np.ptp(np.asarray(image).astype(int), axis=-1) > 60
     assert coloured[110:700, :800].any() and coloured[110:700, 800:].any()
 

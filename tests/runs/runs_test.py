@@ -1,6 +1,7 @@
 import base64
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
 
 import efficient_lvsm_jax
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import write_json
-from efficient_lvsm_jax.media.curves import COLOURS, Panel, draw_curves
+from efficient_lvsm_jax.media.curves import Panel, draw_curves
+from efficient_lvsm_jax.media.plots import COLOURS, png
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.runs.__main__ import draw_runs, find_runs, listing, read_run, state_of
 from efficient_lvsm_jax.runs.provenance import record_start
@@ -143,10 +147,11 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         find_runs(tmp_path / "nowhere", now=NOW)
 
 
-def drawn(image):
-    """Which of COLOURS a picture has, give or take what smoothing changes."""
-    pixels = np.asarray(image, int).reshape(-1, 1, 3)
-    return (np.abs(pixels - COLOURS).max(-1) < 16).any(axis=0).tolist()
+def drawn(figure):
+    """Which of COLOURS a figure has, give or take what smoothing changes."""
+    pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB"), int).reshape(-1, 1, 3)
+    colours = 255 * np.array([to_rgb(colour) for colour in COLOURS])
+    return (np.abs(pixels - colours).max(-1) < 16).any(axis=0).tolist()
 
 
 def test_every_run_with_rows_is_drawn_in_a_colour_of_its_own(runs_folder):
@@ -158,7 +163,7 @@ def test_values_that_are_not_finite_are_left_out_of_curves():
     steps, values = np.arange(1.0, 5), np.array([1.0, np.nan, np.inf, 2.0])
     with_gaps = draw_curves([Panel("loss", {"a": (steps, values)}, logarithmic=True)], ["a"], [])
     without = Panel("loss", {"a": (steps[[0, 3]], values[[0, 3]])}, logarithmic=True)
-    np.testing.assert_array_equal(with_gaps, draw_curves([without], ["a"], []))
+    assert png(with_gaps) == png(draw_curves([without], ["a"], []))
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, 0.5], [np.nan], [0.0], [1e-30, 1e30]])
@@ -166,7 +171,15 @@ def test_values_that_are_not_finite_are_left_out_of_curves():
 def test_curves_of_any_values_can_be_drawn(values, logarithmic):
     curve = (np.arange(1.0, len(values) + 1), np.array(values))
     panel = Panel("loss", {"a": curve}, {"a": curve}, logarithmic=logarithmic)
-    assert draw_curves([panel], ["a"], []).width > 0
+    assert png(draw_curves([panel], ["a"], []))
+
+
+def test_names_are_drawn_as_they_are():
+    curve = (np.arange(3.0), np.ones(3))
+    names = ["_hidden", "$\\frac", "a\\b"]
+    figure = draw_curves([Panel("loss", dict.fromkeys(names, curve))], names, ["$note"])
+    assert png(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*names, "$note"]
 
 
 def test_the_command_lists_draws_and_writes_a_page(runs_folder):
