@@ -50,6 +50,14 @@ def test_the_face_of_the_package_loads_nothing_until_it_is_asked():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_only_what_writes_pages_and_plots_loads_their_packages():
+    program = (
+        "import sys, train, data_pipeline.batches.pipeline, data_pipeline.inspect.__main__\n"
+        "assert not {'jinja2', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Sesion'"):
         efficient_lvsm_jax.Sesion  # noqa: B018 - asking for it is the test

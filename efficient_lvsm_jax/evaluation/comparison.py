@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from data_pipeline.pictures.images import load_image
 from efficient_lvsm_jax.errors import InputError
@@ -26,17 +26,14 @@ from efficient_lvsm_jax.evaluation.results import (
 from efficient_lvsm_jax.files.writing import json_safe, write_json, written_whole
 from efficient_lvsm_jax.media.page import (
     METRIC_LOOKS,
-    error_legend,
     error_map,
-    figure,
     label,
     number,
+    picture,
     plus_minus,
-    scenes_count,
-    table,
-    tiles,
     write_page,
 )
+from efficient_lvsm_jax.media.plots import GOOD, bars
 
 SHOWN = 10  # scenes in which B lost most, and as many in which it won most
 # Parts of a protocol that must be equal where both have them: with another one, a score of the same
@@ -97,9 +94,7 @@ def compare(before: Path, after: Path, output: Path) -> dict[str, Any]:
         partial.write_text(_csv(pairs, metrics), encoding="utf-8")
     write_json(output / "comparison.json", json_safe(result))
     folders = (results_folder(before), results_folder(after))
-    write_page(
-        output / "comparison.html", "Two evaluations compared", _parts(result, pairs, folders)
-    )
+    _write_page(output / "comparison.html", result, pairs, folders)
     return result
 
 
@@ -163,125 +158,91 @@ def _csv(pairs: Sequence[Pair], metrics: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _parts(result: dict, pairs: Sequence[Pair], folders: tuple[Path, Path]) -> Iterator[str]:
-    several = result["scenes"] > 1
-    yield (
-        f"<p><b>A</b> {html.escape(result['before'])}<br><b>B</b> {html.escape(result['after'])}"
-        f"<br><small>{scenes_count(result['scenes'])}, the same targets; differences are B − A per "
-        f"scene{', ± the standard error of their mean' if several else ''}</small></p>"
-    )
-    numbers = []
+def _write_page(
+    path: Path, result: dict, pairs: Sequence[Pair], folders: tuple[Path, Path]
+) -> None:
+    headline, scores = [], []
     for metric, row in result["metrics"].items():
         name, _, unit, better = METRIC_LOOKS[metric]
+        difference = number(metric, row["difference"], sign=True)
         error = plus_minus(metric, row["standard_error"])
-        value = f"{number(metric, row['difference'], sign=True)}<small>{error}</small>"
-        numbers.append((value, f"{unit} {name}, {'higher' if better > 0 else 'lower'} is better"))
-    yield tiles(numbers)
-    yield table(
-        ("", "A", "B", "B − A", "B better in"),
-        [
-            (
-                label(metric),
-                number(metric, row["before"]),
-                number(metric, row["after"]),
-                number(metric, row["difference"], sign=True)
-                + plus_minus(metric, row["standard_error"]),
-                f"{row['share_better']:.0%} of scenes",
-            )
-            for metric, row in result["metrics"].items()
-        ],
-    )
-    for key, which in (("only_before", "A"), ("only_after", "B")):
-        if result[key]:
-            names = ", ".join(result[key][:SHOWN]) + (", …" if len(result[key]) > SHOWN else "")
-            yield f"<p>{scenes_count(len(result[key]))} only in {which}: {html.escape(names)}</p>"
-
+        words = f"{unit} {name}, {'higher' if better > 0 else 'lower'} is better"
+        headline.append((difference, error, words.strip()))
+        before, after = number(metric, row["before"]), number(metric, row["after"])
+        share = f"{row['share_better']:.0%} of scenes"
+        scores.append((label(metric), before, after, difference + error, share))
     ranked = sorted(pairs, key=lambda pair: pair.difference["psnr"])
-    yield _chart(ranked)
+    finite = [pair for pair in ranked if np.isfinite(pair.difference["psnr"])]
     losses = [pair for pair in ranked[:SHOWN] if pair.difference["psnr"] < 0]
     gains = [pair for pair in ranked[::-1][:SHOWN] if pair.difference["psnr"] > 0]
-    yield error_legend()
-    for chosen, heading in ((losses, "Where B lost most"), (gains, "Where B won most")):
-        yield f"<h2>{heading} <small>by PSNR</small></h2>"
-        cards = [_card(pair, folders) for pair in chosen]
-        absent = sum(card is None for card in cards)
-        if absent or not cards:
-            yield _absent(absent, len(cards))
-        yield from (card for card in cards if card)
-
-    yield "<h2>What differs between the two</h2>"
-    rows = [(row["name"], row["before"], row["after"]) for row in result["protocol_differences"]]
-    yield table(("", "A", "B"), rows, "text") if rows else "<p>Nothing: the same protocol.</p>"
-
-
-def _absent(absent: int, count: int) -> str:
-    if not count:
-        return "<p>Nowhere.</p>"
-    return (
-        f'<p class="note">{absent} of these {count} scenes cannot be shown: the evaluations kept '
-        "no pictures of them. eval.py --save_predictions keeps all.</p>"
+    write_page(
+        path,
+        "evaluation/comparison.html.j2",
+        result=result,
+        headline=headline,
+        scores=scores,
+        most_names=SHOWN,
+        chart=_chart(finite) if finite else None,
+        left_out=len(ranked) - len(finite),
+        groups=[
+            _group("Where B lost most", losses, folders),
+            _group("Where B won most", gains, folders),
+        ],
+        differences=[
+            (row["name"], row["before"], row["after"]) for row in result["protocol_differences"]
+        ],
     )
 
 
-def _chart(ranked: Sequence[Pair]) -> str:
-    """Differences of all scenes, sorted, as an outline about zero."""
-    values = np.array([pair.difference["psnr"] for pair in ranked])
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return ""
-    reach = max(np.abs(finite).max(), 1e-6)
-    width = 700 / len(finite)
-    if len(finite) > 700:
-        finite = finite[np.linspace(0, len(finite) - 1, 700).round().astype(int)]
-        width = 1
-    bars = "".join(
-        f'<rect class="{"good" if value > 0 else "bad"}" x="{60 + i * width:.2f}" '
-        f'y="{60 - max(value, 0) / reach * 50:.1f}" width="{max(width * 0.9, 0.5):.2f}" '
-        f'height="{abs(value) / reach * 50:.1f}"/>'
-        for i, value in enumerate(finite)
-    )
-    marks = "".join(
-        f'<text x="54" y="{y}">{text}</text>'
-        for y, text in ((14, f"{reach:+.2g}"), (64, "0"), (114, f"{-reach:+.2g}"))
-    )
-    return (
-        "<h2>Difference of every scene <small>PSNR in dB, B − A, sorted</small></h2>"
-        '<svg class="chart" viewBox="0 0 764 120" role="img" '
-        f'aria-label="Differences of PSNR, {finite.min():+.2g} to {finite.max():+.2g} dB">'
-        f"{marks}{bars}</svg>"
-    )
+def _chart(pairs: Sequence[Pair]) -> Markup:
+    """Differences of all scenes, sorted, about zero."""
+    values = [pair.difference["psnr"] for pair in pairs]
+    description = f"Differences of PSNR, {values[0]:+.2g} to {values[-1]:+.2g} dB"
+    names = [pair.before.scene for pair in pairs]
+    along = "scenes, from where B lost most to where it won most"
+    return bars(values, names, description, unit="dB", along=along, above=GOOD)
 
 
-def _card(pair: Pair, folders: tuple[Path, Path]) -> str | None:
-    """The scene with both predictions; None where one of them was not kept."""
+def _group(heading: str, pairs: Sequence[Pair], folders: tuple[Path, Path]) -> dict[str, Any]:
+    """Those of the scenes of which both evaluations kept the pictures."""
+    kept = [(pair, _kept_of(pair, folders)) for pair in pairs]
+    shown = [(pair, paths) for pair, paths in kept if all(map(all, paths))]
+    return {
+        "heading": heading,
+        "count": len(pairs),
+        "absent": len(pairs) - len(shown),
+        "cards": (_card(pair, paths) for pair, paths in shown),
+    }
+
+
+def _kept_of(pair: Pair, folders: tuple[Path, Path]) -> list[list[Path | None]]:
+    """True picture and both predictions of every target."""
+    wanted = (folders[0], "truth"), (folders[0], "predictions"), (folders[1], "predictions")
+    return [
+        [_kept(folder, kind, pair.before.scene, frame) for folder, kind in wanted]
+        for frame in pair.before.targets
+    ]
+
+
+def _card(pair: Pair, paths: Sequence[Sequence[Path]]) -> dict[str, Any]:
     name = pair.before.scene
-    rows = ""
-    for i, frame in enumerate(pair.before.targets):
-        kept = [
-            _kept(folder, kind, name, frame)
-            for folder, kind in (
-                (folders[0], "truth"),
-                (folders[0], "predictions"),
-                (folders[1], "predictions"),
+    targets = []
+    for i, (frame, kept) in enumerate(zip(pair.before.targets, paths, strict=True)):
+        truth, a, b = map(load_image, kept)
+        targets.append(
+            (
+                picture(truth, f"{name}, true frame {frame}", f"true, frame {frame}"),
+                picture(a, f"{name}, A, frame {frame}", _caption("A", pair.before, i)),
+                picture(b, f"{name}, B, frame {frame}", _caption("B", pair.after, i)),
+                picture(error_map(a, truth), f"{name}, error of A", "error of A"),
+                picture(error_map(b, truth), f"{name}, error of B", "error of B"),
             )
-        ]
-        if any(path is None for path in kept):
-            return None
-        truth, a, b = (load_image(path) for path in kept)
-        rows += (
-            '<div class="row">'
-            + figure(truth, f"{name}, true frame {frame}", f"true, frame {frame}")
-            + figure(a, f"{name}, A, frame {frame}", _caption("A", pair.before, i))
-            + figure(b, f"{name}, B, frame {frame}", _caption("B", pair.after, i))
-            + figure(error_map(a, truth), f"{name}, error of A", "error of A")
-            + figure(error_map(b, truth), f"{name}, error of B", "error of B")
-            + "</div>"
         )
     line = " · ".join(
         f"{METRIC_LOOKS[m][0]} {number(m, value, sign=True)}{METRIC_LOOKS[m][2]}"
         for m, value in pair.difference.items()
     )
-    return f"<article><h3>{html.escape(name)}<small>{line}</small></h3>{rows}</article>"
+    return {"name": name, "line": line, "targets": targets}
 
 
 def _caption(which: str, scores: SceneScores, target: int) -> str:

@@ -76,7 +76,7 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     steps, values = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     last = max(float(steps.max()), 1.0)
     axes.set_xlim(0, 1.01 * last)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: _count(value))
     if panel.logarithmic:
         axes.set_yscale("log")

@@ -13,9 +13,7 @@ known, of a run without status.json.
 from __future__ import annotations
 
 import argparse
-import base64
 import dataclasses
-import html
 import json
 import os
 import time
@@ -30,7 +28,7 @@ from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import read_json
 from efficient_lvsm_jax.media.curves import MOST_CURVES, Panel, draw_curves
-from efficient_lvsm_jax.media.page import table, write_page
+from efficient_lvsm_jax.media.page import data_uri, write_page
 from efficient_lvsm_jax.media.plots import png, save_png
 from efficient_lvsm_jax.runs.progress import duration
 from efficient_lvsm_jax.runs.provenance import RUN_FILE, read_starts
@@ -298,28 +296,23 @@ def draw_runs(runs: Sequence[Run]) -> Figure:
 
 def write_runs_page(path: Path, runs: Sequence[Run], curves: Figure, now: float) -> None:
     """Writes the list, the curves and the newest pictures of runs as one page."""
-
-    def parts() -> Iterator[str]:
-        yield f'<p class="note">As of {utc(now)}.</p>'
-        yield table(COLUMNS, [cells(run, now) for run in runs])
-        about = [(run.name, remark) for run in runs for remark in (*run.remarks, run.made_with)]
-        yield table(("", ""), [row for row in about if row[1]], "text")
-        yield "<h2>Curves</h2>" + _wide(png(curves), "loss and PSNR against the step")
-        for run in runs[:MOST_CURVES]:
-            picture = run.picture()
-            if picture is not None:
-                yield f"<h2>{html.escape(run.name)}</h2>"
-                yield _wide(picture.read_bytes(), f"held-out scenes, {picture.stem}")
-        if len(runs) > MOST_CURVES:
-            yield f"<p>Curves and pictures: the {MOST_CURVES} newest of {len(runs)} runs.</p>"
-
-    write_page(path, "Training runs", parts())
-
-
-def _wide(png: bytes, alt: str) -> str:
-    data = base64.b64encode(png).decode()
-    style = "width:100%;max-width:none;image-rendering:auto;background:#fff"
-    return f'<img style="{style}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    about = [(run.name, remark) for run in runs for remark in (*run.remarks, run.made_with)]
+    newest = [(run.name, run.picture()) for run in runs[:MOST_CURVES]]
+    write_page(
+        path,
+        "runs/runs.html.j2",
+        now=utc(now),
+        columns=COLUMNS,
+        rows=[cells(run, now) for run in runs],
+        about=[row for row in about if row[1]],
+        curves=data_uri("image/png", png(curves)),
+        pictures=(
+            (name, data_uri("image/png", file.read_bytes()), f"held-out scenes, {file.stem}")
+            for name, file in newest
+            if file is not None
+        ),
+        most=MOST_CURVES,
+    )
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def test_a_difference_too_small_for_the_page_has_no_sign(two):
     *folders, out = two(a, b)
     compare(*folders, out)
     text = (out / "comparison.html").read_text()
-    assert "<b>0.00<" in text and ">-0.0001</text>" in text
+    assert "<b>0.00<" in text and "<title>x: -0.0001 dB</title>" in text
 
 
 def test_lower_is_better_for_lpips(two):

@@ -89,10 +89,20 @@ def test_the_baselines_are_compared_on_the_same_targets(page):
     assert "<td>20.00 dB</td>" in text and "<td>59.50 dB</td>" not in text
 
 
-def test_the_marks_of_the_chart_are_the_values_there(page):
-    text = page([scored("one", 11), scored("two", 12.7)])
-    marks = re.findall(r'<text x="34" y="\d+">(\d+)</text>', text)
-    assert marks == ["10", "12", "14"]
+def test_bars_start_at_a_marked_zero_and_name_their_scene(page):
+    text = page([scored("<one>", 11), scored("two", 12.7)])
+    paths = re.findall(r'id="bar\d">.*?<path d="([^"]*)"', text, re.DOTALL)
+    heights = [np.ptp([float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)]) for path in paths]
+    assert heights[0] / heights[1] == pytest.approx(11 / 12.7, rel=1e-3)
+    assert {"0", "2", "12"} <= set(re.findall(r">([\d.]+)</text>", text))
+    assert "<title>&lt;one&gt;: 11 dB</title>" in text and "<title>two: 12.7 dB</title>" in text
+    assert 'aria-label="PSNR per scene, 11.0 to 12.7 dB"' in text
+
+
+def test_of_very_many_scenes_the_chart_is_an_outline(page):
+    text = page([scored(f"s{i}", i / 100) for i in range(3000)])
+    assert 'id="bar' not in text and 'aria-label="PSNR per scene, 0.0 to 30.0 dB"' in text
+    assert len(text[text.index("<svg") : text.index("</svg>")]) < 60_000
 
 
 def test_what_stands_below_predictions_is_said(page):
@@ -104,6 +114,14 @@ def test_scenes_that_are_missing_or_cannot_be_scored_are_named(page):
     text = page([scored("one", 20)], coverage=coverage | {"unusable": {"bad": "frame 3 is torn"}})
     assert "1 scene of the index not in the data: gone" in text
     assert "bad: frame 3 is torn" in text
+
+
+def test_names_beyond_those_that_are_listed_are_counted(page):
+    names = [f"scene {i}" for i in range(25)]
+    coverage = {"listed": 1, "null": 0, "missing": names, "unlisted": []}
+    text = page([scored("one", 20)], coverage=coverage | {"unusable": dict.fromkeys(names, "bad")})
+    assert text.count(" and 5 more") == 2 and "25 scenes cannot be scored" in text
+    assert text.count("scene 19") == 2 and "scene 20" not in text
 
 
 def test_a_hostile_name_stays_text(page):
