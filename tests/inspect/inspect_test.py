@@ -280,7 +280,7 @@ def test_drawing_shows_cameras_from_two_sides(cameras, one_centre):
     c2w, fxfycxcy = truth.c2w[:cameras].copy(), truth.fxfycxcy[:cameras]
     if one_centre:
         c2w[:, :3, 3] = 1
-    figure = draw_cameras(c2w, fxfycxcy, np.full((cameras, 2), 60), "title with $ and \\frac")
+    figure = draw_cameras(c2w, fxfycxcy, np.full((cameras, 2), 60), "title with $\\frac$")
     image = Image.open(io.BytesIO(png(figure))).convert("RGB")
     coloured = np.ptp(np.asarray(image).astype(int), axis=-1) > 60
     assert coloured[110:700, :800].any() and coloured[110:700, 800:].any()

@@ -176,7 +176,7 @@ def test_curves_of_any_values_can_be_drawn(values, logarithmic):
 
 def test_names_are_drawn_as_they_are():
     curve = (np.arange(3.0), np.ones(3))
-    names = ["_hidden", "$\\frac", "a\\b"]
+    names = ["_hidden", "$\\frac$", "a\\b"]
     figure = draw_curves([Panel("loss", dict.fromkeys(names, curve))], names, ["$note"])
     assert png(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*names, "$note"]
