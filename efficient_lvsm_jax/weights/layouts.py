@@ -1,8 +1,4 @@
-"""The published layouts: which tensor of a checkpoint is which parameter, family by family.
-
-A published tensor is a PyTorch weight [out, in] of one layer; a parameter has an axis for every
-meaning and its layers stacked on axis 0. A table names both and their layouts, from which follow
-the shapes to expect, the way in and the way out.
+"""The published layouts of the model families.
 
 Axes: D width, H head, K head dim, F hidden channels of an MLP, Z latent; I, T, O the values of a
 patch in a posed input picture (9 channels), in target rays (6) and in the output (3); L layer.
@@ -10,17 +6,17 @@ patch in a posed input picture (9 channels), in target rays (6) and in the outpu
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Iterable, Mapping
+import collections
+import functools
+import math
+from collections.abc import Collection, Mapping
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
-from efficient_lvsm_jax.weights.table import Rule, rules_of
+from efficient_lvsm_jax.weights.table import Layout, Votes, most_voted, rules_of
 
-# Published name (* is the layer), parameter, published axes ("3HK,D": rows are split into thirds,
-# heads and head channels), our axes without L.
+# Published name (* is the layer), parameter, published axes, our axes without L; see `Rule`.
 EFFICIENT_LVSM = """
 rgbp_tokenizer.1.weight                             input_tokenizer/kernel                 D,I    ID
 target_pose_tokenizer.1.weight                      target_tokenizer/kernel                D,T    TD
@@ -80,89 +76,87 @@ TEACHERS = {
         "projection to teacher features, used only in training"
     ),
 }
-MAX_LAYERS = 256
+PATCH_CHANNELS = {"I": 9, "T": 6, "O": 3}
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a family is published.
-
-    Attributes:
-      family: its name in `models.families`.
-      title: its name in messages.
-      rules: its table.
-      depths: published name of every stack of layers, and the setting that says how many.
-      left_out: what else may be in a file (regular expressions), and why it is not needed.
-    """
-
-    family: str
-    title: str
-    rules: tuple[Rule, ...]
-    depths: Mapping[str, str]
-    left_out: Mapping[str, str]
-
-    def names(self, layers: Mapping[str, int]) -> dict[str, Rule]:
-        """Published name of every tensor, and its rule; `layers` by setting."""
-        return {name: rule for rule in self.rules for name in self.names_of(rule, layers)}
-
-    def names_of(self, rule: Rule, layers: Mapping[str, int]) -> list[str]:
-        """Published names of a rule's tensors, by layer."""
-        return rule.names(layers[self.depths[rule.stack]] if rule.stacked else 1)
-
-    def count_layers(self, names: Iterable[str]) -> dict[str, int]:
-        """Layers of every stack, by setting, from published names: the highest number counts.
-
-        So a file without its last layers is a smaller model; stacks of one setting must agree.
-        """
-        counts = dict.fromkeys(self.depths.values(), 1)
-        for name in names:
-            stack, _, rest = name.partition(".")
-            if stack in self.depths and (number := re.match(r"(\d{1,4})\.", rest)):
-                setting = self.depths[stack]
-                counts[setting] = max(counts[setting], min(int(number[1]) + 1, MAX_LAYERS))
-        return counts
-
-    def configure(self, numbers: Mapping[str, int]) -> ModelConfig:
-        """The family's configuration."""
-        return configure(self.family, numbers)
+def axis_sizes(config: ModelConfig) -> dict[str, int]:
+    """The size of every axis in the tables."""
+    patches = {axis: n * config.patch**2 for axis, n in PATCH_CHANNELS.items()}
+    return {
+        **patches,
+        "D": config.width,
+        "H": config.width // config.head_dim,
+        "K": config.head_dim,
+        "F": config.mlp_ratio * config.width,
+        "Z": config.architecture.get("latents", 0),
+    }
 
 
-# Told apart by their stacks, in this order.
-LAYOUTS = (
-    Layout(
-        "efficient_lvsm",
-        "Efficient-LVSM",
-        rules_of(EFFICIENT_LVSM),
-        {"input_self_attn_blocks": "layers", "self_cross_blocks": "layers"},
-        LOSSES | TEACHERS,
-    ),
-    Layout(
-        "lvsm_decoder_only",
-        "decoder-only LVSM",
-        rules_of(DECODER_ONLY),
-        {"transformer_blocks": "layers"},
-        LOSSES,
-    ),
-    Layout(
-        "lvsm_encoder_decoder",
-        "encoder-decoder LVSM",
-        rules_of(ENCODER_DECODER),
-        {"transformer_encoder": "encoder_layers", "transformer_decoder": "decoder_layers"},
-        LOSSES,
-    ),
-)
+def _infer(family: str, votes: Votes, numbers: Mapping[str, int]) -> ModelConfig:
+    patches: collections.Counter = collections.Counter()
+    for axis, channels in PATCH_CHANNELS.items():
+        patches.update(side for size in votes[axis] if (side := math.isqrt(size // channels)))
+    width, head_dim, hidden = (most_voted(votes, axis) for axis in "DKF")
+    if width % head_dim or hidden % width:
+        raise InputError(
+            f"size: width {width}, head dim {head_dim} and {hidden} hidden channels do not belong "
+            "together; expected a width of whole heads, and whole widths of hidden channels"
+        )
+    patch = most_voted({"of patches": patches}, "of patches")
+    settings = dict(numbers, width=width, head_dim=head_dim, patch=patch, mlp_ratio=hidden // width)
+    if votes["Z"]:
+        settings["latents"] = most_voted(votes, "Z")
+    return configure(family, settings)
 
 
-def layout_of(names: Iterable[str]) -> Layout | None:
+# By family. Told apart by their stacks, in this order.
+LAYOUTS = {
+    family: Layout(
+        family,
+        title,
+        rules_of(table),
+        functools.partial(_infer, family),
+        axis_sizes,
+        depths=depths,
+        left_out=left_out,
+    )
+    for family, title, table, depths, left_out in (
+        (
+            "efficient_lvsm",
+            "Efficient-LVSM",
+            EFFICIENT_LVSM,
+            {"input_self_attn_blocks": "layers", "self_cross_blocks": "layers"},
+            LOSSES | TEACHERS,
+        ),
+        (
+            "lvsm_decoder_only",
+            "decoder-only LVSM",
+            DECODER_ONLY,
+            {"transformer_blocks": "layers"},
+            LOSSES,
+        ),
+        (
+            "lvsm_encoder_decoder",
+            "encoder-decoder LVSM",
+            ENCODER_DECODER,
+            {"transformer_encoder": "encoder_layers", "transformer_decoder": "decoder_layers"},
+            LOSSES,
+        ),
+    )
+}
+
+
+def layout_of(names: Collection[str]) -> Layout | None:
     """The layout that published names belong to, by their stacks of layers; None if to none."""
-    stacks = {name.partition(".")[0] for name in names}
-    return next((layout for layout in LAYOUTS if stacks & set(layout.depths)), None)
+    for layout in LAYOUTS.values():
+        stacks = tuple(f"{stack}." for stack in layout.depths)
+        if any(name.startswith(stacks) for name in names):
+            return layout
+    return None
 
 
 def layout_named(family: str) -> Layout:
     """The layout of a family. Raises InputError if it has none."""
-    for layout in LAYOUTS:
-        if layout.family == family:
-            return layout
-    known = ", ".join(layout.family for layout in LAYOUTS)
-    raise InputError(f"{family} has no published layout; {known} have")
+    if family not in LAYOUTS:
+        raise InputError(f"{family} has no published layout; {', '.join(LAYOUTS)} have")
+    return LAYOUTS[family]

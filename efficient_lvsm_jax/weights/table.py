@@ -1,19 +1,40 @@
-"""Lines of a table that says which published tensor is which parameter, and how it is laid out."""
+"""What a layout is: a table that says which published tensor is which parameter, and around it.
+
+A published tensor is a PyTorch weight [out, in] of one layer; a parameter has an axis for every
+meaning and its layers stacked on axis 0. A table names both and their axes, from which follow the
+shapes to expect, the way in and the way out.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 
-FLOATS = ("float32", "float16", "bfloat16")
+from efficient_lvsm_jax.errors import InputError
+
+MAX_LAYERS = 256
+TIMES = "×"
+Votes = Mapping[str, collections.Counter]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A line of the table."""
+    """A line of the table.
+
+    Attributes:
+      source: published name; * is the layer. Other names of the same tensor follow after |.
+      target: path of the parameter. With × before it, what stands there is multiplied by the
+        tensor; =0.5,1 is no parameter but what the tensor must hold, if it is there.
+      source_axes: of the published tensor, separated by commas. A letter is a meaning and a digit
+        its own size: rows of "3HK,D" are split into thirds, heads and head channels.
+      target_axes: ours, without that of layers; the same letters. Axes of size 1 come and go.
+    """
 
     source: str
     target: str
@@ -30,31 +51,113 @@ class Rule:
         """Published name of the stack of layers it belongs to."""
         return self.source.partition(".*")[0]
 
-    def names(self, layers: int) -> list[str]:
-        """Published names, by layer."""
-        if not self.stacked:
-            return [self.source]
-        return [self.source.replace("*", str(layer)) for layer in range(layers)]
+    @property
+    def constant(self) -> list[float] | None:
+        """The values that the tensor must hold, if it is no parameter."""
+        is_constant = self.target.startswith("=")
+        return [float(x) for x in self.target[1:].split(",")] if is_constant else None
 
-    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    def names(self, layers: int) -> list[list[str]]:
+        """Published names by layer, each with its alternatives."""
+        names = self.source.split("|")
+        rows = range(layers) if self.stacked else (0,)
+        return [[name.replace("*", str(layer)) for name in names] for layer in rows]
+
+    def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Of the published tensor."""
-        return tuple(
-            math.prod(sizes[axis] for axis in group) for group in self.source_axes.split(",")
-        )
+        return tuple(math.prod(_shape(group, sizes)) for group in self.source_axes.split(","))
+
+    def target_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Of the parameter, one layer."""
+        return _shape(self.target_axes, sizes)
 
     def bring_in(self, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """From the published layout to ours, one layer."""
-        axes = self.source_axes.replace(",", "")
-        split = tensor.reshape([sizes[axis] for axis in axes])
-        return split.transpose([axes.index(axis) for axis in self.target_axes])
+        theirs, ours = _longer(self.source_axes), _longer(self.target_axes)
+        split = tensor.reshape(_shape(theirs, sizes))
+        turned = split.transpose([theirs.index(axis) for axis in ours])
+        return turned.reshape(self.target_shape(sizes))
 
     def bring_out(self, value: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """From our layout to the published one, one layer."""
-        axes = self.source_axes.replace(",", "")
-        split = value.transpose([self.target_axes.index(axis) for axis in axes])
-        return split.reshape(self.shape(sizes))
+        theirs, ours = _longer(self.source_axes), _longer(self.target_axes)
+        split = value.reshape(_shape(ours, sizes))
+        turned = split.transpose([ours.index(axis) for axis in theirs])
+        return turned.reshape(self.source_shape(sizes))
+
+
+Places = dict[Rule, list[list[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a network is published.
+
+    Attributes:
+      family: its name in our files.
+      title: its name in messages.
+      rules: its table.
+      infer: its configuration from the sizes that shapes speak for, see `most_voted`, and from
+        `numbers`. Raises InputError if they do not belong together.
+      sizes: the size of every axis in the table that is no digit, from the configuration.
+      depths: published name of every stack of layers, and the setting that says how many.
+      optional: published name of every part that may be absent as a whole, and the setting that
+        says whether it is there.
+      left_out: what else may be in a file (regular expressions), and why it is not needed.
+      where: where people get the files, for messages.
+    """
+
+    family: str
+    title: str
+    rules: tuple[Rule, ...]
+    infer: Callable[[Votes, Mapping[str, int]], Any]
+    sizes: Callable[[Any], Mapping[str, int]]
+    depths: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    where: str = ""
+
+    def numbers(self, names: Collection[str]) -> dict[str, int]:
+        """Layers of every stack and 0 or 1 for every optional part, by setting.
+
+        The highest layer counts, so a file without its last layers is a smaller model; stacks of
+        one setting must agree.
+        """
+        numbers = dict.fromkeys(self.depths.values(), 1)
+        for stack, setting in self.depths.items():
+            found = re.compile(rf"{re.escape(stack)}\.(\d{{1,4}})\.")
+            layers = [int(match[1]) + 1 for match in map(found.match, names) if match]
+            numbers[setting] = max(numbers[setting], min(max(layers, default=1), MAX_LAYERS))
+        for part, setting in self.optional.items():
+            numbers[setting] = int(any(name.startswith(f"{part}.") for name in names))
+        return numbers
+
+    def places(self, numbers: Mapping[str, int]) -> Places:
+        """Published names of every rule by layer, each with its alternatives."""
+        absent = tuple(f"{part}." for part, has in self.optional.items() if not numbers[has])
+        return {
+            rule: rule.names(numbers[self.depths[rule.stack]] if rule.stacked else 1)
+            for rule in self.rules
+            if not rule.source.startswith(absent)
+        }
 
 
 def rules_of(table: str) -> tuple[Rule, ...]:
     """The rules of a table: a line each, columns separated by blanks."""
     return tuple(Rule(*line.split()) for line in table.splitlines() if line.strip())
+
+
+def most_voted(votes: Votes, axis: str) -> int:
+    """The size of an axis that most tensors have. Raises InputError if none has one."""
+    if not votes[axis]:
+        raise InputError(f"size: no tensor says how long axis {axis} is")
+    return max(votes[axis], key=votes[axis].get)
+
+
+def _longer(axes: str) -> str:
+    """Axes that are no separators and not of size 1."""
+    return axes.replace(",", "").replace("1", "")
+
+
+def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(int(axis) if axis.isdigit() else sizes[axis] for axis in axes)

@@ -4,7 +4,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDENS, SMALL, random_views
+from conftest import SMALL, random_views
+from small_teachers import small_teacher
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.metrics.perceptual import DEPTHS
@@ -12,7 +13,6 @@ from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, Los
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.repa import parse_layer_map
 from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
-from efficient_lvsm_jax.weights.backbones import load_teacher
 
 OPTIMIZER = OptimizerConfig(warmup_steps=1, learning_rate=1e-3)
 PLAIN = Recipe("efficient_lvsm", SMALL, OPTIMIZER)
@@ -35,7 +35,7 @@ def narrow_vgg19():
 @functools.cache
 def aligned():
     """A recipe with REPA on layer 2 of both streams, and its frozen networks."""
-    teacher = load_teacher(GOLDENS / "dinov2.pt", head_dim=32).frozen(layers=2, dtype="float32")
+    teacher = small_teacher("dinov2").frozen(layers=2, dtype="float32")
     layer_map = parse_layer_map("2-1", student_layers=2, teacher_layers=2)
     recipe = dataclasses.replace(
         PLAIN,

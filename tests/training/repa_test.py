@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS, channels_last, golden
+from conftest import channels_last, golden
+from small_teachers import small_teacher
 
 from efficient_lvsm_jax.backbones.backbone import PUBLISHED, Teacher, abstract_params
 from efficient_lvsm_jax.errors import InputError
@@ -16,7 +17,6 @@ from efficient_lvsm_jax.training.repa import (
     repa_loss,
     teacher_labels,
 )
-from efficient_lvsm_jax.weights.backbones import load_teacher
 
 FAMILIES = ["dinov3", "dinov2"]
 PUBLISHED_GRID = (32, 32)
@@ -26,7 +26,7 @@ loss_of = jax.jit(repa_loss, static_argnums=(3, 4))
 
 @functools.cache
 def small(family):
-    return load_teacher(GOLDENS / f"{family}.pt", head_dim=32).frozen(layers=3, dtype="float32")
+    return small_teacher(family).frozen(layers=3, dtype="float32")
 
 
 def layer_map(name, students=12, teachers=12):
