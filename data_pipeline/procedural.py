@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 
 SPLITS = {"train": 0, "heldout": 1}
@@ -29,35 +30,41 @@ _RAYS_PER_CALL = 300_000  # large enough to keep the cores busy, small enough fo
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneRecipe:
+class SceneRecipe(Settings):
     """What the rooms look like. Lengths in metres, angles in degrees, pairs are (low, high).
 
-    size: image height and width in pixels. views: cameras of a scene, evenly spaced on an arc and
-    stored in order along it. focal: focal length over image height.
+    Attributes:
+      size: image height and width in pixels.
+      views: cameras of a scene, evenly spaced on an arc and stored in order along it.
+      arc: angle that the cameras span.
+      camera_radius, camera_height: of the cameras, from the middle of the room and from its floor.
+      focal: focal length over image height.
+      room: half of its side.
+      objects: how many.
+      object_radius, object_spread: their size, and how far from the middle they stand.
     """
 
-    size: int = 48
-    views: int = 8
+    group = "recipe"
+    size: int = setting(48, at_least=8)
+    views: int = setting(8, at_least=1)
     arc: tuple[float, float] = (60.0, 100.0)
-    camera_radius: tuple[float, float] = (2.15, 2.65)
+    camera_radius: tuple[float, float] = setting((2.15, 2.65), above=0)
     camera_height: tuple[float, float] = (0.80, 1.50)
     focal: float = 0.95
     room: float = 3.2
-    objects: tuple[int, int] = (1, 3)
+    objects: tuple[int, int] = setting((1, 3), at_least=1)
     object_radius: tuple[float, float] = (0.32, 0.55)
     object_spread: float = 1.05
 
     def __post_init__(self):
-        for name, low in (("size", 8), ("views", 1)):
-            if getattr(self, name) < low:
-                raise InputError(f"recipe {name}={getattr(self, name)}: must be at least {low}")
-        if not 1 <= self.objects[0] <= self.objects[1]:
+        super().__post_init__()
+        for name in ("objects", "camera_radius"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InputError(f"recipe.{name}={(low, high)}: must be (low, high)")
+        if self.camera_radius[1] >= self.room:
             raise InputError(
-                f"recipe objects={self.objects}: must be (low, high), 1 <= low <= high"
-            )
-        if not 0 < self.camera_radius[0] <= self.camera_radius[1] < self.room:
-            raise InputError(
-                f"recipe camera_radius={self.camera_radius}: must lie inside room={self.room}"
+                f"recipe.camera_radius={self.camera_radius}: must lie inside room={self.room}"
             )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 
@@ -171,7 +172,7 @@ class Scenes(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(Settings):
     """How to read what a format leaves open.
 
     Attributes:
@@ -185,14 +186,8 @@ class ReadOptions:
 
     strict: bool = False
     split: str = ""
-    vertical_fov: float = 49.1
-    axes: str = AXES[0]
-
-    def __post_init__(self):
-        if not 0 < self.vertical_fov < 180:
-            raise InputError(f"vertical_fov={self.vertical_fov}: must be between 0 and 180 degrees")
-        if self.axes not in AXES:
-            raise InputError(f"axes={self.axes!r}: expected {' or '.join(AXES)}")
+    vertical_fov: float = setting(49.1, above=0, below=180)
+    axes: str = setting(AXES[0], choices=AXES)
 
 
 def open_scenes(

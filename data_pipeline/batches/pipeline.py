@@ -39,6 +39,7 @@ from data_pipeline.pictures.scratch import scratch
 from data_pipeline.pictures.transforms import crop_into, portrait_to_square
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes, scene_of_arrays
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import normalise_poses
 
@@ -61,7 +62,7 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """What training sees.
 
     Attributes:
@@ -69,7 +70,8 @@ class DataConfig:
       split: of that data set, if it has several.
       scenes, views: generated scenes and their views.
       size: height and width of the pictures. Frames of another size are resized and cropped
-        (`transforms.crop_into` with `patch`).
+        (`transforms.crop_into`).
+      patch: a frame's width is rounded to a multiple of it when it is resized, as published.
       batch_size: scenes of a batch, of all processes together.
       num_inputs_cycle: input views of the scenes of batch 0, 1, 2, …, starting over at the end; so
         a batch has one shape and as many shapes are compiled as there are different numbers.
@@ -83,34 +85,33 @@ class DataConfig:
       mirror, permute_colours: variations, see `views`.
       skip_unreadable: another scene takes the place of one that cannot be read, and is counted;
         otherwise training ends with an error that names the file.
-      threads: that prepare batches while the model computes. workers: processes that do instead; 0
-        uses threads, which suits few cores.
+      threads: that prepare batches while the model computes.
+      workers: processes that do instead; 0 uses threads, which suits few cores.
     """
 
+    group = "data"
     path: str = ""
     split: str = ""
-    scenes: int = 4000
-    views: int = 8
-    size: int = 48
-    patch: int = 8
-    batch_size: int = 8
-    num_inputs_cycle: tuple[int, ...] = (2, 4, 2, 1)
-    num_targets: int = 4
+    scenes: int = setting(4000, at_least=1)
+    views: int = setting(8, at_least=1)
+    size: int = setting(48, at_least=1)
+    patch: int = setting(8, at_least=1)
+    batch_size: int = setting(8, at_least=1)
+    num_inputs_cycle: tuple[int, ...] = setting((2, 4, 2, 1), at_least=1)
+    num_targets: int = setting(4, at_least=1)
     target_has_input: bool = False
-    min_distance: int = 25
-    max_distance: int = 0
+    min_distance: int = setting(25, at_least=1)
+    max_distance: int = setting(0, at_least=0)
     normalise_poses: bool = True
     shuffle_inputs: bool = False
     mirror: bool = True
     permute_colours: bool = True
     skip_unreadable: bool = False
-    threads: int = 1
-    workers: int = 0
+    threads: int = setting(1, at_least=1)
+    workers: int = setting(0, at_least=0)
 
     def __post_init__(self):
-        for name, low in (("batch_size", 1), ("threads", 1), ("workers", 0), ("min_distance", 1)):
-            if getattr(self, name) < low:
-                raise InputError(f"data.{name}={getattr(self, name)}: must be at least {low}")
+        super().__post_init__()
         if not self.num_inputs_cycle:
             raise InputError("data.num_inputs_cycle=(): must name at least one number of inputs")
         if self.max_distance and self.max_distance <= self.min_distance:

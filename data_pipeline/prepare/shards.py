@@ -15,12 +15,13 @@ import simplejpeg
 
 from data_pipeline.pictures.transforms import portrait_to_square, resize_and_crop
 from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, Scenes, open_scenes
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import write_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Preparation:
+class Preparation(Settings):
     """What to make of a source.
 
     Attributes:
@@ -42,22 +43,19 @@ class Preparation:
     vertical_fov: float = ReadOptions.vertical_fov
     strict: bool = False
     split: str = "train"
-    size: int = 0
-    patch: int = 8
-    quality: int = 95
-    min_frames: int = 2
+    size: int = setting(0, at_least=0)
+    patch: int = setting(8, at_least=1)
+    quality: int = setting(95, at_least=1, at_most=100)
+    min_frames: int = setting(2, at_least=1)
 
     def __post_init__(self):
+        super().__post_init__()
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split):
             raise InputError(f"split {self.split!r}: expected a lower-case word such as train")
-        if self.size and (self.size < self.patch or self.size % self.patch):
+        if self.size % self.patch:
             raise InputError(
                 f"size {self.size}: expected a multiple of the patch size {self.patch}"
             )
-        if not 1 <= self.quality <= 100:
-            raise InputError(f"quality {self.quality}: expected 1 to 100")
-        if self.min_frames < 1:
-            raise InputError(f"min_frames {self.min_frames}: must be at least 1")
 
 
 def open_source(preparation: Preparation) -> Scenes:

@@ -16,7 +16,8 @@ from data_pipeline.evaluation.scenes import (
     same_views,
 )
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import ReadOptions, open_scenes
+from data_pipeline.scenes import AXES, ReadOptions, open_scenes
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 
 # What a number of this name is.
@@ -37,11 +38,12 @@ MEANS = "over the targets of a scene, then over scenes, in float64; pictures com
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """Which views of which scenes are scored, and how.
 
     Attributes:
-      data: path of a data set; "" draws `scenes` held-out scenes of `views` views each.
+      data: path of a data set; "" draws held-out scenes.
+      scenes, views: how many are drawn, and views of each.
       split, vertical_fov, axes: how to read it, see `data_pipeline.scenes.ReadOptions`.
       index: an evaluation index file, or "re10k", the published one; "" takes the same views of
         every scene, `inputs` and `targets`.
@@ -50,7 +52,8 @@ class EvaluationConfig:
       missing: "error", or "report": score what can be scored, and list the scenes of the index
         that are not in the data and those that cannot be read. Without an index, positions then
         count the frames of a capture that are there.
-      size: height of the prepared pictures in pixels. patch: their sides are multiples of it.
+      size: height of the prepared pictures in pixels.
+      patch: the sides of prepared pictures are multiples of it.
       square_crop: cut pictures to squares.
       normalise_poses: poses in the frame of all chosen views, as published for scenes; objects
         keep theirs.
@@ -62,20 +65,21 @@ class EvaluationConfig:
       film_frames: frames between two neighbouring input cameras of the film; 0 makes none.
     """
 
+    group = "evaluation"
     data: str = ""
     split: str = ""
-    vertical_fov: float = ReadOptions.vertical_fov
-    axes: str = ReadOptions.axes
-    scenes: int = 0
-    views: int = 0
+    vertical_fov: float = setting(ReadOptions.vertical_fov, above=0, below=180)
+    axes: str = setting(ReadOptions.axes, choices=AXES)
+    scenes: int = setting(0, at_least=0)
+    views: int = setting(0, at_least=0)
     index: str = ""
-    num_inputs: int = 0
-    num_targets: int = 0
-    inputs: tuple[int, ...] = ()
-    targets: tuple[int, ...] = ()
-    missing: str = "error"
-    size: int = 256
-    patch: int = 8
+    num_inputs: int = setting(0, at_least=0)
+    num_targets: int = setting(0, at_least=0)
+    inputs: tuple[int, ...] = setting((), at_least=0)
+    targets: tuple[int, ...] = setting((), at_least=0)
+    missing: str = setting("error", choices=("error", "report"))
+    size: int = setting(256, at_least=1)
+    patch: int = setting(8, at_least=1)
     square_crop: bool = True
     normalise_poses: bool = True
     foreground: bool = False
@@ -83,26 +87,22 @@ class EvaluationConfig:
     ray_dtype: str = ""
     cache: str = ""
     lpips: str = ""
-    added_one_by_one: tuple[int, ...] = ()
-    batch_size: int = 8
-    film_frames: int = 45
+    added_one_by_one: tuple[int, ...] = setting((), at_least=0)
+    batch_size: int = setting(8, at_least=1)
+    film_frames: int = setting(45, at_least=0)
 
     def __post_init__(self):
-        if self.missing not in ("error", "report"):
-            raise InputError(f"evaluation.missing={self.missing!r}: expected error or report")
-        if self.batch_size < 1:
-            raise InputError(f"evaluation.batch_size={self.batch_size}: must be at least 1")
+        super().__post_init__()
         if not (self.data or self.index) and self.scenes < 1:
             raise InputError("evaluation.scenes=0: name evaluation.data, or a number of scenes")
-        if self.data and (self.size < 1 or self.patch < 1 or self.size % self.patch):
+        if self.data and self.size % self.patch:
             raise InputError(
                 f"evaluation.size={self.size}: must be a multiple of evaluation.patch={self.patch}"
             )
         for name in ("inputs", "targets", "added_one_by_one"):
-            wrong = [i for i in getattr(self, name) if i < 0 or (not self.data and i >= self.views)]
-            if wrong:
-                views = "positions count from 0" if self.data else f"there are {self.views}"
-                raise InputError(f"evaluation.{name}: no view {wrong[0]}, {views}")
+            last = max(getattr(self, name), default=-1)
+            if not self.data and last >= self.views:
+                raise InputError(f"evaluation.{name}: no view {last}, there are {self.views}")
         if self.index:
             self._check_indexed()
             return
@@ -125,8 +125,8 @@ class EvaluationConfig:
                 "added_one_by_one empty"
             )
         for name in ("num_inputs", "num_targets"):
-            if getattr(self, name) < 1:
-                raise InputError(f"evaluation.{name}={getattr(self, name)}: must be at least 1")
+            if not getattr(self, name):
+                raise InputError(f"evaluation.{name}=0: must be at least 1 with an index")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from efficient_lvsm_jax.backbones.backbone import Teacher
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Views
 from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, lpips_loss
@@ -38,7 +39,7 @@ WEIGHTS = ("mean_squared", "perceptual", "lpips", "repa")
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Settings):
     """Weights of the losses, and where their networks come from.
 
     Attributes:
@@ -52,31 +53,22 @@ class LossConfig:
       dtype: of the frozen networks' products, "float32" or "bfloat16" (as published).
     """
 
-    mean_squared: float = 1.0
-    perceptual: float = 0.0
-    lpips: float = 0.0
-    repa: float = 0.0
+    group = "losses"
+    mean_squared: float = setting(1.0, at_least=0)
+    perceptual: float = setting(0.0, at_least=0)
+    lpips: float = setting(0.0, at_least=0)
+    repa: float = setting(0.0, at_least=0)
     vgg19: str = ""
     lpips_weights: str = ""
     teacher: str = ""
     repa_layers: str = "8-2"
-    repa_kind: str = "sl1"
-    dtype: str = "float32"
+    repa_kind: str = setting("sl1", choices=PROJECTION_KINDS)
+    dtype: str = setting("float32", choices=("float32", "bfloat16"))
 
     def __post_init__(self):
-        for name in WEIGHTS:
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"losses.{name}={getattr(self, name)}: expected 0 or more")
+        super().__post_init__()
         if not any(getattr(self, name) for name in WEIGHTS):
             raise InputError("losses: all weights are 0, so there is nothing to learn")
-        for name, allowed in (
-            ("repa_kind", PROJECTION_KINDS),
-            ("dtype", ("float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"losses.{name}={getattr(self, name)!r}: expected {' or '.join(allowed)}"
-                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
-
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """How parameters move. The defaults are the published ones.
 
     Attributes:
@@ -40,27 +39,24 @@ class OptimizerConfig:
       ema_decay: decay of an average of the parameters kept for rendering; 0 keeps none.
     """
 
-    name: str = "adamw"
-    learning_rate: float = 4e-4
-    warmup_steps: int = 3000
-    schedule: str = "constant"
-    decay_start: int = 0
-    decay_end: int = 0
-    final_fraction: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.05
-    clip_norm: float = 5.0
-    skip_factor: float = 10.0
-    ema_decay: float = 0.0
+    group = "optimizer"
+    name: str = setting("adamw", choices=("adamw", "muon"))
+    learning_rate: float = setting(4e-4, at_least=0)
+    warmup_steps: int = setting(3000, at_least=0)
+    schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
+    decay_start: int = setting(0, at_least=0)
+    decay_end: int = setting(0, at_least=0)
+    final_fraction: float = setting(0.0, at_least=0)
+    beta1: float = setting(0.9, at_least=0, below=1)
+    beta2: float = setting(0.95, at_least=0, below=1)
+    epsilon: float = setting(1e-8, at_least=0)
+    weight_decay: float = setting(0.05, at_least=0)
+    clip_norm: float = setting(5.0, above=0)
+    skip_factor: float = setting(10.0, above=0)
+    ema_decay: float = setting(0.0, at_least=0, below=1)
 
     def __post_init__(self):
-        for name, allowed in (("name", ("adamw", "muon")), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"optimizer.{name}={getattr(self, name)!r}: expected {' or '.join(allowed)}"
-                )
+        super().__post_init__()
         if self.schedule == "constant" and (self.decay_start or self.decay_end):
             raise InputError(
                 "optimizer.schedule='constant' has no decay_start and decay_end: set them to 0, or "
@@ -71,8 +67,6 @@ class OptimizerConfig:
                 f"optimizer.decay_end={self.decay_end}: expected an update after "
                 f"{self.decay_begins}, where the decay begins"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"optimizer.ema_decay={self.ema_decay}: expected 0 or a value below 1")
 
     @property
     def decay_begins(self) -> int:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Views
 from efficient_lvsm_jax.models.model import bind, init_params
@@ -30,7 +31,7 @@ NO_NETWORKS = FrozenNetworks()
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Everything about a step that is fixed when it is compiled.
 
     Attributes:
@@ -48,13 +49,12 @@ class Recipe:
     optimizer: OptimizerConfig
     losses: LossConfig = MEAN_SQUARED
     alignment: Alignment | None = None
-    micro_batches: int = 1
+    micro_batches: int = setting(1, at_least=1)
 
     def __post_init__(self):
+        super().__post_init__()
         if bool(self.losses.repa) != (self.alignment is not None):
             raise InputError("a recipe has an alignment if, and only if, losses.repa is not 0")
-        if self.micro_batches < 1:
-            raise InputError(f"micro_batches={self.micro_batches}: expected at least 1")
 
 
 @functools.partial(

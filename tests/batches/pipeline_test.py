@@ -204,7 +204,7 @@ def test_a_scene_is_varied_alike_in_inputs_and_targets(scenes):
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"num_inputs_cycle": ()}, "num_inputs_cycle"),
-        ({"num_inputs_cycle": (2, 0)}, "0 inputs"),
+        ({"num_inputs_cycle": (2, 0)}, r"\(2, 0\): expected a tuple, each an integer, at least 1"),
         ({"num_inputs_cycle": (2, 7)}, "7 inputs and 4 targets.*8 views"),
         ({"num_targets": 5}, "4 inputs and 5 targets.*8 views"),
     ],

@@ -310,8 +310,8 @@ def test_a_damaged_shard_is_named_when_the_data_is_opened(source, tmp_path, faul
     [
         ({"split": "../x"}, "split '../x'"),
         ({"size": 20}, "size 20: expected a multiple"),
-        ({"quality": 0}, "quality 0"),
-        ({"min_frames": 0}, "min_frames 0"),
+        ({"quality": 0}, "quality=0: expected an integer, at least 1 and at most 100"),
+        ({"min_frames": 0}, "min_frames=0: expected an integer, at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, message):

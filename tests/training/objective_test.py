@@ -119,7 +119,7 @@ def test_absent_weights_are_named_with_where_people_get_them(
     ("losses", "message"),
     [
         ({"mean_squared": 0.0}, "nothing to learn"),
-        ({"perceptual": -1.0}, "expected 0 or more"),
+        ({"perceptual": -1.0}, r"losses.perceptual=-1\.0: expected a number, at least 0"),
         ({"repa_kind": "cosine"}, "cos or l2 or sl1"),
         ({"dtype": "float16"}, "float32 or bfloat16"),
     ],
