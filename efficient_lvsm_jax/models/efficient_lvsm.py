@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.configuration import setting
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.models.view_synthesis import (
@@ -36,7 +36,7 @@ from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, projections, scores
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
-from efficient_lvsm_jax.nn.stacks import over_views, scan_layers, stack
+from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
 
 # Arrays [N, D] of a view in use at the peak of the backward pass, per view of the larger side: one
 # layer's outputs, hidden channels, queries, keys, values and their gradients, and the pictures.
@@ -59,17 +59,10 @@ class EfficientLVSMConfig(ModelConfig):
     paged: ClassVar[bool] = True
     tapped: ClassVar[bool] = True
 
-    layers: int = 12
-    encoder_init: str = "uniform"
-    decoder_init: str = "depth"
-    cache: str = "computed"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.cache not in ("computed", *PRECISIONS):
-            raise InputError(
-                f"model.cache={self.cache!r}: expected computed or one of {', '.join(PRECISIONS)}"
-            )
+    layers: int = setting(12, at_least=1)
+    encoder_init: str = setting("uniform", choices=INITS)
+    decoder_init: str = setting("depth", choices=INITS)
+    cache: str = setting("computed", choices=("computed", *PRECISIONS))
 
     def encode_flops(self, inputs: int, pixels: int) -> dict[str, Flops]:
         """As `ModelConfig` says."""

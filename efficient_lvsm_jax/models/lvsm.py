@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from efficient_lvsm_jax.configuration import setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.families import Family, register
@@ -30,7 +31,7 @@ from efficient_lvsm_jax.models.view_synthesis import (
 )
 from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import LayerNorm
-from efficient_lvsm_jax.nn.stacks import over_views, scan_layers, stack
+from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 LATENT_STD = 0.02
@@ -91,13 +92,13 @@ class DecoderOnlyConfig(LVSMConfig):
     """Settings of the decoder-only LVSM besides those of every model.
 
     Attributes:
-      layers: L.
+      layers: L, of the one stack.
       init: of the layers: "depth", as published, N(0, s²) with s = 0.02/√(2(i+1)) in layer i; or
         "uniform", PyTorch's default U(±1/√fan_in), which starts small models faster.
     """
 
-    layers: int = 24
-    init: str = "depth"
+    layers: int = setting(24, at_least=1)
+    init: str = setting("depth", choices=INITS)
 
     @property
     def depths(self) -> tuple[int, int]:
@@ -119,10 +120,10 @@ class EncoderDecoderConfig(LVSMConfig):
       init: as in DecoderOnlyConfig; layers of the decoder count from 0 again.
     """
 
-    encoder_layers: int = 12
-    decoder_layers: int = 12
-    latents: int = 3072
-    init: str = "depth"
+    encoder_layers: int = setting(12, at_least=1)
+    decoder_layers: int = setting(12, at_least=1)
+    latents: int = setting(3072, at_least=1)
+    init: str = setting("depth", choices=INITS)
 
     @property
     def depths(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views, plucker, rays
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
@@ -25,7 +26,7 @@ from efficient_lvsm_jax.nn.layers import (
     SelfAttention,
     normal,
 )
-from efficient_lvsm_jax.nn.stacks import INITS, REMAT_POLICIES
+from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 IMAGE_CHANNELS = 3
 RAY_CHANNELS = 6
@@ -47,12 +48,12 @@ class LayerUnits:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """What every model is made of (first block, fixed by its weights) and how it is computed.
 
     Attributes:
       width: D, channels of a token; a multiple of head_dim.
-      head_dim: K.
+      head_dim: K, channels of an attention head.
       patch: edge of a patch in pixels; image sides must be multiples of it.
       mlp_ratio: hidden channels of an MLP over width.
       ray_dtype: "float32", or "bf16_parity": rays rounded as the published training rounded them.
@@ -66,35 +67,22 @@ class ModelConfig:
         (only attention outputs) or "full" (only layer inputs).
     """
 
+    group = "model"
     paged: ClassVar[bool] = False  # memory is a cache, `nn.paged.Pages`: views come and go in it
     tapped: ClassVar[bool] = False  # has encode_with_taps and decode_with_taps, which REPA needs
 
-    width: int = 768
-    head_dim: int = 64
-    patch: int = 8
-    mlp_ratio: int = 4
+    width: int = setting(768, at_least=1)
+    head_dim: int = setting(64, at_least=1)
+    patch: int = setting(8, at_least=1)
+    mlp_ratio: int = setting(4, at_least=1)
 
-    ray_dtype: str = "float32"
-    compute_dtype: str = "float32"
-    attention: str = "auto"
-    remat: str = "none"
+    ray_dtype: str = setting("float32", choices=("float32", "bf16_parity"))
+    compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
+    attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
+    remat: str = setting("none", choices=REMAT_POLICIES)
 
     def __post_init__(self):
-        choices = {
-            "ray_dtype": ("float32", "bf16_parity"),
-            "compute_dtype": ("float32", "bfloat16"),
-            "attention": ("auto", *IMPLEMENTATIONS),
-            "remat": tuple(REMAT_POLICIES),
-        }
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (type(value) is not int or value < 1):
-                raise InputError(f"model.{field.name}={value!r}: expected a positive integer")
-            allowed = INITS if field.name.endswith("init") else choices.get(field.name)
-            if allowed and value not in allowed:
-                raise InputError(
-                    f"model.{field.name}={value!r}: expected one of {', '.join(allowed)}"
-                )
+        super().__post_init__()
         if self.width % self.head_dim:
             raise InputError(
                 f"model.width={self.width} is not a multiple of head_dim={self.head_dim}"

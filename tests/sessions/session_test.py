@@ -409,7 +409,7 @@ def test_options_of_a_cache_are_checked(small_model):
         ({"max_bytes": 2e9}, "max_bytes=2000000000.0: expected a positive integer"),
         ({"max_bytes": 0}, "max_bytes=0: expected a positive integer"),
         ({"when_full": "oldest"}, "needs max_bytes"),
-        ({"precision": "int4"}, "expected computed or one of fp32, bf16, int8, fp8"),
+        ({"precision": "int4"}, "expected computed or fp32 or bf16 or int8 or fp8"),
         ({"when_full": "newest"}, "expected refuse, oldest, farthest"),
     ):
         with pytest.raises(InputError, match=problem):
