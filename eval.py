@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 import efficient_lvsm_jax
 from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
-from efficient_lvsm_jax.commands import command_line, main_exit
-from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.commands import command_line, complete, main_exit
+from efficient_lvsm_jax.configuration import Settings, build, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.comparison import compare
 from efficient_lvsm_jax.evaluation.predictions import NAMED, Predictions, save_pictures, to_bytes
@@ -75,6 +75,19 @@ from efficient_lvsm_jax.weights.lpips import find_lpips
 
 
 @dataclasses.dataclass(frozen=True)
+class MachineConfig(Settings):
+    """The settings of an evaluation that belong to no group.
+
+    Attributes:
+      seed: of generated scenes.
+      mesh: axes of the devices and their sizes; -1 takes all that are left.
+    """
+
+    seed: int = setting(0, at_least=0)
+    mesh: str = "data:-1,fsdp:1"
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """What the command line says besides the configuration.
 
@@ -104,14 +117,16 @@ def evaluate(
     """
     if jax.process_count() > 1:
         raise InputError("evaluation runs in one process, over all devices of one machine")
+    config = complete(config, settings_of)
+    machine = build(MachineConfig, {"seed": config.seed, "mesh": config.mesh}, "config")
     settings = build(EvaluationConfig, config.evaluation.to_dict(), "evaluation")
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(machine.mesh)
     if isinstance(source, Model):
         source = as_set(source, settings)
-        opened = open_evaluation(settings, seed=config.seed)
+        opened = open_evaluation(settings, seed=machine.seed)
         render = model_renders(source, mesh)
     else:
-        opened = open_evaluation(settings, seed=config.seed)
+        opened = open_evaluation(settings, seed=machine.seed)
         if source.folder.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{source.folder} is part of {folder}: name another --workdir")
         source.check(opened.scenes.names)
@@ -153,7 +168,7 @@ def evaluate(
             "data": opened.source,
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "mesh": config.mesh,
+            "mesh": machine.mesh,
             "batch_size": padded_size(settings.batch_size, mesh),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
@@ -290,6 +305,11 @@ def numbers(rows: Sequence[SceneScores], opened: OpenedScenes) -> dict[str, Any]
     }
 
 
+def settings_of(config: ConfigDict) -> dict[str, type]:
+    """What the groups of a configuration become; "" is what belongs to none."""
+    return {"": MachineConfig, "evaluation": EvaluationConfig}
+
+
 def main() -> None:
     """The command line."""
     if "--compare" in sys.argv:
@@ -306,10 +326,7 @@ def main() -> None:
         flags.DEFINE_bool("restart", False, "discard the results of an earlier run", **own)
         flags.DEFINE_string("profile", None, "folder for a trace of some batches", **own)
 
-    def settings(config: ConfigDict) -> dict[str, type]:
-        return {"evaluation": EvaluationConfig}
-
-    config, values = command_line(sys.argv, define, usage=__doc__, settings=settings)
+    config, values = command_line(sys.argv, define, usage=__doc__, settings=settings_of)
     folder = Path(values.workdir) / "evaluation"
     if values.predictions:
         if values.weights or values.save_predictions:

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.batches.pipeline import DataConfig, TrainingBatches, training_batches
-from efficient_lvsm_jax.commands import command_line, main_exit
-from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.commands import command_line, complete, main_exit
+from efficient_lvsm_jax.configuration import Settings, build, setting
 from efficient_lvsm_jax.cost import flops
 from efficient_lvsm_jax.cost.memory import estimate
 from efficient_lvsm_jax.errors import InputError
@@ -46,6 +47,7 @@ from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.training.interruption import Interruption, exit_by
 from efficient_lvsm_jax.training.objective import FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.settings import TrainingConfig
 from efficient_lvsm_jax.training.step import (
     Recipe,
     TrainState,
@@ -65,7 +67,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogConfig:
+class LogConfig(Settings):
     """What a run shows while it trains.
 
     Attributes:
@@ -76,23 +78,23 @@ class LogConfig:
       wandb: project of Weights & Biases; "" for none.
     """
 
-    every: int = 10
-    pictures_every: int = 0
-    pictures: int = 3
+    group = "log"
+    every: int = setting(10, at_least=1)
+    pictures_every: int = setting(0, at_least=0)
+    pictures: int = setting(3, at_least=1)
     tensorboard: bool = True
     wandb: str = ""
-
-    def __post_init__(self):
-        for name, low in (("every", 1), ("pictures_every", 0), ("pictures", 1)):
-            if getattr(self, name) < low:
-                raise InputError(f"log.{name}={getattr(self, name)}: must be at least {low}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run as its configuration describes it, before anything is computed."""
+    """A run as its configuration describes it, before anything is computed.
 
-    config: ConfigDict
+    `all_settings` are plain values, defaults among them, for the record.
+    """
+
+    all_settings: dict[str, Any]
+    config: TrainingConfig
     workdir: Path
     recipe: Recipe
     data: DataConfig
@@ -103,16 +105,19 @@ class Run:
     @classmethod
     def open(cls, config: ConfigDict, workdir: Path) -> Run:
         """Checks all settings, loads the losses' networks and claims the workdir."""
-        model = configure(config.family, config.model.to_dict())
-        losses = build(LossConfig, config.losses.to_dict(), "losses")
-        optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer")
-        data = build(DataConfig, config.data.to_dict(), "data")
-        log = build(LogConfig, config.log.to_dict(), "log")
-        mesh = make_mesh(config.mesh)
+        values = complete(config, settings).to_dict()
+        single = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        chosen = build(TrainingConfig, single, "config")
+        model = configure(chosen.family, values["model"])
+        losses = build(LossConfig, values["losses"], "losses")
+        optimizer = build(OptimizerConfig, values["optimizer"], "optimizer")
+        data = build(DataConfig, values["data"], "data")
+        log = build(LogConfig, values["log"], "log")
+        mesh = make_mesh(chosen.mesh)
         frozen, alignment = load_frozen(losses, model)
-        recipe = Recipe(config.family, model, optimizer, losses, alignment, config.micro_batches)
-        claim_workdir(workdir, config.family, model)
-        return cls(config, workdir, recipe, data, log, mesh, replicate(mesh, frozen))
+        recipe = Recipe(chosen.family, model, optimizer, losses, alignment, chosen.micro_batches)
+        claim_workdir(workdir, chosen.family, model)
+        return cls(values, chosen, workdir, recipe, data, log, mesh, replicate(mesh, frozen))
 
 
 def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> TrainState:
@@ -124,6 +129,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
       SystemExit: ended early by a signal, after saving.
     """
     run = Run.open(config, workdir)
+    config = run.config
     memory = estimate(
         run.recipe.model,
         abstract_state(run.recipe),
@@ -140,20 +146,22 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
         workdir,
         keep=config.checkpoints_to_keep,
         keep_every=config.checkpoint_keep_every,
-        config_sha256=hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
+        config_sha256=hashlib.sha256(
+            json.dumps(run.all_settings, sort_keys=True).encode()
+        ).hexdigest(),
     )
     made = contextlib.closing(training_batches(run.data, seed=config.seed, progress=True))
     with Interruption() as interruption, checkpoints, made as batches:
         state = first_state(run, checkpoints, batches)
         step = int(state.step)
-        record_start(workdir, config.to_dict(), step=step)
+        record_start(workdir, run.all_settings, step=step)
         log = RunLog(
             workdir,
             step,
             steps=config.steps,
             tensorboard=run.log.tensorboard,
             wandb=run.log.wandb,
-            config=config.to_dict(),
+            config=run.all_settings,
         )
         with log:
             state, ended_by = loop(run, state, batches, checkpoints, interruption, log, profile)
@@ -264,12 +272,13 @@ def held_out_scenes(run: Run) -> list:
     """The scenes of the pictures; none where there are none to be drawn."""
     if not run.log.pictures_every:
         return []
-    if "evaluation" not in run.config:
+    values = run.all_settings["evaluation"]
+    if not (values["data"] or values["scenes"]):
         raise InputError(
-            f"log.pictures_every={run.log.pictures_every} needs a group `evaluation` in the "
-            "configuration, which says what the held-out scenes are; 0 draws no pictures"
+            f"log.pictures_every={run.log.pictures_every} needs evaluation.data or "
+            "evaluation.scenes, which say what the held-out scenes are; 0 draws no pictures"
         )
-    settings = build(EvaluationConfig, run.config.evaluation.to_dict(), "evaluation")
+    settings = build(EvaluationConfig, values, "evaluation")
     return open_heldout(settings, seed=run.config.seed, count=run.log.pictures)
 
 
@@ -345,9 +354,10 @@ def say(line: str) -> None:
 
 
 def settings(config: ConfigDict) -> dict[str, type]:
-    """What the groups of a configuration become: every field can be set on the command line."""
+    """What the groups of a configuration become; "" is what belongs to none."""
     return {
-        "model": family_named(config.get("family", "")).config,
+        "": TrainingConfig,
+        "model": family_named(config.get("family", TrainingConfig.family)).config,
         "losses": LossConfig,
         "optimizer": OptimizerConfig,
         "data": DataConfig,

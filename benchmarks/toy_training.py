@@ -10,11 +10,12 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from efficient_lvsm_jax.commands import complete
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.weights.load import load
 from eval import Options, evaluate
-from train import train
+from train import settings, train
 
 
 def study_parser(description: str) -> argparse.ArgumentParser:
@@ -30,6 +31,7 @@ def study_parser(description: str) -> argparse.ArgumentParser:
 
 def squeezed(config: ConfigDict, *, seed: int, steps: int) -> ConfigDict:
     """A configuration of configs/, two inputs a scene, its schedule in so many steps."""
+    config = complete(config, settings)
     config.seed, config.steps = seed, steps
     config.checkpoint_every = steps
     config.log.update(pictures_every=0, tensorboard=False, every=50)

@@ -15,23 +15,11 @@ def get_config() -> ConfigDict:
     """Settings for eval.py."""
     return ConfigDict(
         {
-            "seed": 0,
-            "mesh": "data:-1,fsdp:1",
             "evaluation": {
-                "data": "",
-                "split": "",
-                "axes": "opengl",
                 "inputs": (0, 8, 16, 24),
                 "targets": (4, 12, 20),
                 "missing": "report",
-                "size": 256,
-                "patch": 8,
-                "compute_dtype": "",
-                "ray_dtype": "",
-                "cache": "",
-                "lpips": "",
                 "batch_size": 1,
-                "film_frames": 45,
-            },
+            }
         }
     )

@@ -14,25 +14,11 @@ def get_config() -> ConfigDict:
     """Settings for eval.py."""
     return ConfigDict(
         {
-            "seed": 0,
-            "mesh": "data:-1,fsdp:1",
             "evaluation": {
-                "data": "",
-                "split": "",
-                "vertical_fov": 49.1,
                 "inputs": (0, 1, 2, 3),
-                "targets": (),
-                "size": 256,
-                "patch": 8,
                 "normalise_poses": False,
                 "foreground": True,
-                "missing": "error",
-                "compute_dtype": "",
-                "ray_dtype": "",
-                "cache": "",
-                "lpips": "",
                 "batch_size": 4,
-                "film_frames": 45,
-            },
+            }
         }
     )

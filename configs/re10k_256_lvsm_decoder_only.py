@@ -17,5 +17,4 @@ def get_config() -> ConfigDict:
     """Settings for train.py."""
     config = re10k_256_lvsm_schedule.get_config()
     config.family = "lvsm_decoder_only"
-    config.model.layers = 24
     return config

@@ -17,7 +17,4 @@ def get_config() -> ConfigDict:
     """Settings for train.py."""
     config = re10k_256_lvsm_schedule.get_config()
     config.family = "lvsm_encoder_decoder"
-    with config.unlocked():
-        del config.model.layers
-        config.model.update(encoder_layers=12, decoder_layers=12, latents=3072)
     return config

@@ -14,25 +14,5 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Settings for eval.py."""
     return ConfigDict(
-        {
-            "seed": 0,
-            "mesh": "data:-1,fsdp:1",
-            "evaluation": {
-                "data": "",
-                "split": "test",
-                "index": "re10k",
-                "num_inputs": 2,
-                "num_targets": 3,
-                "missing": "error",
-                "size": 256,
-                "patch": 8,
-                "square_crop": True,
-                "compute_dtype": "",
-                "ray_dtype": "",
-                "cache": "",
-                "lpips": "",
-                "batch_size": 8,
-                "film_frames": 45,
-            },
-        }
+        {"evaluation": {"split": "test", "index": "re10k", "num_inputs": 2, "num_targets": 3}}
     )

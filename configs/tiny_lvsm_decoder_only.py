@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
     """Settings for train.py and eval.py."""
     config = tiny.get_config()
     config.family = "lvsm_decoder_only"
-    with config.unlocked():
-        del config.model.layers, config.model.decoder_init
-        config.model.update(layers=8, init="uniform")
+    del config.model.decoder_init
+    config.model.update(layers=8, init="uniform")
     return config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import copy
 import dataclasses
 import logging
 import os
@@ -19,6 +19,9 @@ from efficient_lvsm_jax.errors import InputError
 
 OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
 
+# Of a configuration, the dataclasses that its groups become; "" is what belongs to no group.
+Groups = Callable[[ConfigDict], Mapping[str, type]]
+
 
 def command_line(
     argv: Sequence[str],
@@ -26,7 +29,7 @@ def command_line(
     *,
     usage: str,
     workdir: bool = True,
-    settings: Callable[[ConfigDict], Mapping[str, type]] = lambda config: {},
+    settings: Groups = lambda config: {},
 ) -> tuple[ConfigDict, flags.FlagValues]:
     """Reads `--config FILE --config.a.b=value --workdir DIR` and the caller's own flags.
 
@@ -39,29 +42,25 @@ def command_line(
         can be set, listed in the file or not.
 
     Returns:
-      The configuration with its overrides, and all flags.
+      The configuration, complete and with its overrides, and all flags.
 
     Raises:
       InputError: no or unreadable configuration file, unknown flag or setting (the message names
         the nearest one), a value of the wrong type, stray arguments.
     """
-
-    def parse(arguments: Sequence[str]) -> tuple[list[str], flags.FlagValues]:
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file(
-            "config", None, "configuration file", flag_values=values, sys_argv=list(arguments)
-        )
-        if workdir:
-            flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
-        flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
-        if define_flags is not None:
-            define_flags(values)
-        return values(arguments)[1:], values
-
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "configuration file", flag_values=values, sys_argv=[]
+    )
+    if workdir:
+        flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+    flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
+    if define_flags is not None:
+        define_flags(values)
     argv = _with_configuration(argv)
     overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
     try:
-        stray, values = parse([argument for argument in argv if argument not in overrides])
+        stray = values([argument for argument in argv if argument not in overrides])[1:]
         if values.help:
             print(usage.strip(), values.get_help(), sep="\n\n")
             raise SystemExit(0)
@@ -71,18 +70,42 @@ def command_line(
             if values[name].value is None:
                 raise InputError(f"--{name} is missing; see --help")
         values.config.keys()  # raises what went wrong while reading the file
-        fields = _fields(values.config, settings, overrides)
-        for override in overrides:
-            _check_override(values.config, override, fields)
-        unlisted = [each for each in overrides if _is_unlisted(values.config, each)]
-        _, values = parse([argument for argument in argv if argument not in unlisted])
-        for override in unlisted:
-            _set_unlisted(values.config, override, fields)
+        config = _overridden(values.config, overrides, settings)
     except flags.Error as error:
         raise InputError(f"{error}; see --help") from error
     except OSError as error:
         raise InputError(f"--config: {' '.join(str(error).split())}") from error
-    return values.config, values
+    return config, values
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str], settings: Groups) -> ConfigDict:
+    """The configuration of a file, complete, with values from the command line."""
+    if "model" in settings(config):
+        for override in overrides:
+            if override.startswith("--config.family="):  # decides what the model's settings are
+                with config.unlocked():
+                    config.family = override.partition("=")[2]
+    config = complete(config, settings)
+    for override in overrides:
+        _check_override(config, override)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=overrides)
+    values(["", *overrides])
+    return values.config
+
+
+def complete(config: ConfigDict, settings: Groups) -> ConfigDict:
+    """A copy of a configuration with the defaults of all settings that it leaves out."""
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        for group, settings_class in settings(config).items():
+            if group and group not in config:
+                config[group] = ConfigDict()
+            values = config[group] if group else config
+            for field in dataclasses.fields(settings_class):
+                if field.name not in values and field.default is not dataclasses.MISSING:
+                    values[field.name] = field.default
+    return config
 
 
 def _with_configuration(argv: Sequence[str]) -> list[str]:
@@ -116,59 +139,8 @@ def _with_configuration(argv: Sequence[str]) -> list[str]:
     return argv
 
 
-def _fields(
-    config: ConfigDict,
-    settings: Callable[[ConfigDict], Mapping[str, type]],
-    overrides: Sequence[str],
-) -> dict[str, dict[str, Any]]:
-    """Defaults of all fields of the dataclasses of a configuration, by group."""
-    for override in overrides:
-        if override.startswith("--config.family="):  # decides what the model's settings are
-            config = config.copy_and_resolve_references()
-            config.family = override.partition("=")[2]
-    return {
-        group: {field.name: field.default for field in dataclasses.fields(settings_class)}
-        for group, settings_class in settings(config).items()
-        if group in config
-    }
-
-
-def _is_unlisted(config: ConfigDict, override: str) -> bool:
-    """Whether `--config.group.name=value` names a setting that the group does not list."""
-    _, *keys = override.removeprefix("--").partition("=")[0].split(".")
-    return (
-        len(keys) == 2
-        and isinstance(config.get(keys[0]), ConfigDict)
-        and (keys[1] not in config[keys[0]])
-    )
-
-
-def _set_unlisted(
-    config: ConfigDict, override: str, fields: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Sets a field that its group does not list, as a value of its default's type."""
-    name, _, text = override.removeprefix("--").partition("=")
-    _, group, key = name.split(".")
-    default = fields[group][key]
-    try:
-        if isinstance(default, bool):
-            value = {"true": True, "false": False}[text.lower()]
-        elif isinstance(default, tuple):
-            value = tuple(ast.literal_eval(text))
-        else:
-            value = type(default)(text)
-    except (KeyError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(
-            f"--{name}={text}: expected a {type(default).__name__}, as its default {default!r} is"
-        ) from error
-    with config.unlocked():
-        config[group][key] = value
-
-
-def _check_override(
-    config: ConfigDict, override: str, fields: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Raises an InputError unless `--config.a.b=value` names a setting of `config` or a field."""
+def _check_override(config: ConfigDict, override: str) -> None:
+    """Raises an InputError unless `--config.a.b=value` names a setting of `config`."""
     name, equals, _ = override.removeprefix("--").partition("=")
     if not equals:
         raise InputError(f"{override}: expected --{name}=VALUE")
@@ -177,9 +149,8 @@ def _check_override(
     for key in keys:
         if not isinstance(group, ConfigDict):
             raise InputError(f"--{name}: {where} is a single setting, it has no .{key}")
-        known = dict.fromkeys([*group.keys(), *fields.get(where.partition(".")[2], ())])
-        check_key(key, known, where)
-        group, where = group.get(key), f"{where}.{key}"
+        check_key(key, group.keys(), where)
+        group, where = group[key], f"{where}.{key}"
     if isinstance(group, ConfigDict):
         raise InputError(f"--{name}: a group of settings ({', '.join(group)}), not one")
 

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from scored_scenes import row, write
 
 import eval as program
-from configs import capture_evaluation
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation import scoring as evaluation
 from efficient_lvsm_jax.evaluation.predictions import Predictions
@@ -239,7 +238,6 @@ def test_objects_on_white_are_scored_with_their_foreground_and_their_own_poses(
 
 
 def test_axes_are_read_as_said_and_are_part_of_the_protocol(small_model, tmp_path):
-    assert capture_evaluation.get_config().evaluation.axes == "opengl"  # so it can be overridden
     capture = nerfstudio.write(tmp_path / "capture", five_cameras(same_intrinsics=True))
     changed = {"data": str(capture), "inputs": (0, 1), "targets": (2,), "split": "", "index": ""}
     changed |= {"num_inputs": 0, "num_targets": 0}

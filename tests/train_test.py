@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -12,6 +13,7 @@ import efficient_lvsm_jax as elvsm
 import train as trainer
 from configs import tiny
 from data_pipeline.batches.pipeline import DataConfig
+from efficient_lvsm_jax.commands import complete
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
@@ -52,6 +54,31 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert rows(tmp_path) == rows(whole_dir)
     assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6]
+
+
+def test_the_record_has_every_setting_listed_or_not(uninterrupted):
+    (start,) = json.loads((uninterrupted[1] / "run.json").read_text())["starts"]
+    for group, settings_class in trainer.settings(tiny.get_config()).items():
+        names = {field.name for field in dataclasses.fields(settings_class)}
+        assert names <= set(start["config"][group] if group else start["config"])
+    assert start["config"]["steps"] == 6 and start["config"]["micro_batches"] == 1
+    assert start["config"]["model"]["attention"] == "auto"
+
+
+def test_held_out_scenes_must_be_said(tmp_path):
+    config = small_config(2)
+    config.log.pictures_every = 1
+    del config.evaluation
+    with pytest.raises(InputError, match=r"needs evaluation\.data or evaluation\.scenes"):
+        trainer.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", -1), ("stepz", 3), ("checkpoint_every", 0)])
+def test_a_wrong_setting_of_no_group_is_named(tmp_path, name, value):
+    config = small_config(2)
+    config[name] = value
+    with pytest.raises(InputError, match=rf"^(config\.)?{name}"):
+        trainer.train(config, tmp_path)
 
 
 def test_rows_past_the_checkpoint_are_written_once(uninterrupted, tmp_path):
@@ -111,7 +138,8 @@ def test_the_command_line_names_an_unknown_setting(tmp_path):
         "train.py", "--config", "configs/tiny.py", "--workdir", str(tmp_path), "--config.stepz=1"
     )
     assert status == 2
-    assert error.strip().endswith("(config has: " + ", ".join(tiny.get_config()) + ")")
+    known = complete(tiny.get_config(), trainer.settings)
+    assert error.strip().endswith("(config has: " + ", ".join(known) + ")")
     assert "did you mean config.steps?" in error and "Traceback" not in error
 
 
@@ -182,6 +210,7 @@ def test_pictures_of_held_out_scenes_are_drawn_and_scored(tmp_path):
 )
 def test_every_preset_can_be_built(name):
     config = importlib.import_module(f"configs.{name}").get_config()
+    config = complete(config, trainer.settings)
     model = configure(config.family, config.model.to_dict())
     assert model == configure(config.family, {"compute_dtype": "bfloat16", "remat": model.remat})
     for group, settings in (
@@ -191,4 +220,3 @@ def test_every_preset_can_be_built(name):
         ("log", trainer.LogConfig),
     ):
         build(settings, config[group].to_dict(), group)
-    assert set(config) | {"evaluation"} == set(tiny.get_config())

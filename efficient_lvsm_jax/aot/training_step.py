@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.aot.hlo import Program, read_program
+from efficient_lvsm_jax.commands import complete
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.cost.flops import TrainFlops, frozen_loss
 from efficient_lvsm_jax.cost.flops import train_step as train_flops
@@ -25,6 +26,7 @@ from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh, mesh_sizes, state_shardings
 from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.settings import TrainingConfig
 from efficient_lvsm_jax.training.step import Recipe, abstract_state, train_step
 
 
@@ -104,7 +106,8 @@ class Compiled:
 def settings(config: ConfigDict) -> dict[str, type]:
     """What the groups of a configuration become, of those that `question` asks for."""
     return {
-        "model": family_named(config.get("family", "")).config,
+        "": TrainingConfig,
+        "model": family_named(config.get("family", TrainingConfig.family)).config,
         "losses": LossConfig,
         "optimizer": OptimizerConfig,
         "data": DataConfig,
@@ -117,6 +120,7 @@ def question(config: ConfigDict, devices: int) -> Question:
     Raises:
       InputError: settings that cannot be.
     """
+    config = complete(config, settings)
     model = configure(config.family, config.model.to_dict())
     losses = build(LossConfig, config.losses.to_dict(), "losses")
     frozen, alignment = abstract_frozen(losses, model)
