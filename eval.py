@@ -6,6 +6,7 @@
         --config.evaluation.data=PATH
     python eval.py --config ... --workdir OUT --predictions FOLDER     # FOLDER/SCENE/FRAME.png
     python eval.py --compare A B [--output FOLDER]                     # two finished workdirs
+    python eval.py --help-settings                                     # what can be set
 
 Writes metrics.json, scenes.csv, report.html and fly.mp4 to WORKDIR/evaluation. The weights are
 those trained in the workdir unless --weights names others. Started again it goes on where it was

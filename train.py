@@ -2,6 +2,7 @@
 
     python train.py --config configs/tiny.py --workdir runs/tiny [--config.steps=100]
         [--profile DIR]
+    python train.py --help-settings                  # all settings: values, choices, meaning
 
 Started again with the same arguments it goes on from its newest checkpoint, with the same numbers
 as if it had never stopped. What it writes to the workdir: `run_log`, `checkpoints`, `provenance`.

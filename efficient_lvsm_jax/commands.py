@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from efficient_lvsm_jax.configuration import check_key
+from efficient_lvsm_jax.configuration import Settings, check_key, expected, meanings
 from efficient_lvsm_jax.errors import InputError
 
 OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
+WIDTH = 100  # columns of what is printed
 
 # Of a configuration, the dataclasses that its groups become; "" is what belongs to no group.
 Groups = Callable[[ConfigDict], Mapping[str, type]]
@@ -39,7 +41,7 @@ def command_line(
       usage: what to print for --help.
       workdir: whether there is a --workdir, which then must be given.
       settings: of a configuration, the dataclasses that its groups become. Every field of theirs
-        can be set, listed in the file or not.
+        can be set, listed in the file or not; --help-settings prints them.
 
     Returns:
       The configuration, complete and with its overrides, and all flags.
@@ -55,6 +57,7 @@ def command_line(
     if workdir:
         flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
     flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
+    flags.DEFINE_bool("help-settings", False, "print all settings", flag_values=values)
     if define_flags is not None:
         define_flags(values)
     argv = _with_configuration(argv)
@@ -66,15 +69,21 @@ def command_line(
             raise SystemExit(0)
         if stray:
             raise InputError(f"unexpected argument {stray[0]!r}; see --help")
-        for name in ("config", "workdir") if workdir else ("config",):
+        all_settings = values["help-settings"].value
+        for name in () if all_settings else ("config", "workdir") if workdir else ("config",):
             if values[name].value is None:
                 raise InputError(f"--{name} is missing; see --help")
-        values.config.keys()  # raises what went wrong while reading the file
-        config = _overridden(values.config, overrides, settings)
+        config = values.config
+        if config is not None:
+            config.keys()  # raises what went wrong while reading the file
+            config = _overridden(config, overrides, settings)
     except flags.Error as error:
         raise InputError(f"{error}; see --help") from error
     except OSError as error:
         raise InputError(f"--config: {' '.join(str(error).split())}") from error
+    if all_settings:
+        print("\n".join(describe_settings(settings, config)))
+        raise SystemExit(0)
     return config, values
 
 
@@ -106,6 +115,39 @@ def complete(config: ConfigDict, settings: Groups) -> ConfigDict:
                 if field.name not in values and field.default is not dataclasses.MISSING:
                     values[field.name] = field.default
     return config
+
+
+def describe_settings(settings: Groups, config: ConfigDict | None) -> list[str]:
+    """Lines about every setting: its value, what it may be, what it means.
+
+    Args:
+      settings: what there is.
+      config: complete, whose values are shown; None shows defaults, of the models of all families.
+    """
+    variants = [ConfigDict()] if config is None else [config]
+    for field in dataclasses.fields(settings(variants[0]).get("", Settings)):
+        if field.name == "family" and config is None:
+            variants = [ConfigDict({"family": family}) for family in field.metadata["choices"]]
+    shown = {}  # every class once, whichever families have it
+    for variant in variants:
+        for group, settings_class in settings(variant).items():
+            shown.setdefault((group, settings_class), variant)
+    lines = []
+    for (group, settings_class), variant in shown.items():
+        family = f" of {variant.family}" if group == "model" else ""
+        lines += ["", f"--config.{f'{group}.' if group else ''}NAME=VALUE{family}", ""]
+        meaning = meanings(settings_class)
+        values = variant.get(group, {}) if group else variant
+        for field in dataclasses.fields(settings_class):
+            value = values.get(field.name, field.default)
+            line = f"{field.name}={repr('') if value == '' else value}"
+            line += f" ({expected(settings_class, field)})"
+            lines += textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ")
+            indent = " " * 6
+            lines += textwrap.wrap(
+                meaning[field.name], WIDTH, initial_indent=indent, subsequent_indent=indent
+            )
+    return lines[1:]
 
 
 def _with_configuration(argv: Sequence[str]) -> list[str]:

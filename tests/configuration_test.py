@@ -188,6 +188,35 @@ def test_presets_say_only_what_differs(name):
             assert field.name not in values or values[field.name] != field.default, field.name
 
 
+def printed_settings(program, capsys, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["program", "--help-settings", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    return out
+
+
+def test_all_settings_are_printed_with_choices_and_meaning(capsys, monkeypatch):
+    out = printed_settings(training_program, capsys, monkeypatch)
+    for family in ("efficient_lvsm", "lvsm_decoder_only", "lvsm_encoder_decoder"):
+        assert f"--config.model.NAME=VALUE of {family}" in out
+    assert '  name=adamw (adamw or muon)\n      "adamw", or "muon"' in out
+    assert "  micro_batches=1 (an integer, at least 1)" in out
+    assert "  index='' (text)" in out
+    out = printed_settings(evaluation_program, capsys, monkeypatch)
+    assert "--config.evaluation.NAME=VALUE" in out and "optimizer" not in out
+
+
+def test_settings_of_a_configuration_are_printed_as_it_has_them(capsys, monkeypatch):
+    given = ("--config=configs/tiny_lvsm_decoder_only.py", "--config.optimizer.beta2=0.9")
+    out = printed_settings(training_program, capsys, monkeypatch, *given)
+    assert "of lvsm_decoder_only" in out and "of efficient_lvsm" not in out
+    assert "  name=muon (adamw or muon)" in out and "  layers=8 (" in out
+    assert "  beta2=0.9 (a number, at least 0 and below 1)" in out
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
