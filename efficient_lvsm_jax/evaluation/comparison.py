@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import io
@@ -96,6 +97,27 @@ def compare(before: Path, after: Path, output: Path) -> dict[str, Any]:
     folders = (results_folder(before), results_folder(after))
     _write_page(output / "comparison.html", result, pairs, folders)
     return result
+
+
+def main() -> None:
+    """The command line `eval.py --compare A B`."""
+    parser = argparse.ArgumentParser(description="Compares two finished evaluations, B with A.")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), required=True)
+    parser.add_argument("--output", metavar="FOLDER", help="default: B/comparison")
+    arguments = parser.parse_args()
+    before, after = (Path(folder) for folder in arguments.compare)
+    output = Path(arguments.output) if arguments.output else after / "comparison"
+    result = compare(before, after, output)
+    for name in ("comparison.html", "comparison.csv", "comparison.json"):
+        print(output / name)
+    several = result["scenes"] > 1
+    scenes = f"over {result['scenes']} scenes" if several else "in 1 scene: no standard error"
+    for metric, row in result["metrics"].items():
+        error = f" +- {row['standard_error']:z.4f}" if several else ""
+        print(
+            f"{metric}: {row['before']:.4f} -> {row['after']:.4f}, difference "
+            f"{row['difference']:+z.4f}{error} {scenes}"
+        )
 
 
 def _pairs(

@@ -38,6 +38,19 @@ MEANS = "over the targets of a scene, then over scenes, in float64; pictures com
 
 
 @dataclasses.dataclass(frozen=True)
+class MachineConfig(Settings):
+    """The settings of an evaluation that belong to no group.
+
+    Attributes:
+      seed: of generated scenes.
+      mesh: axes of the devices and their sizes; -1 takes all that are left.
+    """
+
+    seed: int = setting(0, at_least=0)
+    mesh: str = "data:-1,fsdp:1"
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Settings):
     """Which views of which scenes are scored, and how.
 
