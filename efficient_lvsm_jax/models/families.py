@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import types
+from collections.abc import Mapping
 from typing import Any
 
 from efficient_lvsm_jax import models
@@ -42,11 +44,11 @@ def register(family: Family) -> Family:
     return family
 
 
-def families() -> dict[str, Family]:
-    """All families by name: of the modules in this folder, and what else was registered."""
+def families() -> Mapping[str, Family]:
+    """All families by name: of the modules in this folder, and what else registers itself."""
     for module in pkgutil.iter_modules(models.__path__):
         importlib.import_module(f"{models.__name__}.{module.name}")
-    return dict(sorted(_REGISTERED.items()))
+    return types.MappingProxyType(_REGISTERED)
 
 
 def family_named(name: str) -> Family:

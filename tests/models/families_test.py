@@ -12,6 +12,7 @@ import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.cost import flops
 from efficient_lvsm_jax.cost.memory import activations
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models import families as known
 from efficient_lvsm_jax.models.families import Family, configure, families, register
 from efficient_lvsm_jax.models.model import Model, init_params
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig, ViewModel
@@ -27,7 +28,11 @@ NAME = "mean_of_views"
 
 @dataclasses.dataclass(frozen=True)
 class MeanConfig(ModelConfig):
-    """Settings of the toy; `gain` is its own."""
+    """Settings of the toy.
+
+    Attributes:
+      gain: of the memory.
+    """
 
     gain: float = 1.0
 
@@ -65,7 +70,8 @@ class MeanOfViews(ViewModel):
 def model():
     register(Family(NAME, MeanConfig, MeanOfViews))
     config = configure(NAME, {"width": 16, "head_dim": 8, "mlp_ratio": 2, "gain": 2.0})
-    return Model(NAME, config, init_params(NAME, config, jax.random.key(0)))
+    yield Model(NAME, config, init_params(NAME, config, jax.random.key(0)))
+    del known._REGISTERED[NAME]  # no other test knows it
 
 
 def test_the_families_of_the_package_are_found():
