@@ -190,27 +190,6 @@ class ReadOptions(Settings):
     axes: str = setting(AXES[0], choices=AXES)
 
 
-def open_scenes(
-    path: str | Path, options: ReadOptions | None = None, *, format: str | None = None
-) -> Scenes:
-    """Opens a data set or a single capture; docs/data.md lists the formats.
-
-    A folder that is no data set itself, but has captures of one format in its folders (or theirs),
-    opens as all of them, named by their folders.
-
-    Args:
-      path: folder, or the file that describes a capture (e.g. a transforms.json).
-      options: see `ReadOptions`.
-      format: a key of `formats.FORMATS`, instead of finding out.
-
-    Raises:
-      InputError: nothing that can be read there, or damaged; the message names the file.
-    """
-    from data_pipeline import formats
-
-    return formats.open_as(Path(path), options or ReadOptions(), format)
-
-
 def scene_of(
     name: str,
     frames: Sequence[Frame],

@@ -69,8 +69,8 @@ from spoiled_captures import (
 )
 
 from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
+from data_pipeline.formats import open_scenes
 from data_pipeline.posed_scenes import FOLDER
-from data_pipeline.scenes import open_scenes
 from efficient_lvsm_jax.errors import InputError
 
 # Files that describe: damage

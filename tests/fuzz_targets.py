@@ -30,9 +30,9 @@ from vgg19_files import drawn_convolutions, layers, write_layers
 
 from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.evaluation.index import read_index
-from data_pipeline.formats import array_record
+from data_pipeline.formats import array_record, open_scenes
 from data_pipeline.pictures.images import decode_jpeg_into
-from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes
+from data_pipeline.scenes import Frame, ReadOptions, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 from efficient_lvsm_jax.weights.vgg19 import read_vgg19

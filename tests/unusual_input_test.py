@@ -45,7 +45,7 @@ from spoiled_captures import (
     write_scenes,
 )
 
-from data_pipeline.scenes import open_scenes
+from data_pipeline.formats import open_scenes
 
 # Pictures
 

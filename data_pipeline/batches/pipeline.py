@@ -34,11 +34,12 @@ from data_pipeline.batches.views import (
     permute_colours,
 )
 from data_pipeline.batches.workers import Watch, serve_parent
+from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.pictures.scratch import scratch
 from data_pipeline.pictures.transforms import crop_into, portrait_to_square
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import Frame, ReadOptions, Scene, open_scenes, scene_of_arrays
+from data_pipeline.scenes import Frame, ReadOptions, Scene, scene_of_arrays
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import normalise_poses
@@ -66,7 +67,7 @@ class DataConfig(Settings):
     """What training sees.
 
     Attributes:
-      path: what `scenes.open_scenes` reads; "" trains on generated scenes.
+      path: what `formats.open_scenes` reads; "" trains on generated scenes.
       split: of that data set, if it has several.
       scenes, views: generated scenes and their views.
       size: height and width of the pictures. Frames of another size are resized and cropped

@@ -35,11 +35,6 @@ class ChosenFrames:
     inputs: tuple[int, ...]
     targets: tuple[int, ...]
 
-    @property
-    def leaked(self) -> tuple[bool, ...]:
-        """For every target, whether it is an input as well."""
-        return tuple(target in self.inputs for target in self.targets)
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationIndex:

@@ -49,8 +49,23 @@ FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in _READERS}
 CAPTURE_DEPTH = 2  # folders below the opened one in which captures are looked for
 
 
-def open_as(path: Path, options: ReadOptions, format: str | None) -> Scenes:
-    """See `scenes.open_scenes`."""
+def open_scenes(
+    path: str | Path, options: ReadOptions | None = None, *, format: str | None = None
+) -> Scenes:
+    """Opens a data set or a single capture; docs/data.md lists the formats.
+
+    A folder that is no data set itself, but has captures of one format in its folders (or theirs),
+    opens as all of them, named by their folders.
+
+    Args:
+      path: folder, or the file that describes a capture (e.g. a transforms.json).
+      options: see `ReadOptions`.
+      format: a key of FORMATS, instead of finding out.
+
+    Raises:
+      InputError: nothing that can be read there, or damaged; the message names the file.
+    """
+    path, options = Path(path), options or ReadOptions()
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if format is not None and format not in FORMATS:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.formats import FORMATS
+from data_pipeline.formats import FORMATS, open_scenes
 from data_pipeline.inspect.findings import (
     TRAINING_DISTANCES,
     TRAINING_SIZE,
@@ -28,7 +28,7 @@ from data_pipeline.inspect.findings import (
     inspect_scene,
 )
 from data_pipeline.inspect.pose_checks import PoseCheck
-from data_pipeline.scenes import AXES, ReadOptions, Scene, Scenes, open_scenes
+from data_pipeline.scenes import AXES, ReadOptions, Scene, Scenes
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
 

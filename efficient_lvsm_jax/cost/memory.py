@@ -47,16 +47,6 @@ class Estimate:
         """All of them."""
         return sum(self.bytes.values())
 
-    def fits(self, memory: float) -> bool:
-        """Whether that many bytes of device memory are enough."""
-        return self.total <= memory
-
-    def lines(self) -> list[str]:
-        """A line for each kind, and the total."""
-        unit, name = self._unit()
-        rows = [*self.bytes.items(), ("total", self.total)]
-        return [f"{kind:<27}{size / unit:8.2f} {name}" for kind, size in rows if size]
-
     def _unit(self) -> tuple[int, str]:
         return (GIB, "GiB") if self.total >= GIB else (MIB, "MiB")
 

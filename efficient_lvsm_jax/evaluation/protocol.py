@@ -15,8 +15,9 @@ from data_pipeline.evaluation.scenes import (
     indexed_scenes,
     same_views,
 )
+from data_pipeline.formats import open_scenes
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import AXES, ReadOptions, open_scenes
+from data_pipeline.scenes import AXES, ReadOptions
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 

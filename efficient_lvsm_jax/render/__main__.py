@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.captures.export import CaptureWriter
+from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import portrait_to_square, preprocess_frame
-from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, open_scenes
+from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import SceneFrame

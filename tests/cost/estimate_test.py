@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from data_pipeline.batches.pipeline import DataConfig
-from efficient_lvsm_jax.cost.memory import GIB, Estimate, activations, estimate
+from efficient_lvsm_jax.cost.memory import Estimate, activations, estimate
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.families import configure
@@ -136,12 +136,10 @@ def test_heads_narrower_than_a_tpus_lanes_are_padded_there_only():
     assert kept["tpu"] - kept["gpu"] == 12 * (2 * 1 + 6 * 2) * unit
 
 
-def test_it_fits_or_not_and_says_so_in_one_line():
+def test_it_says_what_it_takes_in_one_line():
     guess = of()
-    assert guess.fits(15.75 * GIB) and not guess.fits(4 * GIB)
     assert str(guess).startswith("about 8.0 GiB a device (kept for the backward pass 3.1, ")
     assert str(guess).endswith(", 4 scenes at once")
-    assert guess.lines()[-1].split() == ["total", "8.00", "GiB"]
 
 
 def test_a_batch_that_does_not_divide_is_an_error():

@@ -7,7 +7,7 @@ import pytest
 from five_cameras import assert_reads_as, five_cameras
 
 from data_pipeline.captures.export import CaptureWriter
-from data_pipeline.scenes import open_scenes
+from data_pipeline.formats import open_scenes
 from efficient_lvsm_jax.errors import InputError
 
 

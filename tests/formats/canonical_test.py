@@ -16,9 +16,9 @@ from capture_writers import (
 )
 from five_cameras import assert_reads_as, five_cameras
 
-from data_pipeline.formats import FORMATS
+from data_pipeline.formats import FORMATS, open_scenes
 from data_pipeline.prepare.__main__ import Preparation, prepare
-from data_pipeline.scenes import ReadOptions, open_scenes
+from data_pipeline.scenes import ReadOptions
 
 ONE_LENS = {"same_intrinsics": True}
 CENTRED_LENS = {"centred": True}

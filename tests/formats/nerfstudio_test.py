@@ -12,7 +12,8 @@ from five_cameras import HEIGHT, WIDTH, assert_reads_as, five_cameras, jpeg, png
 from PIL import Image
 
 from data_pipeline.formats import nerfstudio as reader
-from data_pipeline.scenes import ReadOptions, open_scenes
+from data_pipeline.formats import open_scenes
+from data_pipeline.scenes import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 SHARED = five_cameras(same_intrinsics=True)

@@ -9,7 +9,8 @@ from five_cameras import assert_reads_as, five_cameras, png
 from PIL import Image
 
 from data_pipeline.formats import objects as reader
-from data_pipeline.scenes import ReadOptions, open_scenes
+from data_pipeline.formats import open_scenes
+from data_pipeline.scenes import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 TRUTH = five_cameras(centred=True)

@@ -9,8 +9,9 @@ from capture_writers import realestate
 from capture_writers.realestate import SCENE, TIMESTAMPS
 from five_cameras import assert_reads_as, five_cameras
 
+from data_pipeline.formats import open_scenes
 from data_pipeline.formats import realestate as reader
-from data_pipeline.scenes import ReadOptions, open_scenes
+from data_pipeline.scenes import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 

@@ -12,11 +12,12 @@ from capture_writers import colmap, realestate
 from five_cameras import WIDTH, five_cameras, jpeg
 from PIL import Image
 
+from data_pipeline.formats import open_scenes
 from data_pipeline.inspect.__main__ import main
 from data_pipeline.inspect.camera_picture import draw_cameras
 from data_pipeline.inspect.findings import inspect_scene
 from data_pipeline.inspect.pose_checks import check_poses, epipolar_check, epipolar_distances
-from data_pipeline.scenes import Frame, Scene, open_scenes
+from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.media.plots import png
 

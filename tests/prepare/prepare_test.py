@@ -19,10 +19,11 @@ from capture_writers import nerfstudio, prepared, torch_chunks
 from capture_writers.torch_chunks import chunk_scene, write_chunk
 from five_cameras import five_cameras
 
+from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import resize_and_crop
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.__main__ import Preparation, main, prepare, verify
-from data_pipeline.scenes import ReadOptions, open_scenes
+from data_pipeline.scenes import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from conftest import SMALL
 
 from data_pipeline.captures.camera_path_files import write_camera_path
 from data_pipeline.captures.export import CaptureWriter
+from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import preprocess_frame
-from data_pipeline.scenes import open_scenes
 from efficient_lvsm_jax import SceneFrame, Session
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
