@@ -1,6 +1,6 @@
 """Frozen vision transformers whose features training can align with (REPA; published program, §3).
 
-    teacher = load_teacher("dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth")    # convert.teachers
+    teacher = load_teacher("dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth")    # weights.backbones
     teacher = teacher.frozen(layers=8, dtype="bfloat16")
 
 A `Teacher` is a tree of arrays with its configuration as static data: pass it to jitted functions
