@@ -85,7 +85,8 @@ def _fits(value: Any, kind: Any, rules: Mapping[str, Any]) -> bool:
         return right and all(_fits(each, inner[0], rules) for each in value)
     if kind not in KINDS:
         return kind is not types.NoneType or value is None
-    if type(value) is not kind and not (kind is float and type(value) is int):
+    kinds = (float, int) if kind is float else kind  # isinstance takes True for an int
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
         return False
     if kind is float and not math.isfinite(value):
         return False

@@ -3,6 +3,7 @@ import importlib
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import eval as evaluation_program
@@ -137,7 +138,7 @@ def test_values_that_a_field_cannot_have_are_named(values, message):
 
 
 def test_values_that_a_field_can_have_stay_as_they_are():
-    made = ModelSettings(8, sizes=(1,), attention="", dropout=0, name="x")
+    made = ModelSettings(8, sizes=(1,), attention="", dropout=0, name="x", scale=np.float64(2))
     assert (made.sizes, made.attention, made.dropout, made.name) == ((1,), "", 0, "x")
 
 

@@ -296,9 +296,9 @@ def test_image_not_divisible_by_the_patch_says_how_to_resize(small_model):
     [
         ({"widht": 64}, "did you mean model.width"),
         ({"width": 100}, "not a multiple of head_dim"),
-        ({"layers": 0}, "positive integer"),
-        ({"remat": "some"}, "none, products, attention, full"),
-        ({"compute_dtype": "float16"}, "float32, bfloat16"),
+        ({"layers": 0}, r"model\.layers=0: expected an integer, at least 1"),
+        ({"remat": "some"}, "none or products or attention or full"),
+        ({"compute_dtype": "float16"}, "float32 or bfloat16"),
     ],
 )
 def test_impossible_configurations_are_refused(values, message):
