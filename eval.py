@@ -5,7 +5,7 @@
     python eval.py --config configs/re10k_evaluation.py --workdir OUT --weights FOLDER_OR_FILE \\
         --config.evaluation.data=PATH
     python eval.py --config ... --workdir OUT --predictions FOLDER     # FOLDER/SCENE/FRAME.png
-    python eval.py --compare A B [--output FOLDER]                     # two finished workdirs
+    python eval.py --compare A B [--out FOLDER]                        # two finished workdirs
     python eval.py --help-settings                                     # what can be set
 
 Writes metrics.json, scenes.csv, report.html and fly.mp4 to WORKDIR/evaluation. The weights are
@@ -200,22 +200,23 @@ def main() -> None:
         flags.DEFINE_string("weights", None, "what elvsm.load takes", **own)
         flags.DEFINE_string("predictions", None, "pictures to score: FOLDER/SCENE/FRAME.png", **own)
         flags.DEFINE_enum(
-            "predictions_named", "frame", NAMED, "by target frame, or one each, sorted", **own
+            "predictions-named", "frame", NAMED, "by target frame, or one each, sorted", **own
         )
-        flags.DEFINE_bool("save_predictions", False, "keep all pictures, score what is kept", **own)
+        flags.DEFINE_bool("save-predictions", False, "keep all pictures, score what is kept", **own)
         flags.DEFINE_bool("restart", False, "discard the results of an earlier run", **own)
         flags.DEFINE_string("profile", None, "folder for a trace of some batches", **own)
 
     config, values = command_line(sys.argv, define, usage=__doc__, settings=settings_of)
     folder = Path(values.workdir) / "evaluation"
+    save_predictions = values["save-predictions"].value
     if values.predictions:
-        if values.weights or values.save_predictions:
+        if values.weights or save_predictions:
             raise InputError("--predictions scores given pictures: no --weights, nothing to save")
-        source = Predictions(values.predictions, named=values.predictions_named)
+        source = Predictions(values.predictions, named=values["predictions-named"].value)
     else:
         source = load(values.weights or values.workdir)
     options = Options(
-        values.save_predictions,
+        save_predictions,
         values.restart,
         weights=str(values.weights or values.workdir),
         profile=values.profile,

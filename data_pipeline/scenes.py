@@ -160,12 +160,15 @@ class Scenes(Sequence):
             raise IndexError(f"scene {index} of {len(self)}")
         return self._read(int(index) % len(self))
 
-    def named(self, name: str) -> Scene:
-        """The scene of that name; InputError if there is none."""
-        try:
-            return self[self.names.index(name)]
-        except ValueError:
-            raise InputError(f"{self.path}: no scene named {name!r}") from None
+    def find(self, text: str) -> int:
+        """The number of a scene by its name, or by that number; InputError if there is none."""
+        if text in self.names:
+            return self.names.index(text)
+        if text.isdecimal() and int(text) < len(self):
+            return int(text)
+        raise InputError(
+            f"{self.path}: no scene named {text!r}; its scenes are counted 0 to {len(self) - 1}"
+        )
 
     def __repr__(self) -> str:
         return f"Scenes({self.format!r}, {str(self.path)!r}, {len(self)} scenes)"

@@ -1,14 +1,16 @@
-"""What all programs share: configuration files, their overrides, exit statuses."""
+"""What all programs share: flags, configuration files, their overrides, exit statuses."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import logging
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,61 @@ WIDTH = 100  # columns of what is printed
 Groups = Callable[[ConfigDict], Mapping[str, type]]
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line without a configuration file; flags are not abbreviated."""
+
+    def __init__(self, program: str, about: str, renamed: Mapping[str, str] | None = None):
+        """Args:
+
+        program: how it is started, unless by elvsm.
+        about: what it does; may show how it is started.
+        renamed: flags that have a new name, see `check_spelling`.
+        """
+        super().__init__(
+            prog=started_as(program),
+            description=about.replace(program, started_as(program)),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._renamed = renamed or {}
+
+    def parse_args(self, args=None, namespace=None):
+        """As the base class; InputError for a flag that has a new name."""
+        args = sys.argv[1:] if args is None else args
+        check_spelling(args, self._renamed, self._option_string_actions)
+        return super().parse_args(args, namespace)
+
+
+def started_as(program: str) -> str:
+    """`elvsm VERB` if that started this process, otherwise `program`."""
+    return sys.argv[0] if sys.argv[0].startswith("elvsm ") else program
+
+
+def check_spelling(
+    arguments: Sequence[str], renamed: Mapping[str, str], known: Container[str]
+) -> None:
+    """Raises an InputError that names the new name of a flag.
+
+    Args:
+      arguments: of the command line.
+      renamed: flags with the name they have now.
+      known: all flags, whose words have dashes between.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        dashed = name.replace("_", "-")
+        if name in renamed or (dashed != name and dashed in known):
+            raise InputError(f"{name} is now {renamed.get(name, dashed)}")
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels, of "H" or "HxW"; ArgumentTypeError of anything else."""
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected pixels, e.g. 256 or 256x384 (HxW)")
+    return int(found[1]), int(found[2] or found[1])
+
+
 def command_line(
     argv: Sequence[str],
     define_flags: Callable[[flags.FlagValues], None] | None = None,
@@ -32,6 +89,7 @@ def command_line(
     usage: str,
     workdir: bool = True,
     settings: Groups = lambda config: {},
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[ConfigDict, flags.FlagValues]:
     """Reads `--config FILE --config.a.b=value --workdir DIR` and the caller's own flags.
 
@@ -42,13 +100,14 @@ def command_line(
       workdir: whether there is a --workdir, which then must be given.
       settings: of a configuration, the dataclasses that its groups become. Every field of theirs
         can be set, listed in the file or not; --help-settings prints them.
+      renamed: flags that have a new name, see `check_spelling`.
 
     Returns:
       The configuration, complete and with its overrides, and all flags.
 
     Raises:
       InputError: no or unreadable configuration file, unknown flag or setting (the message names
-        the nearest one), a value of the wrong type, stray arguments.
+        the nearest one), a flag's old name, a value of the wrong type, stray arguments.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
@@ -60,6 +119,7 @@ def command_line(
     flags.DEFINE_bool("help-settings", False, "print all settings", flag_values=values)
     if define_flags is not None:
         define_flags(values)
+    check_spelling(argv[1:], renamed or {}, [f"--{name}" for name in values])
     argv = _with_configuration(argv)
     overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
     try:

@@ -1,5 +1,6 @@
 """What a person sees when the input is wrong."""
 
+import argparse
 import logging
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.commands import Parser, command_line, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 
 
@@ -64,3 +65,36 @@ def test_a_reader_that_leaves_early_is_no_failure():
     )
     assert ended.stdout.split() == ["0", "141"]
     assert ended.stderr == ""
+
+
+def parse(*arguments):
+    parser = Parser("python -m program", "What it does.", {"--output": "--out"})
+    parser.add_argument("--out")
+    parser.add_argument("--vertical-fov", type=float)
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("--output", "--out"), ("--output=x", "--out"), ("--vertical_fov", "--vertical-fov")],
+)
+def test_the_old_name_of_a_flag_is_answered_with_the_new_one(old, new):
+    expected = f"{old.partition('=')[0]} is now {new}$"
+    with pytest.raises(InputError, match=expected):
+        parse(old, "1")
+    with pytest.raises(InputError, match="--help_settings is now --help-settings"):
+        command_line(["program", "--help_settings"], usage="")
+
+
+def test_flags_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        parse("--ou", "x")
+    assert "unrecognized arguments: --ou x" in capsys.readouterr().err
+    assert parse("--out", "a_b").out == "a_b"
+
+
+def test_a_size_is_a_square_or_height_x_width():
+    assert picture_size("256") == (256, 256) and picture_size("256x384") == (256, 384)
+    for wrong in ("0", "x", "256x", "1.5", "-8", "256x384x3"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"256x384 \(HxW\)"):
+            picture_size(wrong)

@@ -175,7 +175,7 @@ def test_scenes_may_have_names_with_spaces_and_of_any_script(tmp_path, format):
     root = WRITERS[format](tmp_path / "data", dataclasses.replace(TRUTH, name=STRANGE))
     scenes = open_scenes(root)
     assert scenes.names == (STRANGE,)
-    np.testing.assert_allclose(scenes.named(STRANGE).c2w, TRUTH.c2w, atol=1e-6)
+    np.testing.assert_allclose(scenes[scenes.find(STRANGE)].c2w, TRUTH.c2w, atol=1e-6)
 
 
 def test_pictures_may_have_names_with_spaces_and_of_any_script(tmp_path):

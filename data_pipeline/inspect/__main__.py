@@ -11,7 +11,6 @@ several scenes cannot be read; 2 if nothing can.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.formats import FORMATS, open_scenes
+from data_pipeline.formats import open_scenes
 from data_pipeline.inspect.findings import (
     TRAINING_DISTANCES,
     TRAINING_SIZE,
@@ -28,8 +27,9 @@ from data_pipeline.inspect.findings import (
     inspect_scene,
 )
 from data_pipeline.inspect.pose_checks import PoseCheck
-from data_pipeline.scenes import AXES, ReadOptions, Scene, Scenes
-from efficient_lvsm_jax.commands import main_exit
+from data_pipeline.read_options import add_read_options, read_options
+from data_pipeline.scenes import Scene, Scenes
+from efficient_lvsm_jax.commands import Parser, main_exit
 from efficient_lvsm_jax.errors import InputError
 
 SUMMARY_PAIRS = 3  # of pictures, in the epipolar check of each of several scenes
@@ -100,7 +100,7 @@ def describe_all(inspections: Sequence[Inspection], unread: dict[str, str], tota
     count = len(inspections) + len(unread)
     lines = [
         f"looked at {count} of {total} scenes"
-        + ("" if count == total else ", evenly spread (--scenes K looks at more, --scene N at one)")
+        + ("" if count == total else ", evenly spread (--count K: at more, --scene NAME: at one)")
     ]
     names = max([len(found.scene) for found in inspections] + [5])
     lines.append(f"  {'scene':<{names}}  frames  pictures   square  turns  poses")
@@ -149,43 +149,31 @@ def draw_scene(scene: Scene, format: str, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see above."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipeline.inspect", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m data_pipeline.inspect", __doc__, {"--scenes": "--count"})
     parser.add_argument("path", type=Path, help="capture or data set")
-    parser.add_argument("--scene", type=int, help="only this one, counted from 0")
-    parser.add_argument("--scenes", type=int, default=20, help="of many, look at K (default 20)")
-    parser.add_argument("--split", default="", help="of data sets that have several")
-    parser.add_argument("--format", help=f"instead of finding out: {', '.join(FORMATS)}")
-    parser.add_argument("--strict", action="store_true", help="refuse scenes with absent frames")
-    parser.add_argument("--axes", choices=AXES, default=AXES[0], help="of a transforms.json")
-    parser.add_argument(
-        "--vertical-fov",
-        type=float,
-        default=ReadOptions.vertical_fov,
-        help="of object renders, degrees (default: %(default)s)",
-    )
+    parser.add_argument("--scene", metavar="NAME", help="only this one, or its number from 0")
+    parser.add_argument("--count", type=int, default=20, help="of many, look at so many (20)")
+    add_read_options(parser)
     parser.add_argument("--out", type=Path, help="where to draw the cameras of one scene (.png)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     flags = parser.parse_args(arguments)
-    if flags.scenes < 1:
-        raise InputError(f"--scenes {flags.scenes}: must be at least 1")
+    if flags.count < 1:
+        raise InputError(f"--count {flags.count}: must be at least 1")
     if flags.out and flags.out.suffix.lower() != ".png":
         raise InputError(f"--out {flags.out}: must end in .png")
 
-    options = ReadOptions(
-        strict=flags.strict, split=flags.split, axes=flags.axes, vertical_fov=flags.vertical_fov
-    )
-    scenes = open_scenes(flags.path, options, format=flags.format)
-    if flags.scene is not None and not 0 <= flags.scene < len(scenes):
-        raise InputError(f"--scene {flags.scene}: {flags.path} has scenes 0 to {len(scenes) - 1}")
-    one = 0 if len(scenes) == 1 else flags.scene
+    options, format = read_options(flags)
+    scenes = open_scenes(flags.path, options, format=format)
+    one = 0 if len(scenes) == 1 else None
+    if flags.scene is not None:
+        one = scenes.find(flags.scene)
     header = f"{flags.path}: {scenes.format}, {len(scenes)} scene{'s' * (len(scenes) > 1)}"
     if one is not None:
         scene = scenes[one]
         inspections, unread = [inspect_scene(scene, root=_capture_folder(scenes, one))], {}
         text = describe(inspections[0])
     else:
-        inspections, unread, scene = _inspect_some(scenes, flags.scenes)
+        inspections, unread, scene = _inspect_some(scenes, flags.count)
         text = describe_all(inspections, unread, len(scenes))
     if flags.json:
         result = {

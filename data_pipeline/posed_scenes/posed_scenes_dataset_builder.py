@@ -48,7 +48,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        raise NotImplementedError("written by: python -m data_pipeline.prepare SOURCE OUT")
+        raise NotImplementedError("written by: python -m data_pipeline.prepare SOURCE --out OUT")
 
     def _generate_examples(self) -> Iterator:
-        raise NotImplementedError("written by: python -m data_pipeline.prepare SOURCE OUT")
+        raise NotImplementedError("written by: python -m data_pipeline.prepare SOURCE --out OUT")

@@ -1,6 +1,6 @@
 """Any data set that can be read → ArrayRecord shards that train at full speed.
 
-    python -m data_pipeline.prepare SOURCE OUT --split train --size 256
+    python -m data_pipeline.prepare SOURCE --out OUT --split train --size 256
     python -m data_pipeline.prepare --verify OUT
 
 The result is a TFDS data set (`posed_scenes`, see `posed_scenes_dataset_builder`) of encoded JPEGs:
@@ -35,8 +35,8 @@ from data_pipeline.batches.workers import end_when_closed, interrupts_held
 from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.shards import Preparation, open_source, sha256, write_shard
-from data_pipeline.scenes import AXES, ReadOptions
-from efficient_lvsm_jax.commands import main_exit
+from data_pipeline.read_options import add_read_options, read_options
+from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_json_object
 from efficient_lvsm_jax.files.writing import write_json
@@ -283,54 +283,57 @@ def _describe_for_tfds(folder: Path, split: str, manifest: dict[str, Any]) -> No
     info.write_to_directory(folder)
 
 
+def _crop_size(text: str) -> int:
+    """Pixels of a square crop; 0 of "original"."""
+    if text == "original":
+        return 0
+    height, width = picture_size(text)
+    if height != width:
+        raise argparse.ArgumentTypeError(f"{text!r}: crops are squares; name one number of pixels")
+    return height
+
+
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m data_pipeline.prepare", __doc__)
     parser.add_argument("source", nargs="?", help="data set or capture, see docs/data.md")
-    parser.add_argument("out", type=Path, help="data folder to write to")
-    parser.add_argument("--split", default="train", help="name of the result (default: train)")
-    parser.add_argument("--source-split", default="", help="split of the source, if it has several")
-    parser.add_argument("--format", help="of the source, if it cannot be told")
-    parser.add_argument("--axes", choices=AXES, default=AXES[0], help="of a transforms.json")
-    parser.add_argument(
-        "--vertical-fov",
-        type=float,
-        default=ReadOptions.vertical_fov,
-        help="of object renders, degrees (default: %(default)s)",
+    out = parser.add_mutually_exclusive_group(required=True)
+    out.add_argument("--out", type=Path, help="data folder to write to")
+    out.add_argument(
+        "--verify", type=Path, metavar="OUT", help="only compare it with its manifests"
     )
+    parser.add_argument("--split", default="train", help="name of the result (default: train)")
+    add_read_options(parser, split="--source-split")
     parser.add_argument(
-        "--size", default="original", help="256, 512, … pixels for square crops; or original"
+        "--size",
+        type=_crop_size,
+        default=0,
+        metavar="H",
+        help="256, 512, … pixels for square crops; or original (the default)",
     )
     parser.add_argument("--patch", type=int, default=8, help="patch size of the model (default: 8)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs made (default: 95)")
     parser.add_argument("--min-frames", type=int, default=2, help="fewer: scene rejected")
-    parser.add_argument("--strict", action="store_true", help="reject scenes with absent frames")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--verify", action="store_true", help="compare OUT with its manifests")
     arguments = parser.parse_args()
     if arguments.verify:
         if arguments.source is not None:
             parser.error("--verify takes OUT alone")
-        faults = verify(arguments.out)
-        print("\n".join(faults) or f"{arguments.out}: all shards are as written")
+        faults = verify(arguments.verify)
+        print("\n".join(faults) or f"{arguments.verify}: all shards are as written")
         return 1 if faults else 0
     if arguments.source is None:
         parser.error("SOURCE is missing")
-    if arguments.size != "original" and not arguments.size.isdecimal():
-        parser.error(f"--size {arguments.size}: expected a number of pixels, or original")
+    options, format = read_options(arguments)
     preparation = Preparation(
         source=arguments.source,
-        source_split=arguments.source_split,
-        format=arguments.format,
-        axes=arguments.axes,
-        vertical_fov=arguments.vertical_fov,
-        strict=arguments.strict,
+        source_split=options.split,
+        format=format,
+        axes=options.axes,
+        vertical_fov=options.vertical_fov,
+        strict=options.strict,
         split=arguments.split,
-        size=0 if arguments.size == "original" else int(arguments.size),
+        size=arguments.size,
         patch=arguments.patch,
         quality=arguments.quality,
         min_frames=arguments.min_frames,

@@ -1,10 +1,10 @@
 """A pod without a pod: compiles for accelerators that are not there, and says what came of it.
 
     python -m efficient_lvsm_jax.aot --config configs/re10k_256.py --topology v5e:4x4
-        [--estimate] [--memory GIB] [--json FILE] [--config.data.batch_size=64]
+        [--estimate] [--memory GIB] [--out FILE.json] [--config.data.batch_size=64]
     python -m efficient_lvsm_jax.aot --config configs/re10k_256.py --topology h100:8
     python -m efficient_lvsm_jax.aot --config configs/re10k_256.py --topology h100:1
-        --program decode --views 2 --targets 8 --slots 64 [--precision int8]
+        --program decode --count 2 --targets 8 --capacity 64 [--cache int8]
 
 Programs are the training step (the default), encode, decode, and append, which writes a view into a
 cache. Prints memory per device, collectives, kernels, FLOPs and the least time. TPUs need the extra
@@ -50,6 +50,12 @@ from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 MIB = 2**20
 DOES_NOT_FIT = 3
 TRAIN = "train"
+RENAMED = {
+    "--views": "--count",
+    "--slots": "--capacity",
+    "--precision": "--cache",
+    "--json": "--out",
+}
 
 
 def report(
@@ -276,24 +282,22 @@ def _short(origin: str) -> str:
 def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", "", "such as v5e:4x4, h100:8 or h100:2x8", flag_values=values)
     flags.DEFINE_enum("program", TRAIN, (TRAIN, *PROGRAMS), "what is compiled", flag_values=values)
-    flags.DEFINE_integer("views", None, "encoded, or in the memory", flag_values=values)
+    flags.DEFINE_integer("count", None, "views, encoded or in the memory", flag_values=values)
     flags.DEFINE_integer("targets", None, "that are rendered", flag_values=values)
-    flags.DEFINE_integer("slots", None, "room of the cache", flag_values=values)
+    flags.DEFINE_integer("capacity", None, "views a cache has room for", flag_values=values)
     flags.DEFINE_integer("scenes", None, "of all devices; not of train", flag_values=values)
-    flags.DEFINE_string(
-        "precision", "", "of the cache, see nn.paged.PRECISIONS", flag_values=values
-    )
+    flags.DEFINE_string("cache", "", "how its numbers are stored, e.g. int8", flag_values=values)
     flags.DEFINE_bool("estimate", False, "answer from formulas", flag_values=values)
     flags.DEFINE_integer("devices", None, "with --estimate: devices", flag_values=values)
     flags.DEFINE_float("memory", None, "GiB of a device", flag_values=values)
     flags.DEFINE_string("platform", "tpu", "with --devices: tpu, gpu or cpu", flag_values=values)
-    flags.DEFINE_string("json", "", "file for all figures", flag_values=values)
+    flags.DEFINE_string("out", "", "JSON file for all figures", flag_values=values)
 
 
 def main() -> int:
     """The command line."""
     config, values = command_line(
-        sys.argv, _define_flags, usage=__doc__, workdir=False, settings=settings
+        sys.argv, _define_flags, usage=__doc__, workdir=False, settings=settings, renamed=RENAMED
     )
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so no device is looked for
     topology = read_topology(values.topology) if values.topology else None
@@ -316,8 +320,8 @@ def main() -> int:
         print(f"DOES NOT FIT: {str(error).splitlines()[0]}")
         return DOES_NOT_FIT
     print("\n".join(lines(answer)))
-    if values.json:
-        path = Path(values.json)
+    if values.out:
+        path = Path(values.out)
         with reporting_writes(path.parent):
             write_json(path, answer)
     return 0 if answer["fits"] else DOES_NOT_FIT
@@ -326,7 +330,7 @@ def main() -> int:
 def _train(
     config: ConfigDict, values: flags.FlagValues, topology: Topology | None, memory: float
 ) -> dict[str, Any]:
-    for name in ("views", "targets", "slots", "scenes", "precision"):
+    for name in ("count", "targets", "capacity", "scenes", "cache"):
         if values[name].value:
             raise InputError(
                 f"--{name} is for --program {', '.join(PROGRAMS)}; training takes its views and "
@@ -345,9 +349,9 @@ def _render(
 ) -> dict[str, Any]:
     asked = question(config, topology.devices)
     model = asked.recipe.model
-    if values.precision:
-        model = configure(config.family, {**dataclasses.asdict(model), "cache": values.precision})
-    views = values.views or asked.views[0]
+    if values.cache:
+        model = configure(config.family, {**dataclasses.asdict(model), "cache": values.cache})
+    views = values.count or asked.views[0]
     asked = RenderQuestion(
         values.program,
         config.family,
@@ -356,7 +360,7 @@ def _render(
         scenes=values.scenes or topology.devices,
         views=views,
         targets=values.targets or asked.views[1],
-        slots=values.slots or views,
+        slots=values.capacity or views,
         mesh=asked.mesh,
         devices=topology.devices,
     )

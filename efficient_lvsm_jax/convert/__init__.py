@@ -1,7 +1,7 @@
 """PyTorch checkpoints of all families to weights folders, and back, without PyTorch.
 
-    python -m efficient_lvsm_jax.convert SOURCE DESTINATION [--reference REF.npz]
-    python -m efficient_lvsm_jax.convert --lpips vgg16-397923af.pth vgg.pth DESTINATION
+    python -m efficient_lvsm_jax.convert SOURCE --out OUT [--reference REF.npz]
+    python -m efficient_lvsm_jax.convert --lpips vgg16-397923af.pth vgg.pth --out OUT
 
 The work is done in `weights/`: `source` finds the file, `files.torch_file` and
 `files.safetensors_file` the tensors in it, `layouts` says which is which parameter, `published`

@@ -1,14 +1,18 @@
-"""Converts weights; see the package's documentation.
+"""Published PyTorch weights to a weights folder, or weights to a published .safetensors file.
+
+    python -m efficient_lvsm_jax.convert SOURCE --out OUT [--reference REF.npz]
+    python -m efficient_lvsm_jax.convert --lpips vgg16-397923af.pth vgg.pth --out OUT
+
+PyTorch is not needed, and nothing in a file is run. Published weights keep their own licence.
 
 Exit status: 0 converted, 2 wrong input, 3 converted, but a --reference limit was exceeded.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.commands import Parser, main_exit
 from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.convert.reference import compare, read_reference
 from efficient_lvsm_jax.weights.load import load
@@ -19,12 +23,7 @@ ABOVE_LIMIT = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m efficient_lvsm_jax.convert",
-        description="Convert published PyTorch weights to a weights folder, or weights to a "
-        "published .safetensors file. PyTorch is not needed, and nothing in a file is run.",
-        epilog="Published weights keep their own licence.",
-    )
+    parser = Parser("python -m efficient_lvsm_jax.convert", __doc__)
     parser.add_argument(
         "sources",
         metavar="SOURCE",
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "file also a weights folder or training workdir; with --lpips several files",
     )
     parser.add_argument(
-        "destination", metavar="DESTINATION", help="new folder, or new file ending in .safetensors"
+        "--out", required=True, help="new folder, or new file ending in .safetensors"
     )
     parser.add_argument(
         "--reference",
@@ -50,22 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.lpips:
         if arguments.reference:
             parser.error("--reference compares models, not --lpips weights")
-        return _convert_lpips(arguments.sources, arguments.destination)
+        return _convert_lpips(arguments.sources, arguments.out)
     if len(arguments.sources) > 1:
         parser.error(f"{len(arguments.sources)} sources; several are only taken with --lpips")
 
     reference = read_reference(arguments.reference) if arguments.reference else None
-    done = convert(arguments.sources[0], arguments.destination)
+    done = convert(arguments.sources[0], arguments.out)
     numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())
     print(
-        f"{arguments.destination}: {done.family} ({numbers}), {done.parameters} parameters in "
+        f"{arguments.out}: {done.family} ({numbers}), {done.parameters} parameters in "
         f"{done.tensors} published tensors, sha256 {done.sha256}"
     )
     for reason, count in done.left_out.items():
         print(f"left out {count} tensors: {reason}")
     if reference is None:
         return 0
-    model = load(arguments.destination)
+    model = load(arguments.out)
     differences = []
     for difference in compare(model, reference):
         print(difference, flush=True)

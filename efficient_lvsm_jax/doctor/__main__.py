@@ -1,6 +1,6 @@
 """What this machine is, and what it can render and train.
 
-    elvsm doctor [--json]
+    python -m efficient_lvsm_jax.doctor [--json]
 
 Versions are compared with what the package asks for; extras that are absent are named with the
 command that installs them. What fits is estimated from formulas (`cost.memory`) for the published
@@ -10,7 +10,6 @@ version that is not asked for.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata as metadata
 import json
 import os
@@ -25,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.commands import Parser, main_exit
 from efficient_lvsm_jax.cost.memory import GIB, MIB, bytes_of_page, estimate
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.nn.attention import choose
@@ -198,9 +197,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m efficient_lvsm_jax.doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     found = examine()

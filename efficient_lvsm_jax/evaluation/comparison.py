@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -14,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from data_pipeline.pictures.images import load_image
+from efficient_lvsm_jax.commands import Parser
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.predictions import picture_path
 from efficient_lvsm_jax.evaluation.results import (
@@ -101,15 +101,16 @@ def compare(before: Path, after: Path, output: Path) -> dict[str, Any]:
 
 def main() -> None:
     """The command line `eval.py --compare A B`."""
-    parser = argparse.ArgumentParser(description="Compares two finished evaluations, B with A.")
+    about = "Compares two finished evaluations, B with A."
+    parser = Parser("python eval.py", about, {"--output": "--out"})
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), required=True)
-    parser.add_argument("--output", metavar="FOLDER", help="default: B/comparison")
+    parser.add_argument("--out", metavar="FOLDER", help="default: B/comparison")
     arguments = parser.parse_args()
     before, after = (Path(folder) for folder in arguments.compare)
-    output = Path(arguments.output) if arguments.output else after / "comparison"
-    result = compare(before, after, output)
+    out = Path(arguments.out) if arguments.out else after / "comparison"
+    result = compare(before, after, out)
     for name in ("comparison.html", "comparison.csv", "comparison.json"):
-        print(output / name)
+        print(out / name)
     several = result["scenes"] > 1
     scenes = f"over {result['scenes']} scenes" if several else "in 1 scene: no standard error"
     for metric, row in result["metrics"].items():

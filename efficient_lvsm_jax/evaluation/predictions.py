@@ -71,7 +71,7 @@ class Predictions:
     def __init__(self, folder: str | Path, *, named: str = "frame"):
         self.folder, self.named = Path(folder), named
         if named not in NAMED:
-            raise InputError(f"predictions_named={named!r}: expected one of {', '.join(NAMED)}")
+            raise InputError(f"named={named!r}: expected one of {', '.join(NAMED)}")
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder of predictions")
 
@@ -130,7 +130,7 @@ class Predictions:
                 f"{folder}: no picture for {len(missing)} of {len(files)} targets: "
                 f"{', '.join(missing)}; there are {len(found)} pictures, the protocol wants the "
                 f"frames {', '.join(map(str, scene.chosen.targets))} (or, with "
-                "--predictions_named=order, one picture per target, sorted by name)"
+                "--predictions-named=order, one picture per target, sorted by name)"
             )
         return files
 

@@ -1,6 +1,7 @@
 """Writes a model as programs that run without this package: StableHLO by `jax.export`.
 
-    python -m efficient_lvsm_jax.export WEIGHTS OUT --size 256 256x384 --targets 1 8 --capacity 16
+    python -m efficient_lvsm_jax.export --weights W --out OUT --size 256 256x384
+        --targets 1 8 --capacity 16
 
 OUT then holds `encode`, `decode` and, for models with a view cache, `append` and `replace`, each
 for the shapes asked for; the weights; manifest.json, which describes all of it; and
@@ -31,7 +32,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.export import load_exported
 from efficient_lvsm_jax.export.load_exported import described
@@ -93,12 +94,12 @@ class Shapes:
         """Raises InputError unless these are the shapes that `model` needs."""
         if model.paged and (self.capacity is None or self.inputs):
             raise InputError(
-                f"--capacity is needed for {model.family}, and --inputs is not: its cache takes "
+                f"--capacity is needed for {model.family}, and --count is not: its cache takes "
                 "views one by one, up to so many"
             )
         if not model.paged and (self.capacity is not None or not self.inputs):
             raise InputError(
-                f"--inputs is needed for {model.family}, and --capacity is not: it encodes all "
+                f"--count is needed for {model.family}, and --capacity is not: it encodes all "
                 "input views at once and has no cache"
             )
 
@@ -337,13 +338,6 @@ def _write(
         ) from error
 
 
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected pixels, e.g. 256 or 256x384 (HxW)")
-    return int(found[1]), int(found[2] or found[1])
-
-
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a positive integer")
@@ -351,15 +345,14 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m efficient_lvsm_jax.export",
-        description="Write a model as programs that jax runs without this package.",
+    parser = Parser("python -m efficient_lvsm_jax.export", __doc__, {"--inputs": "--count"})
+    parser.add_argument(
+        "--weights", required=True, metavar="W", help="folder, workdir or PyTorch file"
     )
-    parser.add_argument("weights", metavar="WEIGHTS", help="folder, workdir or PyTorch file")
-    parser.add_argument("folder", metavar="OUT", type=Path, help="new folder")
+    parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument(
         "--size",
-        type=_size,
+        type=picture_size,
         nargs="+",
         required=True,
         metavar="HxW",
@@ -377,7 +370,7 @@ def _parser() -> argparse.ArgumentParser:
         "--capacity", type=_count, metavar="S", help="views a cache has room for; Efficient-LVSM"
     )
     parser.add_argument(
-        "--inputs", type=_count, nargs="+", default=[], metavar="V", help="input views; LVSM models"
+        "--count", type=_count, nargs="+", default=[], metavar="V", help="input views; LVSM models"
     )
     parser.add_argument(
         "--platforms",
@@ -410,11 +403,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         tuple(arguments.size),
         tuple(arguments.targets),
         arguments.capacity,
-        tuple(arguments.inputs),
+        tuple(arguments.count),
     )
     about = export(
         model,
-        arguments.folder,
+        arguments.out,
         shapes,
         platforms=list(dict.fromkeys(arguments.platforms)),
         cudnn=arguments.cudnn,
@@ -423,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         attention = f"  attention: {entry['attention']}" if entry["attention"] else ""
         print(f"{entry['file']}{attention}")
     print(
-        f"{arguments.folder}: {about['family']}, {len(about['programs'])} programs in "
+        f"{arguments.out}: {about['family']}, {len(about['programs'])} programs in "
         f"{about['config']['compute_dtype']}, made with jax {about['jax']}; {LOADER_FILE} runs them"
     )
 

@@ -37,7 +37,7 @@ HOW_TO_GET_WEIGHTS = (
     "it needs torchvision's vgg16-397923af.pth (https://download.pytorch.org/models/) and "
     "weights/v0.1/vgg.pth of the lpips package (on PyPI, or github.com/richzhang/"
     "PerceptualSimilarity); then run python -m efficient_lvsm_jax.convert --lpips "
-    f"vgg16-397923af.pth vgg.pth {WEIGHTS_FOLDER}"
+    f"vgg16-397923af.pth vgg.pth --out {WEIGHTS_FOLDER}"
 )
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -1,6 +1,6 @@
 """Renders a film of a capture: a few of its pictures go in, a camera flies, an mp4 comes out.
 
-    python -m efficient_lvsm_jax.render CAPTURE OUT.mp4 --weights W --path orbit
+    python -m efficient_lvsm_jax.render CAPTURE --weights W --path orbit --out FILM.mp4
 
 Pictures are prepared as published; those narrower than high are cropped to their centre square
 first, so that the film is square whatever the capture. The last line printed says which frames of
@@ -23,8 +23,9 @@ from data_pipeline.captures.camera_path_files import read_camera_path, write_cam
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import portrait_to_square, preprocess_frame
-from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene
-from efficient_lvsm_jax.commands import main_exit
+from data_pipeline.read_options import add_read_options, read_options
+from data_pipeline.scenes import Frame, Scene
+from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = _chosen(arguments, scene)
     model = load(arguments.weights)
 
-    prepared = [_prepare(scene.frames[i], arguments.size, model.config.patch) for i in chosen]
+    prepared = [_prepare(scene.frames[i], arguments.size[0], model.config.patch) for i in chosen]
     images, poses, intrinsics = (list(values) for values in zip(*prepared, strict=True))
     flight = _flight(arguments, np.stack(poses), np.stack(intrinsics), model.config.patch)
     if arguments.save_path is not None:
@@ -75,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds: list[float] = []
     with contextlib.ExitStack() as stack:
         capture = stack.enter_context(CaptureWriter(arguments.export)) if arguments.export else None
-        write_film(arguments.film, _pictures(session, flight, seconds, capture), fps=arguments.fps)
+        write_film(arguments.out, _pictures(session, flight, seconds, capture), fps=arguments.fps)
     height, width = flight.size
     print(
         f"scene={scene.name} inputs={','.join(map(str, chosen))} frames={len(seconds)} "
-        f"size={width}x{height} seconds_per_frame={np.median(seconds):.3g} film={arguments.film}"
+        f"size={width}x{height} seconds_per_frame={np.median(seconds):.3g} film={arguments.out}"
         + (f" capture={arguments.export}" if arguments.export else "")
     )
     return 0
@@ -119,7 +120,8 @@ def _flight(
     arguments: argparse.Namespace, c2w: np.ndarray, fxfycxcy: np.ndarray, patch: int
 ) -> Flight:
     """The cameras of --path among inputs c2w [V, 4, 4], fxfycxcy [V, 4]."""
-    size = (arguments.size, arguments.size)
+    height, width = size = arguments.size
+    fxfycxcy = fxfycxcy + np.array([0, 0, (width - height) / 2, 0])  # inputs are squares
     frames = FRAMES if arguments.frames is None else arguments.frames
     if arguments.path == "inputs":
         steps = -(-frames // (len(c2w) - 1))
@@ -129,7 +131,7 @@ def _flight(
     elif arguments.path == "spiral":
         path = spiral(c2w, frames)
     else:
-        return _file_flight(arguments.path, arguments.size, patch)
+        return _file_flight(arguments.path, height, patch)
     return Flight(path, np.tile(np.median(fxfycxcy, axis=0), (frames, 1)), size)
 
 
@@ -166,10 +168,10 @@ def _prepare(frame: Frame, size: int, patch: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _scene(arguments: argparse.Namespace) -> Scene:
-    options = ReadOptions(strict=arguments.strict, split=arguments.split, axes=arguments.axes)
-    scenes = open_scenes(arguments.capture, options, format=arguments.format)
+    options, format = read_options(arguments)
+    scenes = open_scenes(arguments.capture, options, format=format)
     if arguments.scene is not None:
-        return scenes.named(arguments.scene)
+        return scenes[scenes.find(arguments.scene)]
     if len(scenes) > 1:
         shown = ", ".join(scenes.names[:5]) + (", …" if len(scenes) > 5 else "")
         raise InputError(
@@ -181,15 +183,15 @@ def _scene(arguments: argparse.Namespace) -> Scene:
 def _chosen(arguments: argparse.Namespace, scene: Scene) -> list[int]:
     """Indices of the scene's frames that are inputs."""
     usable = scene.usable
-    if arguments.views is not None:
-        for index in arguments.views:
+    if arguments.inputs is not None:
+        for index in arguments.inputs:
             if index not in usable:
                 raise InputError(
-                    f"--views {index}: scene {scene.name} has frames 0 to {len(scene.frames) - 1}"
+                    f"--inputs {index}: scene {scene.name} has frames 0 to {len(scene.frames) - 1}"
                     + (", this one without picture" if 0 <= index < len(scene.frames) else "")
                 )
-        return arguments.views
-    count = min(INPUTS, len(usable)) if arguments.inputs is None else arguments.inputs
+        return arguments.inputs
+    count = min(INPUTS, len(usable)) if arguments.count is None else arguments.count
     if not 2 <= count <= len(usable):
         raise InputError(
             f"{count} inputs of scene {scene.name}, which has {len(usable)} pictures: a film needs "
@@ -205,16 +207,20 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--path {arguments.path}: expected {', '.join(PATHS)} or FILE.json")
     if file and arguments.frames is not None:
         raise InputError(f"--frames: {arguments.path} says itself how many frames it has")
+    height, width = arguments.size
+    if file and height != width:
+        raise InputError(f"--size {height}x{width}: {arguments.path} says its shape; give a height")
     if arguments.save_path is not None and arguments.save_path.suffix != ".json":
         raise InputError(f"--save-path {arguments.save_path}: its name must end in .json")
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames {arguments.frames}: a film needs at least 1")
     if arguments.full_circle and arguments.path != "orbit":
         raise InputError("--full-circle: only --path orbit can go around")
-    views = arguments.views
-    if views is not None and (len(views) < 2 or len(set(views)) < len(views)):
+    inputs = arguments.inputs
+    if inputs is not None and (len(inputs) < 2 or len(set(inputs)) < len(inputs)):
         raise InputError(
-            f"--views {','.join(map(str, views))}: expected two or more, all different"
+            f"--inputs {','.join(map(str, inputs))}: expected two or more frames, all different; "
+            "--count says how many"
         )
 
 
@@ -228,13 +234,11 @@ def _indices(text: str) -> list[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m efficient_lvsm_jax.render",
-        description="Render a film of a capture: a few of its pictures go in, a camera flies, an "
-        "mp4 comes out.",
-    )
+    parser = Parser("python -m efficient_lvsm_jax.render", __doc__, {"--views": "--inputs"})
     parser.add_argument("capture", metavar="CAPTURE", help="folder or file of posed pictures")
-    parser.add_argument("film", metavar="OUT.mp4", type=Path, help="is replaced if it exists")
+    parser.add_argument(
+        "--out", required=True, metavar="FILM.mp4", type=Path, help="is replaced if it exists"
+    )
     parser.add_argument(
         "--weights", required=True, metavar="W", help="weights folder, workdir or PyTorch file"
     )
@@ -247,7 +251,12 @@ def _parser() -> argparse.ArgumentParser:
         "of the capture's own poses, with the shape of its own pictures",
     )
     parser.add_argument(
-        "--size", type=int, default=256, help="height of the film in pixels (default: 256)"
+        "--size",
+        type=picture_size,
+        default=(256, 256),
+        metavar="HxW",
+        help="of the film in pixels; H alone is a square (default: 256). Inputs are squares of "
+        "that height",
     )
     parser.add_argument(
         "--frames",
@@ -262,22 +271,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     inputs = parser.add_mutually_exclusive_group()
     inputs.add_argument(
-        "--inputs",
+        "--count",
         type=int,
         metavar="V",
         help=f"how many pictures go in, spread over the capture (default: {INPUTS}, or all if "
         "there are fewer)",
     )
     inputs.add_argument(
-        "--views", type=_indices, metavar="I,J,K", help="which ones, counted from 0"
+        "--inputs", type=_indices, metavar="I,J,K", help="which ones, counted from 0"
     )
-    parser.add_argument("--scene", metavar="NAME", help="which, if CAPTURE holds several")
-    parser.add_argument("--split", default="", help="train, val or test, if CAPTURE has them")
-    parser.add_argument("--format", help="of CAPTURE, instead of finding out")
-    parser.add_argument("--axes", choices=AXES, default=AXES[0], help="of a transforms.json")
-    parser.add_argument(
-        "--strict", action="store_true", help="refuse a capture of which pictures are absent"
-    )
+    parser.add_argument("--scene", metavar="NAME", help="which of several, or its number from 0")
+    add_read_options(parser)
     parser.add_argument(
         "--export",
         metavar="FOLDER",

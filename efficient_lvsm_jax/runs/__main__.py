@@ -1,6 +1,6 @@
 """Lists the training runs in a folder and draws their curves.
 
-    python -m efficient_lvsm_jax.runs runs/ [--output FOLDER]
+    python -m efficient_lvsm_jax.runs runs/ [--out FOLDER]
 
 Prints a line per run and writes runs.png (loss and PSNR against the step) and runs.html (the same
 with the newest pictures) to the folder. A run is a folder with model.json, at any depth.
@@ -12,7 +12,6 @@ known, of a run without status.json.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from efficient_lvsm_jax.commands import main_exit
+from efficient_lvsm_jax.commands import Parser, main_exit
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import read_json
 from efficient_lvsm_jax.media.curves import MOST_CURVES, Panel, draw_curves
@@ -317,22 +316,22 @@ def write_runs_page(path: Path, runs: Sequence[Run], curves: Figure, now: float)
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("python -m efficient_lvsm_jax.runs", __doc__, {"--output": "--out"})
     parser.add_argument("folder", type=Path, help="where to look for runs, at any depth")
-    parser.add_argument("--output", type=Path, help="where to write; default: the same folder")
+    parser.add_argument("--out", type=Path, help="where to write; default: the same folder")
     arguments = parser.parse_args()
-    output, now = arguments.output or arguments.folder, time.time()
+    out, now = arguments.out or arguments.folder, time.time()
     runs = find_runs(arguments.folder, now=now)
     print(listing(runs, now))
     curves = draw_runs(runs)
-    picture, page = output / "runs.png", output / "runs.html"
+    picture, page = out / "runs.png", out / "runs.html"
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         save_png(curves, picture)
         write_runs_page(page, runs, curves, now)
     except OSError as error:
         raise InputError(
-            f"{output}: cannot be written ({error.strerror or error}); name another --output"
+            f"{out}: cannot be written ({error.strerror or error}); name another --out"
         ) from error
     print(picture, page, sep="\n")
 

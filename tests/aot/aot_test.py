@@ -30,7 +30,7 @@ def test_without_a_compiler_the_error_names_the_extra(monkeypatch):
 def test_an_estimate_needs_no_libtpu_and_answers_by_exit_status(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     path = tmp_path / "figures.json"
-    assert run(monkeypatch, "--topology", "v5e:4x4", "--estimate", "--json", str(path)) == 0
+    assert run(monkeypatch, "--topology", "v5e:4x4", "--estimate", "--out", str(path)) == 0
     figures = json.loads(path.read_text())
     assert figures["fits"] and figures["devices"] == 16 and not figures["compiled"]
     printed = capsys.readouterr().out
@@ -44,7 +44,7 @@ def test_an_estimate_needs_no_libtpu_and_answers_by_exit_status(monkeypatch, cap
 def test_figures_that_cannot_be_written_are_one_line(monkeypatch, tmp_path):
     nowhere = tmp_path / "absent" / "figures.json"
     with pytest.raises(InputError, match="absent: cannot be written"):
-        run(monkeypatch, "--topology", "v5e:4x4", "--estimate", "--json", str(nowhere))
+        run(monkeypatch, "--topology", "v5e:4x4", "--estimate", "--out", str(nowhere))
 
 
 def test_an_estimate_for_other_devices_than_tpus(monkeypatch, capsys):
@@ -146,7 +146,7 @@ def gpu_compiler():
 def answer_of(monkeypatch, tmp_path, *arguments, status=0):
     small = [f"--config.model.{setting}" for setting in ("width=128", "layers=2")]
     file = tmp_path / "figures.json"
-    assert run(monkeypatch, *arguments, *small, "--json", str(file)) == status
+    assert run(monkeypatch, *arguments, *small, "--out", str(file)) == status
     return json.loads(file.read_text())
 
 
@@ -163,7 +163,7 @@ def test_a_small_step_compiles_for_gpus_that_are_not_there(monkeypatch, tmp_path
 def test_rendering_compiles_for_gpus_that_are_not_there(
     monkeypatch, tmp_path, gpu_compiler, program
 ):
-    question = ("--topology", "h200:1", "--program", program, "--views", "2", "--slots", "64")
+    question = ("--topology", "h200:1", "--program", program, "--count", "2", "--capacity", "64")
     answer = answer_of(monkeypatch, tmp_path, *question)
     attention = {"encode": 1, "decode": 2, "append": 0}[program] * 2
     assert answer["kernels"].get("cudnn fmhaSoftmax", 0) == attention
@@ -178,10 +178,11 @@ def test_rendering_compiles_for_gpus_that_are_not_there(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--program", "decode", "--views", "2"), "compiled, not estimated: say --topology"),
-        (("--topology", "h100:1", "--views", "2"), "--views is for --program encode, decode"),
-        (("--topology", "h100:1", "--program", "decode", "--views", "3", "--slots", "2"), "room"),
-        (("--topology", "h100:1", "--program", "encode", "--precision", "int3"), "model.cache"),
+        (("--program", "decode", "--count", "2"), "compiled, not estimated: say --topology"),
+        (("--topology", "h100:1", "--count", "2"), "--count is for --program encode, decode"),
+        (("--topology", "h100:1", "--program", "decode", "--capacity", "1"), "room"),
+        (("--topology", "h100:1", "--program", "encode", "--cache", "int3"), "model.cache"),
+        (("--topology", "h100:1", "--slots", "2"), "--slots is now --capacity"),
     ],
 )
 def test_questions_that_cannot_be_answered_say_why(monkeypatch, arguments, message):

@@ -33,14 +33,14 @@ def run(*arguments, **environment):
 
 
 def test_command_line_reports_what_it_wrote_and_what_is_wrong(tmp_path):
-    status, output, _ = run(GOLDENS / "square.pt", tmp_path / "weights")
+    status, output, _ = run(GOLDENS / "square.pt", "--out", tmp_path / "weights")
     assert status == 0
     assert (
         "efficient_lvsm (width 64, head_dim 32, patch 8, mlp_ratio 4, layers 3), 418368 parameters"
         in output
     )
     assert f"sha256 {sha256(GOLDENS / 'square.pt')}" in output
-    status, output, errors = run(GOLDENS / "square.pt", tmp_path / "weights")
+    status, output, errors = run(GOLDENS / "square.pt", "--out", tmp_path / "weights")
     assert status == 2 and not output
     assert errors.startswith("error: ") and "already exists" in errors
 
@@ -82,9 +82,9 @@ def test_hub_files_are_fetched_and_named(tmp_path):
             "no_proxy": "127.0.0.1",
         }
         source = "hf://owner/repo/weights/square.pt"
-        status, _, errors = run(source, tmp_path / "weights", **environment)
+        status, _, errors = run(source, "--out", tmp_path / "weights", **environment)
         assert status == 0, errors
-        absent = run("hf://owner/repo/absent.pt", tmp_path / "absent", **environment)
+        absent = run("hf://owner/repo/absent.pt", "--out", tmp_path / "absent", **environment)
         server.shutdown()
     params, info = load_weights(tmp_path / "weights")
     assert info["source"] == source and info["sha256"] == sha256(GOLDENS / "square.pt")

@@ -17,7 +17,7 @@ from efficient_lvsm_jax.errors import InputError
 @pytest.mark.parametrize("name", ["square", "wide_compiled"])
 def test_reference_lines_say_error_and_limit(tmp_path, capsys, name):
     reference = ["--reference", str(GOLDENS / f"{name}.npz")]
-    assert main([str(GOLDENS / f"{name}.pt"), str(tmp_path / "weights"), *reference]) == 0
+    assert main([str(GOLDENS / f"{name}.pt"), "--out", str(tmp_path / "weights"), *reference]) == 0
     found = re.findall(
         r"^reference (\w+) max_abs_error=(\S+) limit=(\S+)$", capsys.readouterr().out, re.M
     )
@@ -54,8 +54,8 @@ def reference(tmp_path):
 def test_a_limit_exceeded_is_exit_status_3(tmp_path, capsys, reference):
     data = golden("square")
     path = reference(render=data["render"] + np.float32(3e-5))
-    arguments = [str(GOLDENS / "square.pt"), str(tmp_path / "weights"), "--reference", str(path)]
-    assert main(arguments) == 3
+    arguments = [str(GOLDENS / "square.pt"), "--out", str(tmp_path / "weights")]
+    assert main([*arguments, "--reference", str(path)]) == 3
     assert "reference render max_abs_error=3.0" in capsys.readouterr().out
 
 
@@ -115,7 +115,7 @@ def test_unusable_references_are_refused_before_anything_is_written(
 ):
     path = reference(**changes)
     with pytest.raises(InputError) as caught:
-        main([str(GOLDENS / "square.pt"), str(tmp_path / "w"), "--reference", str(path)])
+        main([str(GOLDENS / "square.pt"), "--out", str(tmp_path / "w"), "--reference", str(path)])
     assert str(path) in str(caught.value) and reason in str(caught.value)
     assert not (tmp_path / "w").exists()
 

@@ -280,7 +280,8 @@ def test_the_command_line_exports_a_weights_folder(small_model, tmp_path, capsys
     info = {"family": small_model.family, "config": dataclasses.asdict(small_model.config)}
     save_weights(tmp_path / "weights", small_model.params, info)
     arguments = ["--size", "16x24", "--targets", "1", "--capacity", "2", "--platforms", "cpu"]
-    main([str(tmp_path / "weights"), str(tmp_path / "out"), *arguments])
+    folders = ["--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "out")]
+    main([*folders, *arguments])
     assert "efficient_lvsm, 4 programs in float32" in capsys.readouterr().out
     loader = (tmp_path / "out" / "load.py").read_bytes()
     assert loader == Path(load_exported.__file__).read_bytes()
@@ -291,7 +292,7 @@ def test_the_command_line_exports_a_weights_folder(small_model, tmp_path, capsys
     [
         (Shapes(((16, 20),), (1,), 2), {}, "16x20 .* multiples of the patch size 8"),
         (Shapes((SIZE,), (1,)), {}, "--capacity is needed for efficient_lvsm"),
-        (Shapes((SIZE,), (1,), 2, (2,)), {}, "--inputs is not"),
+        (Shapes((SIZE,), (1,), 2, (2,)), {}, "--count is not"),
         (SHAPES, {"cudnn": True}, "--cudnn: .* add --compute-dtype bfloat16"),
     ],
 )
@@ -305,7 +306,7 @@ def test_what_cannot_be_exported_is_an_input_error_and_leaves_nothing(
 
 def test_an_lvsm_model_has_no_capacity():
     model = Model("lvsm_decoder_only", configure("lvsm_decoder_only", {}), {})
-    with pytest.raises(InputError, match="--inputs is needed for lvsm_decoder_only"):
+    with pytest.raises(InputError, match="--count is needed for lvsm_decoder_only"):
         SHAPES.check(model)
 
 

@@ -67,4 +67,4 @@ def test_a_folder_of_captures_opens_as_all_of_them(tmp_path):
         nerfstudio.write(tmp_path / "batch" / f"scene-{seed}", capture)
     scenes = open_scenes(tmp_path / "batch")
     assert scenes.names == ("scene-1", "scene-2")
-    assert_reads_as(scenes.named("scene-2"), captures[2])
+    assert_reads_as(scenes[scenes.find("scene-2")], captures[2])

@@ -243,7 +243,7 @@ def test_command_sums_up_many_scenes(tmp_path, capsys):
         realestate.write(tmp_path, truth, name=f"{number:016x}")
     broken = tmp_path / f"test/{0:016x}.txt"
     broken.write_text("no address\n")
-    assert main([str(tmp_path), "--split", "test", "--scenes", "3"]) == 1
+    assert main([str(tmp_path), "--split", "test", "--count", "3"]) == 1
     printed = capsys.readouterr().out
     assert "looked at 3 of 5 scenes" in printed
     assert f"{0:016x}: cannot be read: " in printed and f"{4:016x}" in printed
@@ -262,8 +262,8 @@ def test_strict_refuses_absent_frames(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scene", "1"], "scenes 0 to 0"),
-        (["--scenes", "0"], "at least 1"),
+        (["--scene", "1"], "counted 0 to 0"),
+        (["--count", "0"], "at least 1"),
         (["--out", "cameras.svg"], r"must end in \.png"),
         (["--out", "absent/cameras.png"], "cannot be written"),
     ],

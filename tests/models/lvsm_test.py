@@ -191,7 +191,7 @@ def test_weight_decay_moves_latents_and_kernels_but_no_scale(model):
 
 def test_the_converter_compares_with_recorded_outputs(family, tmp_path, capsys):
     source, reference = (str(GOLDENS / f"{family}{end}") for end in (".pt", ".npz"))
-    assert convert_main([source, str(tmp_path / "weights"), "--reference", reference]) == 0
+    assert convert_main([source, "--out", str(tmp_path / "weights"), "--reference", reference]) == 0
     output = capsys.readouterr().out
     assert f"{family} (" in output
     assert f"limit={LIMITS[family]:.0e}" in output
@@ -200,7 +200,7 @@ def test_the_converter_compares_with_recorded_outputs(family, tmp_path, capsys):
 def test_recorded_caches_are_not_compared_with_a_model_without_one(tmp_path):
     source, reference = str(GOLDENS / f"{DECODER_ONLY}.pt"), str(GOLDENS / "square.npz")
     with pytest.raises(InputError, match=r"cache_first_layer_k.* has no cache"):
-        convert_main([source, str(tmp_path / "weights"), "--reference", reference])
+        convert_main([source, "--out", str(tmp_path / "weights"), "--reference", reference])
 
 
 def test_session_renders_all_views_it_has(model):

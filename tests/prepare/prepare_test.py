@@ -45,7 +45,7 @@ def complete(source, tmp_path_factory) -> tuple[Path, dict]:
 
 
 def command(source: Path, out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "data_pipeline.prepare", str(source), str(out), *options]
+    return [sys.executable, "-m", "data_pipeline.prepare", str(source), "--out", str(out), *options]
 
 
 def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
@@ -219,7 +219,7 @@ def test_rejected_scenes_are_listed_with_their_reason(tmp_path):
 def test_absent_frames_left_out_are_listed(tmp_path, capsys, monkeypatch):
     capture = nerfstudio.write(tmp_path / "capture", five_cameras())
     (capture / "images" / "frame_00002.png").unlink()
-    arguments = ["prepare", str(capture), str(tmp_path / "out"), "--workers", "1"]
+    arguments = ["prepare", str(capture), "--out", str(tmp_path / "out"), "--workers", "1"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert main() == 0
     assert "capture: 1 listed frames are absent" in capsys.readouterr().out

@@ -50,13 +50,13 @@ def weights(tmp_path_factory, small_model):
 def render(capture, weights, *options):
     """Runs the command; films are 16 pixels high."""
     film = capture.parent / "film.mp4"
-    arguments = [capture, film, "--weights", weights, "--size", 16, *options]
+    arguments = [capture, "--weights", weights, "--size", 16, "--out", film, *options]
     assert main([str(argument) for argument in arguments]) == 0
     return imageio.improps(film, plugin="pyav").shape
 
 
 def test_film_has_the_frames_asked_for_and_a_line_says_what_went_in(capture, weights, capsys):
-    shape = render(capture, weights, "--path", "spiral", "--frames", 5, "--inputs", 3)
+    shape = render(capture, weights, "--path", "spiral", "--frames", 5, "--count", 3)
     assert shape == (5, 384, 384, 3)  # 24 times as large, as 16 rows are few
     out = capsys.readouterr().out
     assert out.count("\n") == 1
@@ -67,7 +67,7 @@ def test_film_has_the_frames_asked_for_and_a_line_says_what_went_in(capture, wei
 
 def test_export_reads_back_as_what_a_session_renders_along_the_path(capture, weights):
     out = capture.parent / "out"
-    options = ("--views", "0,3,4", "--path", "orbit", "--frames", 3, "--export", out)
+    options = ("--inputs", "0,3,4", "--path", "orbit", "--frames", 3, "--export", out)
     render(capture, weights, *options)
 
     frames = [open_scenes(capture)[0].frames[index] for index in (0, 3, 4)]
@@ -89,7 +89,7 @@ def test_export_reads_back_as_what_a_session_renders_along_the_path(capture, wei
 
 
 def test_a_capture_that_keeps_the_axes_of_opencv_is_read_as_said(capture, weights):
-    options = ("--path", "inputs", "--frames", 2, "--inputs", 2, "--export")
+    options = ("--path", "inputs", "--frames", 2, "--count", 2, "--export")
     render(capture, weights, *options, capture.parent / "opengl")
     listing = json.loads((capture / "transforms.json").read_text())
     for frame in listing["frames"]:
@@ -104,15 +104,26 @@ def test_a_capture_that_keeps_the_axes_of_opencv_is_read_as_said(capture, weight
 def test_portrait_capture_makes_a_square_film(tmp_path, weights):
     capture = write_capture(tmp_path / "capture", height=64, width=36)
     out = tmp_path / "out"
-    render(capture, weights, "--path", "orbit", "--frames", 1, "--inputs", 3, "--export", out)
+    render(capture, weights, "--path", "orbit", "--frames", 1, "--count", 3, "--export", out)
     (frame,) = open_scenes(out)[0].frames
     assert (frame.width, frame.height) == (16, 16)
     # The whole width is in it: 36 pixels became 16, and the principal point is off by one of them.
     np.testing.assert_allclose(frame.fxfycxcy, np.array([60, 60, 19, 18]) * 16 / 36, rtol=1e-6)
 
 
+def test_a_wide_film_shows_more_to_both_sides(capture, weights):
+    out, lenses = capture.parent / "out", []
+    for size in ("16", "16x32"):
+        options = ("--path", "orbit", "--frames", 1, "--count", 3, "--size", size)
+        render(capture, weights, *options, "--export", out / size)
+        (frame,) = open_scenes(out / size)[0].frames
+        lenses.append(frame.fxfycxcy)
+    assert (frame.width, frame.height) == (32, 16)
+    np.testing.assert_allclose(lenses[1] - lenses[0], [0, 0, 8, 0], atol=1e-9)
+
+
 def test_path_through_inputs_rounds_frames_up_to_equal_pairs(capture, weights):
-    assert render(capture, weights, "--path", "inputs", "--frames", 5, "--inputs", 3)[0] == 6
+    assert render(capture, weights, "--path", "inputs", "--frames", 5, "--count", 3)[0] == 6
 
 
 def test_camera_path_file_gives_cameras_and_shape(capture, weights):
@@ -120,7 +131,7 @@ def test_camera_path_file_gives_cameras_and_shape(capture, weights):
     intrinsics = np.tile([50.0, 50, 95, 50], (2, 1))
     file, out = capture.parent / "path.json", capture.parent / "out"
     write_camera_path(file, c2w, intrinsics, (100, 190))  # 30.4 wide at 16, so 32
-    render(capture, weights, "--path", file, "--inputs", 3, "--export", out)
+    render(capture, weights, "--path", file, "--count", 3, "--export", out)
     written = open_scenes(out)[0]
     np.testing.assert_allclose(written.c2w, c2w, rtol=0, atol=1e-6)
     np.testing.assert_allclose(written.fxfycxcy, np.tile([8, 8, 16, 8], (2, 1)), rtol=1e-6)
@@ -129,7 +140,7 @@ def test_camera_path_file_gives_cameras_and_shape(capture, weights):
 
 def test_a_saved_path_flies_the_same_film_again(capture, weights):
     file, film = capture.parent / "path.json", capture.parent / "film.mp4"
-    options = ("--inputs", 3, "--fps", 10)
+    options = ("--count", 3, "--fps", 10)
     render(capture, weights, "--path", "orbit", "--frames", 3, "--save-path", file, *options)
     first = film.read_bytes()
     render(capture, weights, "--path", file, *options)
@@ -139,7 +150,7 @@ def test_a_saved_path_flies_the_same_film_again(capture, weights):
 def test_one_of_several_scenes_must_be_named(tmp_path, weights):
     write_capture(tmp_path / "both" / "a")
     write_capture(tmp_path / "both" / "b")
-    options = ("--path", "spiral", "--frames", 1, "--inputs", 3)
+    options = ("--path", "spiral", "--frames", 1, "--count", 3)
     with pytest.raises(InputError, match=r"2 scenes; name one with --scene: a, b"):
         render(tmp_path / "both", weights, *options)
     render(tmp_path / "both", weights, *options, "--scene", "b")
@@ -167,14 +178,18 @@ def test_spread_takes_the_first_and_then_the_farthest():
         (["--path", "orbit", "--frames", 0], "--frames 0"),
         (["--path", "spiral", "--full-circle"], "only --path orbit"),
         (["--path", "orbit", "--save-path", "path.txt"], r"path\.txt: its name must end in \.json"),
-        (["--path", "orbit", "--inputs", 6], r"6 inputs of scene capture, which has 5"),
-        (["--path", "orbit", "--inputs", 1], "at least 2 inputs"),
-        (["--path", "orbit", "--views", "1"], "expected two or more"),
-        (["--path", "orbit", "--views", "1,3,1"], "all different"),
-        (["--path", "orbit", "--views", "1,5"], r"--views 5: scene capture has frames 0 to 4"),
-        (["--path", "orbit", "--views", "1,-2"], r"--views -2"),
+        (["--path", "orbit", "--count", 6], r"6 inputs of scene capture, which has 5"),
+        (["--path", "orbit", "--count", 1], "at least 2 inputs"),
+        (["--path", "orbit", "--inputs", "1"], "expected two or more"),
+        (["--path", "orbit", "--inputs", "8"], "--count says how many"),
+        (["--path", "orbit", "--views", "0,1"], "--views is now --inputs"),
+        (["--path", "orbit", "--full_circle"], "--full_circle is now --full-circle"),
+        (["--path", "none.json", "--size", "16x32"], "says its shape; give a height"),
+        (["--path", "orbit", "--inputs", "1,3,1"], "all different"),
+        (["--path", "orbit", "--inputs", "1,5"], r"--inputs 5: scene capture has frames 0 to 4"),
+        (["--path", "orbit", "--inputs", "1,-2"], r"--inputs -2"),
         (["--path", "orbit", "--size", 20], "20 is not a multiple of patch size 8"),
-        (["--path", "orbit", "--views", "0,1", "--scene", "x"], "no scene named 'x'"),
+        (["--path", "orbit", "--inputs", "0,1", "--scene", "x"], "no scene named 'x'"),
         (["--path", "orbit", "--split", "val"], "split 'val'"),
     ],
 )
@@ -185,7 +200,7 @@ def test_wrong_arguments_are_refused_and_leave_nothing(capture, weights, options
 
 
 def test_wrong_input_is_one_line_and_exit_status_2(tmp_path, capsys):
-    arguments = [str(tmp_path / "none"), "out.mp4", "--weights", "w", "--path", "orbit"]
+    arguments = [str(tmp_path / "none"), "--out", "out.mp4", "--weights", "w", "--path", "orbit"]
     with pytest.raises(SystemExit) as exited:
         main_exit(lambda: main(arguments))
     assert exited.value.code == 2
