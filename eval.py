@@ -14,28 +14,49 @@ interrupted. The last line printed has the scores and those of two trivial basel
 targets: copying the nearest input, and the mean input colour. docs/evaluation.md has the protocol.
 """
 
+# ruff: noqa: E402 - --help is answered before what takes seconds to load
 from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from efficient_lvsm_jax.commands import answer_help, command_line, complete, main_exit
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags besides those of all programs."""
+    own = {"flag_values": values}
+    flags.DEFINE_string("weights", None, "what elvsm.load takes", **own)
+    flags.DEFINE_string("predictions", None, "pictures to score: FOLDER/SCENE/FRAME.png", **own)
+    flags.DEFINE_string(
+        "predictions-named", "frame", "by target frame, or by order: one each, sorted", **own
+    )
+    flags.DEFINE_bool("save-predictions", False, "keep all pictures, score what is kept", **own)
+    flags.DEFINE_bool("restart", False, "discard the results of an earlier run", **own)
+    flags.DEFINE_string("profile", None, "folder for a trace of some batches", **own)
+
+
+if __name__ == "__main__":
+    answer_help(sys.argv, define_flags, usage=__doc__)
 
 import dataclasses
 import datetime
 import math
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import efficient_lvsm_jax
 from data_pipeline.evaluation.scenes import EvaluationScenes
-from efficient_lvsm_jax.commands import command_line, complete, main_exit
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation import comparison
-from efficient_lvsm_jax.evaluation.predictions import NAMED, Predictions
+from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.protocol import (
     EvaluationConfig,
     MachineConfig,
@@ -195,18 +216,7 @@ def main() -> None:
     if "--compare" in sys.argv:
         return comparison.main()
 
-    def define(values: flags.FlagValues) -> None:
-        own = {"flag_values": values}
-        flags.DEFINE_string("weights", None, "what elvsm.load takes", **own)
-        flags.DEFINE_string("predictions", None, "pictures to score: FOLDER/SCENE/FRAME.png", **own)
-        flags.DEFINE_enum(
-            "predictions-named", "frame", NAMED, "by target frame, or one each, sorted", **own
-        )
-        flags.DEFINE_bool("save-predictions", False, "keep all pictures, score what is kept", **own)
-        flags.DEFINE_bool("restart", False, "discard the results of an earlier run", **own)
-        flags.DEFINE_string("profile", None, "folder for a trace of some batches", **own)
-
-    config, values = command_line(sys.argv, define, usage=__doc__, settings=settings_of)
+    config, values = command_line(sys.argv, define_flags, usage=__doc__, settings=settings_of)
     folder = Path(values.workdir) / "evaluation"
     save_predictions = values["save-predictions"].value
     if values.predictions:

@@ -11,25 +11,38 @@ Exit status: 0 all steps are done; 2 something given is wrong, the message says 
 diverged; 143 and 130 ended by SIGTERM and Ctrl-C, after saving (a second one ends at once).
 """
 
+# ruff: noqa: E402 - --help is answered before what takes seconds to load
 from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from efficient_lvsm_jax.commands import answer_help, command_line, complete, main_exit
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags besides those of all programs."""
+    flags.DEFINE_string("profile", None, "folder for a trace of some steps", flag_values=values)
+
+
+if __name__ == "__main__":
+    answer_help(sys.argv, define_flags, usage=__doc__)
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
-from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.batches.pipeline import DataConfig, TrainingBatches, training_batches
-from efficient_lvsm_jax.commands import command_line, complete, main_exit
 from efficient_lvsm_jax.configuration import Settings, build, setting
 from efficient_lvsm_jax.cost import flops
 from efficient_lvsm_jax.cost.memory import estimate
@@ -369,11 +382,7 @@ def settings(config: ConfigDict) -> dict[str, type]:
 
 def main() -> int | None:
     """The command line."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("profile", None, "folder for a trace of some steps", flag_values=values)
-
-    config, values = command_line(sys.argv, define, usage=__doc__, settings=settings)
+    config, values = command_line(sys.argv, define_flags, usage=__doc__, settings=settings)
     join_processes(config.processes)
     workdir = Path(values.workdir)
     try:

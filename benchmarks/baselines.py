@@ -33,7 +33,7 @@ from data_pipeline.batches.pipeline import training_batches
 from efficient_lvsm_jax.aot.training_step import question
 from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.media.curves import Panel, draw_curves
-from efficient_lvsm_jax.runs.__main__ import read_run
+from efficient_lvsm_jax.runs.listing import read_run
 from efficient_lvsm_jax.training.step import init_state, train_step
 
 OURS = "Efficient-LVSM"

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from data_pipeline.batches.pipeline import DataConfig, training_batches
 from data_pipeline.batches.views import draw_window
-from data_pipeline.prepare.__main__ import Preparation, prepare
+from data_pipeline.prepare.data_set import Preparation, prepare
 
 WIDTH, HEIGHT, SIZE = 640, 360, 256
 SETTINGS = {

@@ -22,7 +22,6 @@ import numpy as np
 
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +115,9 @@ class Scene:
             raise InputError(f"{self.name}: no frame whose picture is there")
         if not isinstance(self.frames, tuple):
             return
+        # Here, so that who asks for options alone need not wait for JAX.
+        from efficient_lvsm_jax.geometry.cameras import check_cameras
+
         names = [frame.name for frame in self.frames]
         check_unique(names, f"{self.name}: frames")
         check_cameras(self.c2w, self.fxfycxcy, self.name, labels=names)

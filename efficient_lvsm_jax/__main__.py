@@ -57,7 +57,10 @@ def main() -> None:
         print(f"error: {verb!r} is no verb of elvsm{hint}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
     where, _, *always = VERBS[verb]
-    sys.argv = [f"elvsm {verb}", *always, *sys.argv[2:]]
+    from efficient_lvsm_jax import commands  # as every program does
+
+    commands.started_by = f"elvsm {verb}"
+    sys.argv = [commands.started_by, *always, *sys.argv[2:]]
     if where.endswith(".py"):
         # Beside the package in the repository; a wheel carries both inside of it (setup.py).
         carried = PACKAGE / "programs" / where

@@ -22,6 +22,7 @@ from efficient_lvsm_jax.errors import InputError
 
 OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
 WIDTH = 100  # columns of what is printed
+started_by = ""  # "elvsm VERB", if that runs in this process
 
 # Of a configuration, the dataclasses that its groups become; "" is what belongs to no group.
 Groups = Callable[[ConfigDict], Mapping[str, type]]
@@ -31,15 +32,16 @@ class Parser(argparse.ArgumentParser):
     """A command line without a configuration file; flags are not abbreviated."""
 
     def __init__(self, program: str, about: str, renamed: Mapping[str, str] | None = None):
-        """Args:
+        """A parser without flags.
 
-        program: how it is started, unless by elvsm.
-        about: what it does; may show how it is started.
-        renamed: flags that have a new name, see `check_spelling`.
+        Args:
+          program: how it is started, unless by elvsm.
+          about: what it does, and examples.
+          renamed: flags that have a new name, see `check_spelling`.
         """
         super().__init__(
-            prog=started_as(program),
-            description=about.replace(program, started_as(program)),
+            prog=as_started(program),
+            description=as_started(about),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -52,9 +54,9 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
 
-def started_as(program: str) -> str:
-    """`elvsm VERB` if that started this process, otherwise `program`."""
-    return sys.argv[0] if sys.argv[0].startswith("elvsm ") else program
+def as_started(text: str) -> str:
+    """`text` with `elvsm VERB` where it names the program, if that started this process."""
+    return re.sub(r"python (-m [\w.]+|\w+\.py)", started_by, text) if started_by else text
 
 
 def check_spelling(
@@ -109,24 +111,13 @@ def command_line(
       InputError: no or unreadable configuration file, unknown flag or setting (the message names
         the nearest one), a flag's old name, a value of the wrong type, stray arguments.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "configuration file", flag_values=values, sys_argv=[]
-    )
-    if workdir:
-        flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
-    flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
-    flags.DEFINE_bool("help-settings", False, "print all settings", flag_values=values)
-    if define_flags is not None:
-        define_flags(values)
+    answer_help(argv, define_flags, usage=usage, workdir=workdir)
+    values = _flag_values(define_flags, workdir)
     check_spelling(argv[1:], renamed or {}, [f"--{name}" for name in values])
     argv = _with_configuration(argv)
     overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
     try:
         stray = values([argument for argument in argv if argument not in overrides])[1:]
-        if values.help:
-            print(usage.strip(), values.get_help(), sep="\n\n")
-            raise SystemExit(0)
         if stray:
             raise InputError(f"unexpected argument {stray[0]!r}; see --help")
         all_settings = values["help-settings"].value
@@ -145,6 +136,39 @@ def command_line(
         print("\n".join(describe_settings(settings, config)))
         raise SystemExit(0)
     return config, values
+
+
+def answer_help(
+    argv: Sequence[str],
+    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    *,
+    usage: str,
+    workdir: bool = True,
+) -> None:
+    """Prints usage and flags, and exits, if --help is asked for; arguments as of `command_line`.
+
+    That does so, too; programs call it themselves before they import what takes seconds to load.
+    """
+    if {"-h", "--help"} & {*argv[1:]}:
+        values = _flag_values(define_flags, workdir)
+        print(as_started(usage).strip(), values.get_help(), sep="\n\n")
+        raise SystemExit(0)
+
+
+def _flag_values(
+    define_flags: Callable[[flags.FlagValues], None] | None, workdir: bool
+) -> flags.FlagValues:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "configuration file", flag_values=values, sys_argv=[]
+    )
+    if workdir:
+        flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+    flags.DEFINE_bool("help", False, "print this help", short_name="h", flag_values=values)
+    flags.DEFINE_bool("help-settings", False, "print all settings", flag_values=values)
+    if define_flags is not None:
+        define_flags(values)
+    return values
 
 
 def _overridden(config: ConfigDict, overrides: Sequence[str], settings: Groups) -> ConfigDict:

@@ -31,10 +31,43 @@ def test_an_unknown_verb_names_the_nearest():
 
 
 @pytest.mark.parametrize("verb", elvsm.VERBS)
-def test_every_verb_answers_help(verb):
-    ended = run(verb, "--help")
+def test_every_verb_answers_help_in_its_name_before_it_loads_what_takes_seconds(verb):
+    program = (
+        "import sys\n"
+        "from efficient_lvsm_jax.__main__ import main\n"
+        f"sys.argv = ['elvsm', '{verb}', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    heavy = {'jax', 'flax', 'orbax', 'matplotlib', 'cv2', 'grain'} & set(sys.modules)\n"
+        "    print(*heavy, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout) > 200
+    assert f"elvsm {verb} " in ended.stdout and len(ended.stdout) > 200
+    assert "python -m" not in ended.stdout
+    assert ended.stderr.split() == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "old", "new"),
+    [
+        ("eval", "--save_predictions", "--save-predictions"),
+        ("eval", "--predictions_named=order", "--predictions-named"),
+        ("render", "--views", "--inputs"),
+        ("inspect", "--scenes", "--count"),
+        ("prepare", "--vertical_fov", "--vertical-fov"),
+        ("export", "--inputs", "--count"),
+        ("runs", "--output", "--out"),
+        ("estimate", "--json", "--out"),
+        ("aot", "--precision=int8", "--cache"),
+    ],
+)
+def test_a_flag_that_was_renamed_is_answered_with_its_name(verb, old, new):
+    ended = run(verb, old)
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {old.partition('=')[0]} is now {new}\n"
 
 
 def test_finding_a_verb_loads_nothing_else():

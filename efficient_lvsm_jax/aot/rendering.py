@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from efficient_lvsm_jax.aot import PROGRAMS
 from efficient_lvsm_jax.aot.training_step import Compiled, placed, what_became_of
 from efficient_lvsm_jax.cost.memory import bytes_per_device
 from efficient_lvsm_jax.errors import InputError
@@ -21,7 +22,6 @@ from efficient_lvsm_jax.nn.flops import Flops
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import BATCH, check_divides, make_mesh
 
-PROGRAMS = ("encode", "decode", "append")
 PARAMETERS = "parameters that it reads"
 
 

@@ -13,10 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from efficient_lvsm_jax.commands import Parser, main_exit
-from efficient_lvsm_jax.convert import convert
-from efficient_lvsm_jax.convert.reference import compare, read_reference
-from efficient_lvsm_jax.weights.load import load
-from efficient_lvsm_jax.weights.lpips import PUBLISHED, convert_lpips
 
 ABOVE_LIMIT = 3
 
@@ -53,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments.sources) > 1:
         parser.error(f"{len(arguments.sources)} sources; several are only taken with --lpips")
 
+    # Here, so that --help need not wait for it.
+    from efficient_lvsm_jax.convert.conversion import convert
+    from efficient_lvsm_jax.convert.reference import compare, read_reference
+    from efficient_lvsm_jax.weights.load import load
+
     reference = read_reference(arguments.reference) if arguments.reference else None
     done = convert(arguments.sources[0], arguments.out)
     numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())
@@ -73,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert_lpips(sources: Sequence[str], destination: str) -> int:
+    from efficient_lvsm_jax.weights.lpips import PUBLISHED, convert_lpips
+
     done = convert_lpips(sources, destination)
     print(f"{destination}: LPIPS 0.1 with VGG16, {done.parameters} parameters")
     for name, digest in done.sources:

@@ -71,7 +71,7 @@ class Predictions:
     def __init__(self, folder: str | Path, *, named: str = "frame"):
         self.folder, self.named = Path(folder), named
         if named not in NAMED:
-            raise InputError(f"named={named!r}: expected one of {', '.join(NAMED)}")
+            raise InputError(f"--predictions-named={named}: expected one of {', '.join(NAMED)}")
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder of predictions")
 

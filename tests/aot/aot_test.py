@@ -6,7 +6,7 @@ from conftest import GOLDENS
 
 from configs import objaverse_512, re10k_256, re10k_512, re10k_512_finetune
 from efficient_lvsm_jax.aot import __main__ as aot
-from efficient_lvsm_jax.aot import topologies
+from efficient_lvsm_jax.aot import report, topologies
 from efficient_lvsm_jax.aot.hlo import read_program
 from efficient_lvsm_jax.aot.training_step import Compiled, question
 from efficient_lvsm_jax.cost.chips import CHIPS, GIB, read_topology
@@ -84,8 +84,8 @@ def test_a_compiled_step_is_told_with_its_memory_collectives_and_kernels():
     expected = asked.estimate("tpu")
     program = read_program((GOLDENS / "tpu_program.txt").read_text())
     compiled = Compiled({"parameters": GIB, "temporaries": 2 * GIB}, program)
-    answer = aot.report(asked, read_topology("v5e:4x4"), 2 * GIB, expected, compiled)
-    printed = "\n".join(aot.lines(answer))
+    answer = report.report(asked, read_topology("v5e:4x4"), 2 * GIB, expected, compiled)
+    printed = "\n".join(report.lines(answer))
     assert "3.00 GiB of 2.00: DOES NOT FIT" in printed
     assert "all-gather               5 x,       0.2 MiB, each device sends 0.1 MiB" in printed
     assert "splash_mha_fwd_residuals x 5" in printed
@@ -97,7 +97,7 @@ def test_the_least_time_of_a_step_is_that_of_its_products_at_half_a_matrix_unit(
     config.losses.perceptual = 0.0
     asked = question(config, 16)
     expected = asked.estimate("tpu")
-    bound = aot.report(asked, read_topology("v5e:4x4"), 16 * GIB, expected, None)["roofline"]
+    bound = report.report(asked, read_topology("v5e:4x4"), 16 * GIB, expected, None)["roofline"]
     executed = asked.flops().executed
     linear, attention = executed.linear / 16 / 197e12, executed.attention / 16 / 197e12
     assert bound["matrix_s"] == pytest.approx(linear)

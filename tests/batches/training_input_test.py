@@ -19,7 +19,7 @@ from five_cameras import five_cameras
 
 from data_pipeline.batches.pipeline import DataConfig, training_batches, training_dataset
 from data_pipeline.posed_scenes import FOLDER
-from data_pipeline.prepare.__main__ import Preparation, prepare
+from data_pipeline.prepare.data_set import Preparation, prepare
 from data_pipeline.scenes import scene_of_arrays
 from efficient_lvsm_jax.errors import InputError
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import GOLDENS
 
-from efficient_lvsm_jax.convert import convert
+from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.weights.folder import load_weights
 from efficient_lvsm_jax.weights.load import read_published

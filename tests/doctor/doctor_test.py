@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from efficient_lvsm_jax.cost.memory import GIB, bytes_of_page
-from efficient_lvsm_jax.doctor import __main__ as doctor
+from efficient_lvsm_jax.doctor import machine as doctor
 from efficient_lvsm_jax.geometry.cameras import Views
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model, init_params

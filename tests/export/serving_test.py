@@ -16,8 +16,9 @@ from conftest import SMALL, one_view, random_views
 from efficient_lvsm_jax import Session
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.export import load_exported
-from efficient_lvsm_jax.export.__main__ import CUDNN_CALL, PLATFORMS, Shapes, export, main
+from efficient_lvsm_jax.export.__main__ import main
 from efficient_lvsm_jax.export.load_exported import Programs
+from efficient_lvsm_jax.export.programs import CUDNN_CALL, PLATFORMS, Shapes, export
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model, init_params
 from efficient_lvsm_jax.nn import cache as pages

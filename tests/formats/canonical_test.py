@@ -17,7 +17,7 @@ from capture_writers import (
 from five_cameras import assert_reads_as, five_cameras
 
 from data_pipeline.formats import FORMATS, open_scenes
-from data_pipeline.prepare.__main__ import Preparation, prepare
+from data_pipeline.prepare.data_set import Preparation, prepare
 from data_pipeline.scenes import ReadOptions
 
 ONE_LENS = {"same_intrinsics": True}

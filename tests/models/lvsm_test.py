@@ -12,8 +12,8 @@ from torch_files import write_arrays
 
 import efficient_lvsm_jax as elvsm
 import train as trainer
-from efficient_lvsm_jax.convert import convert
 from efficient_lvsm_jax.convert.__main__ import main as convert_main
+from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.torch_file import open_torch
 from efficient_lvsm_jax.models.families import configure

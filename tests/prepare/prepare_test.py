@@ -22,7 +22,8 @@ from five_cameras import five_cameras
 from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import resize_and_crop
 from data_pipeline.posed_scenes import FOLDER
-from data_pipeline.prepare.__main__ import Preparation, main, prepare, verify
+from data_pipeline.prepare.__main__ import main
+from data_pipeline.prepare.data_set import Preparation, prepare, verify
 from data_pipeline.scenes import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 

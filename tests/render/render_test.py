@@ -17,7 +17,8 @@ from efficient_lvsm_jax import SceneFrame, Session
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.paths import orbit
-from efficient_lvsm_jax.render.__main__ import main, spread
+from efficient_lvsm_jax.render.__main__ import main
+from efficient_lvsm_jax.render.film import spread
 from efficient_lvsm_jax.weights.folder import save_weights
 from efficient_lvsm_jax.weights.load import load
 

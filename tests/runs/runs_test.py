@@ -19,7 +19,7 @@ from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.media.curves import Panel, draw_curves
 from efficient_lvsm_jax.media.plots import COLOURS, png
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
-from efficient_lvsm_jax.runs.__main__ import draw_runs, find_runs, listing, read_run, state_of
+from efficient_lvsm_jax.runs.listing import draw_runs, find_runs, listing, read_run, state_of
 from efficient_lvsm_jax.runs.provenance import record_start
 from efficient_lvsm_jax.runs.run_log import RunLog, Status
 from efficient_lvsm_jax.weights.workdir import claim_workdir

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, random_views
 
 from efficient_lvsm_jax import InputError, SceneFrame, Session
-from efficient_lvsm_jax.convert import convert
+from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.files.manifest import write_manifest
 from efficient_lvsm_jax.models.model import Model, _call
 from efficient_lvsm_jax.weights.folder import save_weights

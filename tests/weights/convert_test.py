@@ -6,7 +6,7 @@ from conftest import GOLDENS
 from torch_files import Raw, encode, write_arrays, write_torch
 
 import efficient_lvsm_jax as elvsm
-from efficient_lvsm_jax.convert import convert
+from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
 from efficient_lvsm_jax.files.stored import StoredTensor

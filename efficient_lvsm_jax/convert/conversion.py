@@ -1,0 +1,90 @@
+"""A model's weights from published files, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.safetensors_file import write_safetensors
+from efficient_lvsm_jax.models.view_synthesis import ModelConfig
+from efficient_lvsm_jax.weights import folder as weights
+from efficient_lvsm_jax.weights.load import load, read_file
+from efficient_lvsm_jax.weights.published import Published, bring_out, count_tensors
+from efficient_lvsm_jax.weights.source import HUB, fetch, sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote.
+
+    Attributes:
+      family, config: of the model.
+      parameters: number of values.
+      tensors: number of published tensors.
+      sha256: of the source file; of the written file if the source is a folder.
+      left_out: number of tensors that were not taken over, by reason.
+    """
+
+    family: str
+    config: ModelConfig
+    parameters: int
+    tensors: int
+    sha256: str
+    left_out: dict[str, int]
+
+
+def convert(source: str | Path, destination: str | Path) -> Conversion:
+    """Converts published weights to a weights folder, or any weights to a published file.
+
+    Args:
+      source: a .pt, .pth or .safetensors file in the published layout, or hf://OWNER/REPO/FILE;
+        also a weights folder or training workdir if the destination is a file.
+      destination: a new folder; or a new file that ends in .safetensors, which gets the published
+        names and layout.
+
+    Raises:
+      InputError: the source is not what it should be, or damaged; the destination exists or cannot
+        be written. Nothing is left at the destination then.
+    """
+    source_name, destination = str(source), Path(destination)
+    if os.path.lexists(destination):
+        raise InputError(f"{destination} already exists; name another, or remove it first")
+    to_file = destination.suffix == ".safetensors"
+    if to_file and not source_name.startswith(HUB) and Path(source).is_dir():
+        published, digest = _published_from_folder(Path(source)), None
+    else:
+        path = fetch(source)
+        published, digest = read_file(path), sha256(path)
+
+    if to_file:
+        tensors = bring_out(published.params, published.family, published.config)
+        write_safetensors(destination, tensors)
+        digest = digest or sha256(destination)
+    else:
+        info = {
+            "family": published.family,
+            "config": published.config.architecture,
+            "source": source_name if source_name.startswith(HUB) else Path(source).name,
+            "sha256": digest,
+            "tensors": published.tensors,
+        }
+        weights.save_weights(destination, published.params, info)
+    parameters = sum(x.size for x in jax.tree.leaves(published.params))
+    return Conversion(
+        published.family,
+        published.config,
+        parameters,
+        published.tensors,
+        digest,
+        published.left_out,
+    )
+
+
+def _published_from_folder(folder: Path) -> Published:
+    model = load(folder)
+    tensors = count_tensors(model.family, model.config)
+    return Published(model.family, model.params, model.config, tensors, {})
