@@ -49,7 +49,6 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import efficient_lvsm_jax
 from data_pipeline.evaluation.scenes import EvaluationScenes
@@ -75,6 +74,7 @@ from efficient_lvsm_jax.evaluation.scoring import Scorer, batches, padded_size
 from efficient_lvsm_jax.evaluation.shown import render_shown, save
 from efficient_lvsm_jax.evaluation.summary import numbers, print_results
 from efficient_lvsm_jax.files.writing import json_safe, write_json, written_whole
+from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.sharding import make_mesh
@@ -191,8 +191,7 @@ def score_missing(
     trace = StepTrace(
         options.profile, "batches of scenes", warm_up=1, total=math.ceil(len(order) / size)
     )
-    progress = tqdm(total=len(scenes), initial=len(done), unit="scene", desc="scoring")
-    with progress as bar, trace:
+    with Progress("scoring", len(scenes), "scenes", done=len(done)) as progress, trace:
         for batch in batches(scenes, order, size, skip_unreadable=skip):
             if isinstance(batch[0], SceneScores):
                 results.append(batch)
@@ -203,7 +202,7 @@ def score_missing(
                     for scene, rendered in zip(batch, pictures, strict=True):
                         save(folder, scene, rendered)
                 results.append(rows)
-            bar.update(len(batch))
+            progress.advance(len(batch))
 
 
 def settings_of(config: ConfigDict) -> dict[str, type]:

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data_pipeline.batches.pipeline import DataConfig, training_batches
 from data_pipeline.batches.views import draw_window
 from data_pipeline.prepare.data_set import Preparation, prepare
+from efficient_lvsm_jax.media.progress import counted
 
 WIDTH, HEIGHT, SIZE = 640, 360, 256
 SETTINGS = {
@@ -52,7 +52,7 @@ def write_films(folder: Path, scenes: int, frames: int) -> Path:
     """Films that pan over pictures with the spectrum of photos, in the prepared layout."""
     split = folder / "train"
     (split / "metadata").mkdir(parents=True)
-    for scene in tqdm(range(scenes), desc="writing films", unit="film"):
+    for scene in counted(range(scenes), "writing films", scenes, "films"):
         name = f"film-{scene:04d}"
         pictures = split / "images" / name
         pictures.mkdir(parents=True)

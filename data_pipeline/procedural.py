@@ -21,6 +21,7 @@ import numpy as np
 
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.media.progress import counted
 
 SPLITS = {"train": 0, "heldout": 1}
 SOLID, CHECKER, STRIPES, NOISE = range(4)
@@ -77,7 +78,7 @@ class ProceduralScenes:
       split: "train" or "heldout". The split is part of every scene's seed sequence, so the two
         share no scene whatever their seeds and sizes.
       recipe: what the rooms look like.
-      progress: draw a progress bar on stderr while rendering.
+      progress: say on standard error how far it is.
 
     All images are rendered here, once, into one uint8 array (55 kB a scene at 48 px x 8 views).
     `source[i]` is {"image" uint8 [V, Y, X, 3], "c2w" float32 [V, 4, 4] (world space, metres),
@@ -234,11 +235,8 @@ def _render_all(recipe: SceneRecipe, count: int, seed: int, split: str, progress
     fxfycxcy = np.empty((count, views, 4), np.float32)
     image = np.empty((count, views, size, size, 3), np.uint8)
     starts = range(0, count, chunk)
-    if progress:
-        from tqdm import tqdm
-
-        starts = tqdm(starts, desc=f"drawing {count} {split} scenes", unit="chunk")
-    for start in starts:
+    what = f"drawing {count} {split} scenes"
+    for start in counted(starts, what, len(starts), "chunks", shown=progress):
         stop = min(start + chunk, count)
         # The last chunk is filled up with its own first scene: one shape, one compilation.
         indices = [*range(start, stop), *[start] * (chunk - (stop - start))]

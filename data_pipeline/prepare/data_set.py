@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipeline.batches.workers import end_when_closed, interrupts_held
 from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
@@ -24,6 +22,7 @@ from data_pipeline.prepare.shards import Preparation, open_source, sha256, write
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_json_object
 from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.media.progress import Progress, counted
 
 SCENES_PER_SHARD = 200  # half a gigabyte of RealEstate10K at 256 px, and some 300 files
 PLAN = "plan.json"  # of what the unfinished shards beside it are made
@@ -99,7 +98,7 @@ def verify(out: str | Path) -> list[str]:
     faults = []
     for path in manifests:
         shards = listed_shards(path, read_json_object(path))
-        for shard in tqdm(shards, desc=path.stem, unit="shard"):
+        for shard in counted(shards, path.stem, len(shards), "shards"):
             file = path.parent / shard.file
             try:
                 check_shard(file, shard.bytes)
@@ -154,17 +153,13 @@ def _write_parts(
         if (parts / f"{number:05d}.json").exists()
     }
     missing = [number for number in range(len(ranges)) if number not in done]
-    bar = tqdm(
-        total=num_scenes,
-        initial=sum(len(ranges[number]) for number in done),
-        unit="scene",
-        desc=f"preparing {preparation.split}",
-    )
+    before = sum(len(ranges[number]) for number in done)
+    progress = Progress(f"preparing {preparation.split}", num_scenes, "scenes", done=before)
     # Spawned, not forked: the parent has threads.
     spawning = multiprocessing.get_context("spawn")
     parent_ended, lifeline = spawning.Pipe(duplex=False)
     with (
-        bar,
+        progress,
         parent_ended,
         lifeline,
         concurrent.futures.ProcessPoolExecutor(
@@ -180,7 +175,7 @@ def _write_parts(
             for future in concurrent.futures.as_completed(waiting):
                 number = waiting[future]
                 done[number] = future.result()
-                bar.update(len(ranges[number]))
+                progress.advance(len(ranges[number]))
         except concurrent.futures.BrokenExecutor as error:
             raise InputError(
                 "a process that prepares scenes died (out of memory?); the same command goes on "

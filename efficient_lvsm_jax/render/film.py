@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.captures.export import CaptureWriter
@@ -20,6 +19,7 @@ from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
+from efficient_lvsm_jax.media.progress import counted
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.render import FRAMES, INPUTS
 from efficient_lvsm_jax.sessions.session import Session
@@ -80,7 +80,7 @@ def _pictures(
 ) -> Iterator[np.ndarray]:
     """The pictures of the film one by one, uint8 [Y, X, 3]; appends what each took to `seconds`."""
     cameras = zip(flight.c2w, flight.fxfycxcy, strict=True)
-    for c2w, fxfycxcy in tqdm(cameras, total=len(flight.c2w), unit="frame", desc="rendering"):
+    for c2w, fxfycxcy in counted(cameras, "rendering", len(flight.c2w), "frames"):
         start = time.perf_counter()
         picture = session.render(c2w, fxfycxcy, flight.size)
         picture = np.round(255 * picture).astype(np.uint8)  # the model's range is [0, 1]

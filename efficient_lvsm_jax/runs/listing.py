@@ -24,7 +24,7 @@ from efficient_lvsm_jax.files.writing import read_json
 from efficient_lvsm_jax.media.curves import MOST_CURVES, Panel, draw_curves
 from efficient_lvsm_jax.media.page import data_uri, write_page
 from efficient_lvsm_jax.media.plots import png
-from efficient_lvsm_jax.runs.progress import duration
+from efficient_lvsm_jax.media.progress import duration
 from efficient_lvsm_jax.runs.provenance import RUN_FILE, read_starts
 from efficient_lvsm_jax.runs.run_log import (
     METRICS_FILE,

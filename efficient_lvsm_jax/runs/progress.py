@@ -11,9 +11,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import itertools
-import math
-import os
 import statistics
 import sys
 import time
@@ -24,6 +21,7 @@ import jax
 from tqdm import tqdm
 
 from efficient_lvsm_jax.cost.chips import PEAK_FLOPS
+from efficient_lvsm_jax.media.progress import duration, is_terminal
 
 WIDTH = 100  # columns of the line
 REMEMBERED = 10  # readings the remaining time is judged by
@@ -53,7 +51,8 @@ class Reading:
       scenes_per_s, images_per_s: of all processes; images are inputs and targets. While computing,
         as step_s.
       mfu: model FLOPs over the devices' peak in the same time; None if either is unknown.
-      remaining_s: until the last step at the pace of the last readings, everything included.
+      remaining_s: until the last step at the pace of the last readings, everything included but
+        steps that compiled; None before there is another.
     """
 
     steps: int
@@ -64,7 +63,7 @@ class Reading:
     scenes_per_s: float
     images_per_s: float
     mfu: float | None
-    remaining_s: float
+    remaining_s: float | None
 
     @property
     def data_share(self) -> float:
@@ -88,8 +87,8 @@ class StepClock:
         values = jax.device_get(metrics)  # every `log.every` steps: all so far are finished
         reading = clock.read(steps_to_go)
 
-    The first reading includes compilation and is left out of the remaining time once there are
-    others.
+    A step with another number of images than all before it is taken to compile, and is left out of
+    the remaining time with what passed since the step before it.
     """
 
     KINDS = ("data", "checkpoint", "pictures")
@@ -111,10 +110,13 @@ class StepClock:
         self.waited = dict.fromkeys(self.KINDS, 0.0)  # since the start
         self._paces: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._readings = 0
+        self._stepped_at = self._began
+        self._compiled: set[tuple[int, int]] = set()  # scenes and images of steps there were
         self._reset()
 
     def _reset(self) -> None:
         self._steps = self._scenes = self._images = 0
+        self._compiling, self._compiling_s = 0, 0.0  # steps, and what they took
         self._flops: float | None = 0.0
         self._waits = dict.fromkeys(self.KINDS, 0.0)
 
@@ -139,6 +141,12 @@ class StepClock:
 
         flops: of the model, forward and backward, see `cost.flops.train_step`; None if unknown.
         """
+        now = self._clock()
+        if (scenes, images) not in self._compiled:
+            self._compiled.add((scenes, images))
+            self._compiling += 1
+            self._compiling_s += now - max(self._stepped_at, self._last)
+        self._stepped_at = now
         self._steps += 1
         self._scenes += scenes
         self._images += images
@@ -151,10 +159,12 @@ class StepClock:
         elapsed, self._last = now - self._last, now
         steps, waits = max(self._steps, 1), self._waits
         busy = max(elapsed - waits["checkpoint"] - waits["pictures"], 1e-9)
-        if self._readings == 1:
-            self._paces.clear()  # of the first reading, which compiled
+        if self._steps > self._compiling:
+            if self._readings == 1:
+                self._paces.clear()  # of the first reading, in which more may have been made ready
+            pace = (elapsed - self._compiling_s) / (self._steps - self._compiling)
+            self._paces.append(pace)
         self._readings += 1
-        self._paces.append(elapsed / steps)
         utilisation = None
         if self._peak and self._flops:
             utilisation = self._flops / busy / self._peak
@@ -167,7 +177,7 @@ class StepClock:
             scenes_per_s=self._scenes / busy,
             images_per_s=self._images / busy,
             mfu=utilisation,
-            remaining_s=steps_to_go * statistics.mean(self._paces),
+            remaining_s=steps_to_go * statistics.mean(self._paces) if self._paces else None,
         )
         self._reset()
         return reading
@@ -191,7 +201,7 @@ class Progress:
         """Starts at `step` of `steps`, on standard output unless another file is named."""
         self._file = file or sys.stdout
         shown = (jax.process_index() if process is None else process) == 0
-        self._lines = shown and not _is_terminal(self._file)
+        self._lines = shown and not is_terminal(self._file)
         self._step = step
         self._total = f"{steps // 1000}k" if steps >= 10_000 and steps % 1000 == 0 else str(steps)
         self._bar = tqdm(
@@ -226,16 +236,6 @@ class Progress:
         self._bar.set_description_str(line)
 
 
-def _is_terminal(file: TextIO) -> bool:
-    """Whether a line can stay in place there; some jobs have a terminal without rows or columns."""
-    if not file.isatty():
-        return False
-    try:
-        return 0 not in os.get_terminal_size(file.fileno())
-    except OSError:
-        return True
-
-
 def progress_line(values: Mapping[str, float], reading: Reading, width: int) -> str:
     """Numbers in at most `width` columns, of 100 there is room for all.
 
@@ -245,7 +245,7 @@ def progress_line(values: Mapping[str, float], reading: Reading, width: int) -> 
     parts = [
         f"loss {values['loss']:.4f}",
         f"{values['psnr']:.1f}dB",
-        f"{duration(reading.remaining_s)} left",
+        f"{'?' if reading.remaining_s is None else duration(reading.remaining_s)} left",
         f"lr {rate}",
         f"{_short(reading.scenes_per_s)} scenes {_short(reading.images_per_s)} img/s",
         f"{_time(reading.step_s)} data {_time(reading.data_s)} {reading.data_share:.0%}",
@@ -257,18 +257,6 @@ def progress_line(values: Mapping[str, float], reading: Reading, width: int) -> 
     while len(" ".join(parts)) > width:
         parts.pop()
     return " ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """3d04h, 3h04m, 3m04s or 4s."""
-    if not math.isfinite(seconds):
-        return "?"
-    total = round(seconds)
-    units = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-    for (large, name), (small, part) in itertools.pairwise(units):
-        if total >= large:
-            return f"{total // large}{name}{total % large // small:02d}{part}"
-    return f"{total}s"
 
 
 def _time(seconds: float) -> str:

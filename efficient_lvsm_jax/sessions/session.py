@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, check_cameras
+from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.paged import Pages
@@ -224,7 +224,7 @@ class Session:
             compiles when it is first rendered: padding it to one of these would change it, as the
             patches of a picture attend to each other.
           targets: how many pictures are rendered at a time, out of TARGET_GROUPS.
-          progress: show a bar.
+          progress: say on standard error how far it is.
 
         Raises:
           InputError: there are views already, a size the patch does not divide, an unknown group,
@@ -249,15 +249,15 @@ class Session:
         total = 1 + len(rooms) * len(steps)
         picture = np.zeros((*size, 3), np.float32)
         try:
-            with tqdm(total=total, desc="compiling", disable=not progress) as bar:
+            with Progress("compiling", total, "programs", shown=progress) as compiled:
                 self.replace(self.add(picture, *camera), picture, *camera)
-                bar.update()
+                compiled.advance()
                 for room in rooms:
                     while len(self.views) < room:
                         self.add(picture, *camera)
                     for each, count in steps:
                         self.render(*(np.stack([x] * count) for x in camera), each)
-                        bar.update()
+                        compiled.advance()
         finally:
             for view in self.views:
                 self.remove(view)

@@ -10,7 +10,6 @@ from efficient_lvsm_jax.runs.progress import (
     Progress,
     Reading,
     StepClock,
-    duration,
     peak_flops,
     progress_line,
 )
@@ -70,6 +69,24 @@ def test_remaining_time_forgets_the_compilation_and_counts_everything_else():
             time.now += 2.0
         reading = clock.read(10)
     assert reading.remaining_s == pytest.approx(20.0)
+
+
+def test_remaining_time_is_that_of_steps_after_those_that_compile():
+    time = FakeTime()
+    clock = StepClock(clock=time)
+    run_steps(clock, time, 1, step_s=300.0)
+    reading = clock.read(10)
+    assert reading.remaining_s is None and "remaining_s" not in reading.numbers()
+    assert "? left" in progress_line(VALUES, reading, WIDTH)
+    run_steps(clock, time, 4, step_s=2.0)
+    time.now += 200.0  # as many images as never before: another program
+    clock.stepped(scenes=4, images=28)
+    assert clock.read(10).remaining_s == pytest.approx(20.0)
+
+    clock = StepClock(clock=time)
+    run_steps(clock, time, 1, step_s=300.0)
+    run_steps(clock, time, 3, step_s=2.0)
+    assert clock.read(10).remaining_s == pytest.approx(20.0)
 
 
 def test_utilisation_is_model_flops_over_peak_and_left_out_where_either_is_unknown():
@@ -148,11 +165,3 @@ def test_processes_but_the_first_say_nothing():
             progress.stepped()
             progress.show(VALUES, LARGE)
         assert out.getvalue() == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(4, "4s"), (184, "3m04s"), (11_040, "3h04m"), (274_000, "3d04h"), (float("inf"), "?")],
-)
-def test_durations_have_two_units(seconds, expected):
-    assert duration(seconds) == expected
