@@ -1,10 +1,35 @@
-"""How to read a capture or data set, as flags of the commands that read one."""
+"""How to read a capture or data set, and the flags of the commands that read one.
+
+Flags are defined before anything is computed, so this imports no numbers and no pictures.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
-from data_pipeline.scenes import AXES, ReadOptions
+from efficient_lvsm_jax.configuration import Settings, setting
+
+AXES = ("opengl", "opencv")  # x right; y up, z backward, or y down, z forward
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions(Settings):
+    """How to read what a format leaves open.
+
+    Attributes:
+      strict: refuse a scene of which listed frames are absent; otherwise a warning names them.
+      split: "train", "val" or "test" of formats that keep several; "" reads what there is, and is
+        an error where a choice must be made.
+      vertical_fov: degrees, of object renders, which do not store their intrinsics.
+      axes: of the cameras in transforms.json files, which do not say: "opengl", as nerfstudio and
+        Blender write them, or "opencv".
+    """
+
+    strict: bool = False
+    split: str = ""
+    vertical_fov: float = setting(49.1, above=0, below=180)
+    axes: str = setting(AXES[0], choices=AXES)
 
 
 def add_read_options(parser: argparse.ArgumentParser, split: str = "--split") -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from efficient_lvsm_jax.configuration import Settings, setting
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 log = logging.getLogger(__name__)
-
-AXES = ("opengl", "opencv")  # x right; y up, z backward, or y down, z forward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +114,6 @@ class Scene:
             raise InputError(f"{self.name}: no frame whose picture is there")
         if not isinstance(self.frames, tuple):
             return
-        # Here, so that who asks for options alone need not wait for JAX.
-        from efficient_lvsm_jax.geometry.cameras import check_cameras
-
         names = [frame.name for frame in self.frames]
         check_unique(names, f"{self.name}: frames")
         check_cameras(self.c2w, self.fxfycxcy, self.name, labels=names)
@@ -174,25 +170,6 @@ class Scenes(Sequence):
 
     def __repr__(self) -> str:
         return f"Scenes({self.format!r}, {str(self.path)!r}, {len(self)} scenes)"
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadOptions(Settings):
-    """How to read what a format leaves open.
-
-    Attributes:
-      strict: refuse a scene of which listed frames are absent; otherwise a warning names them.
-      split: "train", "val" or "test" of formats that keep several; "" reads what there is, and is
-        an error where a choice must be made.
-      vertical_fov: degrees, of object renders, which do not store their intrinsics.
-      axes: of the cameras in transforms.json files, which do not say: "opengl", as nerfstudio and
-        Blender write them, or "opencv".
-    """
-
-    strict: bool = False
-    split: str = ""
-    vertical_fov: float = setting(49.1, above=0, below=180)
-    axes: str = setting(AXES[0], choices=AXES)
 
 
 def scene_of(

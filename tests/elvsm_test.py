@@ -39,7 +39,7 @@ def test_every_verb_answers_help_in_its_name_before_it_loads_what_takes_seconds(
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    heavy = {'jax', 'flax', 'orbax', 'matplotlib', 'cv2', 'grain'} & set(sys.modules)\n"
+        "    heavy = {'jax', 'flax', 'orbax', 'matplotlib', 'numpy', 'cv2'} & set(sys.modules)\n"
         "    print(*heavy, file=sys.stderr)\n"
     )
     command = [sys.executable, "-c", program]

@@ -32,7 +32,8 @@ from data_pipeline.captures.camera_path_files import read_camera_path, write_cam
 from data_pipeline.evaluation.index import read_index
 from data_pipeline.formats import array_record, open_scenes
 from data_pipeline.pictures.images import decode_jpeg_into
-from data_pipeline.scenes import Frame, ReadOptions, Scene
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 from efficient_lvsm_jax.weights.vgg19 import read_vgg19

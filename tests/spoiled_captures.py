@@ -24,7 +24,8 @@ from five_cameras import five_cameras, jpeg, png
 
 from data_pipeline.formats import open_scenes
 from data_pipeline.posed_scenes import FOLDER
-from data_pipeline.scenes import ReadOptions, Scene
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Scene
 from efficient_lvsm_jax.errors import InputError
 
 TRUTH = five_cameras(centred=True)  # which every format can hold

@@ -39,7 +39,8 @@ from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.pictures.scratch import scratch
 from data_pipeline.pictures.transforms import crop_into, portrait_to_square
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import Frame, ReadOptions, Scene, scene_of_arrays
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame, Scene, scene_of_arrays
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import normalise_poses

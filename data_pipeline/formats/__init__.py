@@ -27,7 +27,8 @@ from data_pipeline.formats import (
     torch_chunks,
 )
 from data_pipeline.pictures.frames import PICTURE_SUFFIXES
-from data_pipeline.scenes import ReadOptions, Scene, Scenes, log
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 

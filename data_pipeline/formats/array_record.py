@@ -20,7 +20,8 @@ import numpy as np
 from data_pipeline.formats.splits import choose_split
 from data_pipeline.pictures.images import decode_image
 from data_pipeline.posed_scenes import FOLDER
-from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside, read_json_object
 from efficient_lvsm_jax.geometry.cameras import check_cameras

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from data_pipeline.formats.transforms_json import read_frames, read_listed
 from data_pipeline.pictures.frames import PICTURE_SUFFIXES
-from data_pipeline.scenes import ReadOptions, Scene, check_unique
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Scene, check_unique
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 

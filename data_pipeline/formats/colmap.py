@@ -26,15 +26,8 @@ from data_pipeline.formats.colmap_model import (
 )
 from data_pipeline.pictures.distortion import undistortion
 from data_pipeline.pictures.frames import PICTURE_FOLDERS, picture_frame
-from data_pipeline.scenes import (
-    Frame,
-    Observations,
-    ReadOptions,
-    Scene,
-    check_unique,
-    log,
-    scene_of,
-)
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame, Observations, Scene, check_unique, log, scene_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 

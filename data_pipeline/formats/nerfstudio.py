@@ -18,7 +18,8 @@ from typing import Any
 from data_pipeline.formats.json_values import items
 from data_pipeline.formats.transforms_json import ListedFrame, listed_name, read_frames, read_listed
 from data_pipeline.pictures.frames import COPIES
-from data_pipeline.scenes import ReadOptions, Scene
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 

@@ -19,7 +19,8 @@ import numpy as np
 from data_pipeline.formats.npy_arrays import read_numbers
 from data_pipeline.pictures.frames import picture_frame, world_from_camera
 from data_pipeline.pictures.images import oriented_size
-from data_pipeline.scenes import Frame, ReadOptions, Scene, scene_of
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame, Scene, scene_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 

@@ -22,7 +22,8 @@ from data_pipeline.formats.json_values import fields, items, numbers, required, 
 from data_pipeline.formats.splits import choose_split
 from data_pipeline.pictures.frames import picture_frame, world_from_camera
 from data_pipeline.pictures.images import load_image
-from data_pipeline.scenes import Frame, ReadOptions, Scene, Scenes, scene_of
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside, read_json_object, read_text
 

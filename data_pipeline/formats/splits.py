@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 

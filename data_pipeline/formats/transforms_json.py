@@ -28,7 +28,8 @@ from data_pipeline.formats.json_values import (
 from data_pipeline.pictures import distortion
 from data_pipeline.pictures.frames import opencv_from_opengl, picture_frame
 from data_pipeline.pictures.images import oriented_size
-from data_pipeline.scenes import Frame, ReadOptions, Scene, check_unique, scene_of
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame, Scene, check_unique, scene_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_json_object
 from efficient_lvsm_jax.geometry.cameras import check_cameras

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from data_pipeline.read_options import add_read_options, read_options
 from efficient_lvsm_jax.commands import Parser, main_exit
 from efficient_lvsm_jax.errors import InputError
@@ -37,6 +35,8 @@ def draw_scene(scene: Scene, format: str, path: Path) -> None:
       OSError: it cannot be written.
     """
     # Here, as matplotlib takes a second to load.
+    import numpy as np
+
     from data_pipeline.inspect.camera_picture import draw_cameras
     from efficient_lvsm_jax.media.plots import save_png
 
@@ -111,6 +111,8 @@ def _inspect_some(
     scenes: Scenes, count: int
 ) -> tuple[list[Inspection], dict[str, str], Scene | None]:
     """Inspections of scenes spread evenly, why others cannot be read, and the first good scene."""
+    import numpy as np
+
     from data_pipeline.inspect.findings import inspect_scene
 
     inspections, unread, first = [], {}, None

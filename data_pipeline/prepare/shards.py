@@ -15,7 +15,8 @@ import simplejpeg
 
 from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import portrait_to_square, resize_and_crop
-from data_pipeline.scenes import AXES, Frame, ReadOptions, Scene, Scenes
+from data_pipeline.read_options import AXES, ReadOptions
+from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import write_json

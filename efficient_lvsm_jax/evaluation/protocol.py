@@ -17,7 +17,7 @@ from data_pipeline.evaluation.scenes import (
 )
 from data_pipeline.formats import open_scenes
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import AXES, ReadOptions
+from data_pipeline.read_options import AXES, ReadOptions
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 
@@ -58,7 +58,7 @@ class EvaluationConfig(Settings):
     Attributes:
       data: path of a data set; "" draws held-out scenes.
       scenes, views: how many are drawn, and views of each.
-      split, vertical_fov, axes: how to read it, see `data_pipeline.scenes.ReadOptions`.
+      split, vertical_fov, axes: how to read it, see `data_pipeline.read_options.ReadOptions`.
       index: an evaluation index file, or "re10k", the published one; "" takes the same views of
         every scene, `inputs` and `targets`.
       num_inputs, num_targets: with an index, how many of each.

@@ -18,7 +18,7 @@ from five_cameras import assert_reads_as, five_cameras
 
 from data_pipeline.formats import FORMATS, open_scenes
 from data_pipeline.prepare.data_set import Preparation, prepare
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 
 ONE_LENS = {"same_intrinsics": True}
 CENTRED_LENS = {"centred": True}

@@ -12,7 +12,7 @@ from five_cameras import HEIGHT, WIDTH, assert_reads_as, five_cameras
 from data_pipeline.formats import colmap as reader
 from data_pipeline.formats import open_scenes
 from data_pipeline.formats.colmap_model import read_images, read_points
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 FILES = ("cameras", "images", "points3D")

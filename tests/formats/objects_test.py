@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipeline.formats import objects as reader
 from data_pipeline.formats import open_scenes
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 TRUTH = five_cameras(centred=True)

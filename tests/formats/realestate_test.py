@@ -11,7 +11,7 @@ from five_cameras import assert_reads_as, five_cameras
 
 from data_pipeline.formats import open_scenes
 from data_pipeline.formats import realestate as reader
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 

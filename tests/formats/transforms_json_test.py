@@ -9,7 +9,7 @@ from capture_writers import nerfstudio
 from five_cameras import HEIGHT, WIDTH, assert_reads_as, five_cameras, png
 
 from data_pipeline.formats.nerfstudio import read_scene
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 SHARED = five_cameras(same_intrinsics=True)

@@ -24,7 +24,7 @@ from data_pipeline.pictures.transforms import resize_and_crop
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.__main__ import main
 from data_pipeline.prepare.data_set import Preparation, prepare, verify
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]

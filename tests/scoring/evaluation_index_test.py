@@ -9,7 +9,7 @@ from conftest import GOLDENS, channels_last, golden
 from data_pipeline.evaluation.index import read_index
 from data_pipeline.evaluation.scenes import Preparation, indexed_scenes
 from data_pipeline.formats import open_scenes
-from data_pipeline.scenes import ReadOptions
+from data_pipeline.read_options import ReadOptions
 from efficient_lvsm_jax.errors import InputError
 
 SAMPLE = GOLDENS / "re10k_sample"
