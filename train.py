@@ -216,8 +216,6 @@ def loop(
     config, step, ended_by = run.config, int(state.step), 0
     heldout = held_out_scenes(run)
     clock = StepClock(peak=peak_flops())
-    scenes_left_out = {"replaced": 0, "unreadable": 0}  # by this process since it began
-    batches = iter(batches)
     cycle = len(run.data.num_inputs_cycle)  # each number of inputs is a program of its own
     trace = StepTrace(
         profile, "train", warm_up=cycle + 1, total=config.steps - step, steps=max(STEPS, cycle)
@@ -227,9 +225,7 @@ def loop(
             trace.begin(step + 1, after=state)
             with clock.waiting("data"):
                 batch = next(batches)
-            for name in scenes_left_out:
-                scenes_left_out[name] += int(batch.pop(name).sum())
-            views = {side: batch[side]["image"].shape[1] for side in ("inputs", "targets")}
+            views = {side: views.c2w.shape[1] for side, views in vars(batch).items()}
             batch = put_batch(run.mesh, batch)
             state, metrics = train_step(run.recipe, state, batch, run.frozen)
             step += 1
@@ -244,7 +240,7 @@ def loop(
             if step % run.log.every == 0 or last:
                 values = jax.device_get(metrics)
                 reading = clock.read(config.steps - step)
-                log.scalars(step, values | scenes_left_out, reading.numbers())
+                log.scalars(step, values | batches.left_out, reading.numbers())
                 progress.show(values, reading)
                 check_skips(values, config.abort_after_skips, step)
             if heldout and (step % run.log.pictures_every == 0 or last):

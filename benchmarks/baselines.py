@@ -54,8 +54,7 @@ def step_seconds(configs: dict[str, ConfigDict]) -> dict[str, float]:
         recipe, data = (getattr(question(config, 1), part) for part in ("recipe", "data"))
         state = jax.jit(functools.partial(init_state, recipe))(jax.random.key(0))
         with contextlib.closing(training_batches(data, seed=0)) as batches:
-            drawn = next(iter(batches))
-        batch = {side: drawn[side] for side in ("inputs", "targets")}
+            batch = next(batches)
         steps[name] = recipe, [state], batch
     seconds = {name: [] for name in configs}
     for _ in range(TURNS):

@@ -122,7 +122,7 @@ def our_loader(path: Path, threads: int) -> Iterator[int]:
     """Batches of training input; yields the number of pictures in each."""
     batches = training_batches(DataConfig(path=str(path), threads=threads, **SETTINGS), seed=0)
     for batch in batches:
-        yield sum(int(np.prod(batch[side]["image"].shape[:2])) for side in ("inputs", "targets"))
+        yield sum(int(np.prod(side.c2w.shape[:2])) for side in vars(batch).values())
 
 
 def wait_until_idle() -> None:

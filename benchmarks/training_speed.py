@@ -27,23 +27,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.programs import MATRIX_EDGE, Program, matrix_rate, peak, serve
 from efficient_lvsm_jax.files.writing import write_json
+from efficient_lvsm_jax.geometry.cameras import Batch, Views
 
 FULL = {"width": 768, "head_dim": 64, "layers": 12, "patch": 8, "mlp_ratio": 4}
 
 
-def random_batch(arguments: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
+def random_batch(arguments: argparse.Namespace) -> Batch:
     """Pictures of noise and cameras that look ahead, the same for every program."""
     rng = np.random.default_rng(0)
     size = arguments.size
-    batch = {}
-    for side, views in (("inputs", arguments.inputs), ("targets", arguments.targets)):
+    sides = []
+    for views in (arguments.inputs, arguments.targets):
         shape = (arguments.batch, views)
         c2w = np.tile(np.eye(4, dtype=np.float32), (*shape, 1, 1))
         c2w[..., :3, 3] = rng.uniform(-0.5, 0.5, (*shape, 3))
         fxfycxcy = np.tile(np.float32([size, size, size / 2, size / 2]), (*shape, 1))
         image = rng.random((*shape, size, size, 3), np.float32)
-        batch[side] = {"image": image, "c2w": c2w, "fxfycxcy": fxfycxcy}
-    return batch
+        sides.append(Views(image, c2w, fxfycxcy))
+    return Batch(*sides)
 
 
 def jax_program(arguments: argparse.Namespace, remat: str):
@@ -96,8 +97,8 @@ def torch_program(arguments: argparse.Namespace, compiled: bool):
     optimizer = make_optimizer(model)
     dtype = getattr(torch, arguments.dtype)
     batch = {}
-    for side, arrays in random_batch(arguments).items():
-        image, c2w, fxfycxcy = (torch.from_numpy(x).to(device) for x in arrays.values())
+    for side, views in vars(random_batch(arguments)).items():
+        image, c2w, fxfycxcy = (torch.from_numpy(x).to(device) for x in vars(views).values())
         batch[side] = image.permute(0, 1, 4, 2, 3).contiguous(), c2w, fxfycxcy
     run = torch.compile(model) if compiled else model
     started = time.perf_counter()

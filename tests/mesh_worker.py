@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, state_shardings
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state, train_step
@@ -52,10 +53,10 @@ def train_on(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, TrainState]:
     rows = []
     with jax.set_mesh(mesh):
         for step in range(STEPS):
-            batch = {
-                "inputs": vars(conftest.random_views(INPUTS, seed=10 * step, batch=SCENES)),
-                "targets": vars(conftest.random_views(2, seed=10 * step + 1, batch=SCENES)),
-            }
+            batch = Batch(
+                conftest.random_views(INPUTS, seed=10 * step, batch=SCENES),
+                conftest.random_views(2, seed=10 * step + 1, batch=SCENES),
+            )
             batch = put_batch(mesh, jax.tree.map(lambda x: x[mine], batch))
             state, metrics = train_step(recipe, state, batch)
             rows.append((float(metrics["loss"]), float(metrics["grad_norm"])))

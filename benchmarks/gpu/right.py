@@ -17,7 +17,7 @@ from benchmarks.gpu.context import GOLDENS, Context, Rows, all_finite
 from benchmarks.gpu.training import STEPS, batch_of, recipe_of
 from efficient_lvsm_jax import Session
 from efficient_lvsm_jax.convert.reference import compare, read_reference
-from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
+from efficient_lvsm_jax.geometry.cameras import Batch, Cameras, SceneFrame, Views
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model, _call, init_params
 from efficient_lvsm_jax.nn import cache as pages
@@ -223,15 +223,10 @@ def _steps() -> dict:
         data = dict(file)
     model = read_published(GOLDENS / "train_init.pt")
     count, image = int(data["num_input"]), np.moveaxis(data["image"], -3, -1)
-    sides = {"inputs": slice(0, count), "targets": slice(count, None)}
-    batch = {
-        side: {
-            "image": image[:, part],
-            "c2w": data["c2w"][:, part],
-            "fxfycxcy": data["fxfycxcy"][:, part],
-        }
-        for side, part in sides.items()
-    }
+    views = Views(image, data["c2w"], data["fxfycxcy"])
+    batch = Batch(
+        jax.tree.map(lambda x: x[:, :count], views), jax.tree.map(lambda x: x[:, count:], views)
+    )
     recipe = Recipe(model.family, model.config, OptimizerConfig(warmup_steps=4))
     state = start_from(recipe, jax.tree.map(jnp.array, model.params), jax.random.key(0))
     losses, norms = [], []

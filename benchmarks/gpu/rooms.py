@@ -27,7 +27,7 @@ from benchmarks.gpu.context import Context, Rows, memory_gib
 from data_pipeline.batches.views import draw_views
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe, render_scenes, scene_parameters
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
-from efficient_lvsm_jax.geometry.cameras import Cameras, Views, normalise_poses
+from efficient_lvsm_jax.geometry.cameras import Batch, Cameras, Views, normalise_poses
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model
@@ -182,7 +182,7 @@ class Pool:
         if len(self._images) * self._chunk > self._capacity:
             del self._images[0], self._poses[0]
 
-    def batches(self, plan: Plan) -> Iterator[dict]:
+    def batches(self, plan: Plan) -> Iterator[Batch]:
         """Batches as `train_step` takes them, from one chunk each, chunks in random order."""
         rng = np.random.default_rng(SEED)
         for step in range(2**31):
@@ -198,15 +198,17 @@ class Pool:
             image = self._images[chunk][scenes[:, None], np.stack(views)]
             poses = np.stack(poses)
             intrinsics = np.broadcast_to(self._intrinsics, (*poses.shape[:2], 4))
-            sides = {"inputs": slice(0, inputs), "targets": slice(inputs, None)}
-            yield {
-                side: {
-                    "image": image[:, part],
-                    "c2w": jnp.asarray(poses[:, part]),
-                    "fxfycxcy": jnp.asarray(intrinsics[:, part]),
-                }
-                for side, part in sides.items()
-            }
+            sides = slice(0, inputs), slice(inputs, None)
+            yield Batch(
+                *(
+                    Views(
+                        image[:, part],
+                        jnp.asarray(poses[:, part]),
+                        jnp.asarray(intrinsics[:, part]),
+                    )
+                    for part in sides
+                )
+            )
 
 
 def _parameters(recipe: SceneRecipe, first: int, count: int) -> dict[str, np.ndarray]:
@@ -216,7 +218,7 @@ def _parameters(recipe: SceneRecipe, first: int, count: int) -> dict[str, np.nda
     return {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
 
 
-def _prefetched(batches: Iterator[dict]) -> Iterator[dict]:
+def _prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Batches made by a thread of their own, a few ahead; what it raises is raised here."""
     ready: queue.Queue = queue.Queue(maxsize=4)
 

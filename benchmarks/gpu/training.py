@@ -21,6 +21,7 @@ from benchmarks.gpu.context import Context, Rows, columns, memory_gib, seconds_o
 from benchmarks.training_speed import random_batch
 from efficient_lvsm_jax.cost import flops
 from efficient_lvsm_jax.cost.chips import PEAK_FLOPS
+from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, init_state, train_step
 
@@ -70,7 +71,7 @@ def recipe_of(context: Context, remat: str) -> Recipe:
     return Recipe("efficient_lvsm", model, OptimizerConfig())
 
 
-def batch_of(size: int, batch: int) -> dict:
+def batch_of(size: int, batch: int) -> Batch:
     """Random pictures and cameras on the device."""
     request = argparse.Namespace(size=size, batch=batch, inputs=INPUTS, targets=TARGETS)
     return jax.device_put(random_batch(request))
@@ -152,9 +153,9 @@ def _beside(context: Context, size: int, batch: int) -> dict:
     optimizer = make_optimizer(peer)
     compiled_peer = torch.compile(peer) if device == "cuda" else peer
     data = {}
-    for side, arrays in batch_of(size, batch).items():
-        named = (arrays[name] for name in ("image", "c2w", "fxfycxcy"))
-        image, c2w, fxfycxcy = (torch.from_numpy(np.array(x)).to(device) for x in named)
+    for side, views in vars(batch_of(size, batch)).items():
+        arrays = vars(views).values()
+        image, c2w, fxfycxcy = (torch.from_numpy(np.array(x)).to(device) for x in arrays)
         data[side] = image.permute(0, 1, 4, 2, 3).contiguous(), c2w, fxfycxcy
     programs = {
         "ours": compiled(context, size, batch, "products").run,

@@ -1,10 +1,8 @@
 """Batches for training, from any scenes that can be opened.
 
-A batch is {"inputs", "targets"}, each {"image" uint8 [B, V, Y, X, 3], "c2w" float32 [B, V, 4, 4],
-"fxfycxcy" float32 [B, V, 4]}, and "replaced" and "unreadable", int32 [B], see `training_dataset`.
-The poses of a scene are normalised over its inputs and targets together, as the published program
-does (`cameras.SceneFrame`), unless the settings say otherwise. Pictures stay bytes until they are
-on the device: a quarter of the traffic.
+A batch is a `cameras.Batch` of NumPy arrays. The poses of a scene are normalised over its inputs
+and targets together, as the published program does (`cameras.SceneFrame`), unless the settings say
+otherwise. Pictures stay bytes, uint8, until they are on the device: a quarter of the traffic.
 
 Batch k is a function of (settings, seed, k) alone, whatever the number of processes, threads and
 workers, so the position in the data is one integer.
@@ -19,7 +17,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import jax
@@ -43,24 +41,15 @@ from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, scene_of_arrays
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import normalise_poses
+from efficient_lvsm_jax.geometry.cameras import Batch, Views, normalise_poses
 
 log = logging.getLogger(__name__)
 
-SIDES = ("inputs", "targets")
-COUNTS = ("replaced", "unreadable")  # of a batch, for each place in it
+COUNTS = ("replaced", "unreadable")  # scenes left out, for each place in a batch
 ENDLESS = 2**60  # places in batches
 MAX_REPLACEMENTS = 100  # scenes tried for one place in a batch
 WORKER_NAME = "grain-process-prefetch"  # how grain begins the names of its workers
 MAX_REDRAWS = 20  # of a scene's views, when one of them is a hole
-
-
-class Source(Protocol):
-    """Random access to posed scenes, see the module's docstring."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,26 +161,33 @@ class TrainingBatches(grain.DatasetIterator):
 
     Save it with `grain.checkpoint.CheckpointSave`, or with `get_state` and `set_state`. It may go
     on with other numbers of threads and workers than it began with.
+
+    Attributes:
+      left_out: scenes that had no place in the batches given so far, of this process's rows:
+        "replaced", too short, and "unreadable".
     """
 
     def __init__(self, dataset: grain.MapDataset, config: DataConfig):
         super().__init__()
+        self.left_out = dict.fromkeys(COUNTS, 0)
         self._dataset, self._config, self._next = dataset, config, 0
         self._batches: grain.DatasetIterator | None = None
         self._watch: Watch | None = None
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Batch:
         if self._batches is None:
             self._watch = Watch(WORKER_NAME, self._failed) if self._config.workers else None
             self._batches = iter(self._from(self._next))
         try:
             with self._watched():
-                batch = next(self._batches)
+                batch, counts = next(self._batches)
         except InputError:
             raise
         except RuntimeError as error:  # grain's, for a worker that is gone or that raised
             raise InputError(self._failed(str(error))) from error
         self._next += 1
+        for name, count in counts.items():
+            self.left_out[name] += int(count.sum())
         return batch
 
     def _watched(self) -> contextlib.AbstractContextManager:
@@ -262,12 +258,12 @@ def training_dataset(
     seed: int,
     process: tuple[int, int] | None = None,
 ) -> grain.MapDataset:
-    """Endless random-access batches of scenes: `training_dataset(...)[k]` is batch k.
+    """Endless random access to batches: `training_dataset(...)[k]` is batch k and what it left out.
 
     Every epoch visits every scene once, in another order; a batch may reach into the next epoch.
     A scene too short for the views asked for gives its place to another, drawn at random, and so
-    does one that cannot be read if the settings allow it: "replaced" and "unreadable" count them
-    for each place in the batch.
+    does one that cannot be read if the settings allow it: {"replaced", "unreadable"}, int32 [B],
+    count them for each place in the batch.
 
     Raises:
       InputError: no scene, a seed out of range, a batch that the processes do not divide; when
@@ -298,18 +294,17 @@ class _BatchMaker(grain.transforms.Map):
     process: int
     processes: int
 
-    def map(self, step: int) -> dict[str, Any]:
+    def map(self, step: int) -> tuple[Batch, dict[str, np.ndarray]]:
         config = self.config
         num_inputs = config.num_inputs_cycle[step % len(config.num_inputs_cycle)]
         rows = config.batch_size // self.processes
         batch = _empty_batch(rows, num_inputs, config.num_targets, config.size)
-        for row in range(rows):
-            place = step * config.batch_size + self.process * rows + row
-            self._fill(batch, row, place, num_inputs)
-        return batch
+        first = step * config.batch_size + self.process * rows
+        left_out = [self._fill(batch, row, first + row, num_inputs) for row in range(rows)]
+        return batch, dict(zip(COUNTS, np.array(left_out, np.int32).T, strict=True))
 
-    def _fill(self, batch: dict[str, Any], row: int, place: int, num_inputs: int) -> None:
-        """Writes a row of the batch: its scene, or another one if that cannot be used."""
+    def _fill(self, batch: Batch, row: int, place: int, num_inputs: int) -> tuple[int, int]:
+        """Writes a row of the batch: its scene, or another if that cannot be used; see COUNTS."""
         epoch, position = divmod(place, len(self.scenes))
         index = int(_order(len(self.scenes), self.seed, epoch)[position])
         rng = np.random.default_rng([self.seed, place])
@@ -317,8 +312,7 @@ class _BatchMaker(grain.transforms.Map):
         for _ in range(MAX_REPLACEMENTS):
             try:
                 if self._write(batch, row, self.scenes[index], num_inputs, rng):
-                    batch["replaced"][row], batch["unreadable"][row] = replaced, unreadable
-                    return
+                    return replaced, unreadable
                 replaced += 1
             except InputError as error:
                 if not self.config.skip_unreadable:
@@ -335,7 +329,7 @@ class _BatchMaker(grain.transforms.Map):
 
     def _write(
         self,
-        batch: dict[str, Any],
+        batch: Batch,
         row: int,
         scene: Scene,
         num_inputs: int,
@@ -349,9 +343,10 @@ class _BatchMaker(grain.transforms.Map):
         flip, order = rng.random() < 0.5, rng.permutation(3)
         places: dict[int, np.ndarray] = {}  # where the picture of a view is
         frames = {}
-        for side, views in zip(SIDES, chosen, strict=True):
+        sides = batch.inputs, batch.targets
+        for side, views in zip(sides, chosen, strict=True):
             for column, view in enumerate(map(int, views)):
-                image = batch[side]["image"][row, column]
+                image = side.image[row, column]
                 if view in places:
                     image[:] = places[view]
                 else:
@@ -362,18 +357,15 @@ class _BatchMaker(grain.transforms.Map):
         c2w = poses.astype(np.float32)
         if self.config.normalise_poses:
             c2w = normalise_poses(poses, checked=True)
-        for side, views, poses in zip(SIDES, chosen, np.split(c2w, [num_inputs]), strict=True):
-            example = {
-                "image": batch[side]["image"][row],
-                "c2w": poses,
-                "fxfycxcy": np.stack([frames[view][1] for view in views]).astype(np.float32),
-            }
+        for side, views, poses in zip(sides, chosen, np.split(c2w, [num_inputs]), strict=True):
+            intrinsics = np.stack([frames[view][1] for view in views]).astype(np.float32)
+            read = Views(side.image[row], poses, intrinsics)
             if self.config.mirror and flip:
-                example = mirror(example)
+                read = mirror(read)
             if self.config.permute_colours:
-                example = permute_colours(example, order)
-            for key, value in example.items():
-                batch[side][key][row] = value
+                read = permute_colours(read, order)
+            for name, value in vars(read).items():
+                getattr(side, name)[row] = value
         return True
 
     def _choose(
@@ -425,20 +417,20 @@ class _BatchMaker(grain.transforms.Map):
         return frame.c2w, crop_into(*square, out, patch=self.config.patch)
 
 
-def _empty_batch(rows: int, num_inputs: int, num_targets: int, size: int) -> dict[str, Any]:
+def _empty_batch(rows: int, num_inputs: int, num_targets: int, size: int) -> Batch:
     """Arrays of a batch, to be filled; all pictures in one piece of memory, which is cheaper."""
-    views = dict(zip(SIDES, (num_inputs, num_targets), strict=True))
-    pictures = np.empty((rows * sum(views.values()), size, size, 3), np.uint8)
+    pictures = np.empty((rows * (num_inputs + num_targets), size, size, 3), np.uint8)
     parts = np.split(pictures, [rows * num_inputs])
-    sides = {
-        side: {
-            "image": part.reshape(rows, count, size, size, 3),
-            "c2w": np.empty((rows, count, 4, 4), np.float32),
-            "fxfycxcy": np.empty((rows, count, 4), np.float32),
-        }
-        for (side, count), part in zip(views.items(), parts, strict=True)
-    }
-    return sides | {name: np.zeros(rows, np.int32) for name in COUNTS}
+    return Batch(
+        *(
+            Views(
+                part.reshape(rows, count, size, size, 3),
+                np.empty((rows, count, 4, 4), np.float32),
+                np.empty((rows, count, 4), np.float32),
+            )
+            for count, part in zip((num_inputs, num_targets), parts, strict=True)
+        )
+    )
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,8 +1,7 @@
 """From a scene's views to inputs and targets: which views, and how training varies them.
 
-Small NumPy functions from example to example. An example is a dict of arrays that share the view
-axis, as sources give it: "image" [V, Y, X, 3], "c2w" [V, 4, 4] (OpenCV camera-to-world),
-"fxfycxcy" [V, 4] (pixels), and perhaps "scene", a name. Nothing is changed in place.
+Small NumPy functions; those that vary take the `Views` of a scene [V, …] and change nothing in
+place.
 
 Turning the world about its vertical axis is not among the variations: the poses are normalised
 to a frame made from the cameras themselves, which turns along, so nothing would change.
@@ -10,13 +9,13 @@ to a frame made from the cameras themselves, which turns along, so nothing would
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
-
-VIEW_KEYS = ("image", "c2w", "fxfycxcy")
+from efficient_lvsm_jax.geometry.cameras import Views
 
 
 def draw_views(
@@ -112,41 +111,20 @@ def check_counts(
         )
 
 
-def split_views(example: dict, inputs: Sequence[int], targets: Sequence[int]) -> dict:
-    """{"inputs": …, "targets": …} with the views named by the indices, and "scene" where known.
-
-    Raises InputError for an index that is not a view of the example.
-    """
-    count = len(example["c2w"])
-    for name, chosen in (("inputs", inputs), ("targets", targets)):
-        wrong = [int(i) for i in chosen if not 0 <= i < count]
-        if wrong:
-            raise InputError(f"{name}: no view {wrong[0]}, the scene has views 0 to {count - 1}")
-    sides = {
-        name: {key: example[key][np.asarray(chosen, np.intp)] for key in VIEW_KEYS}
-        for name, chosen in (("inputs", inputs), ("targets", targets))
-    }
-    return {"scene": example["scene"], **sides} if "scene" in example else sides
-
-
-def mirror(example: dict) -> dict:
+def mirror(views: Views) -> Views:
     """The mirrored scene, seen by proper cameras: every picture flipped left to right.
 
     World and camera axes are both reflected in x, c2w ← S c2w S with S = diag(-1, 1, 1, 1), so the
     pose stays rigid, and a mirrored point lands on the flipped pixel: cx ← width - cx.
     """
-    signs = np.array([-1, 1, 1, 1], example["c2w"].dtype)
-    fxfycxcy = example["fxfycxcy"].copy()
-    fxfycxcy[..., 2] = example["image"][0].shape[1] - fxfycxcy[..., 2]
-    return example | {
-        "image": [picture[:, ::-1] for picture in example["image"]],
-        "c2w": example["c2w"] * signs[:, None] * signs,
-        "fxfycxcy": fxfycxcy,
-    }
+    signs = np.array([-1, 1, 1, 1], views.c2w.dtype)
+    fxfycxcy = views.fxfycxcy.copy()
+    fxfycxcy[..., 2] = views.image.shape[-2] - fxfycxcy[..., 2]
+    return Views(views.image[..., ::-1, :], views.c2w * signs[:, None] * signs, fxfycxcy)
 
 
-def permute_colours(example: dict, order: Sequence[int]) -> dict:
+def permute_colours(views: Views, order: Sequence[int]) -> Views:
     """Red, green and blue exchanged alike in all views: new channel i is old channel order[i]."""
     # Stacked, not indexed: indexing the last axis leaves it the slowest in memory.
-    pictures = [np.stack([picture[..., c] for c in order], -1) for picture in example["image"]]
-    return example | {"image": pictures}
+    image = np.stack([views.image[..., c] for c in order], -1)
+    return dataclasses.replace(views, image=image)

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
+import jax
 import numpy as np
 
-from data_pipeline.batches.pipeline import Source
-from data_pipeline.batches.views import split_views
 from data_pipeline.evaluation.index import ChosenFrames, EvaluationIndex
 from data_pipeline.pictures.transforms import portrait_to_square, preprocess_frame
+from data_pipeline.procedural import ProceduralScenes
 from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import normalise_poses
+from efficient_lvsm_jax.geometry.cameras import Views, normalise_poses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +27,7 @@ class EvaluationScene:
       name: of the scene.
       chosen: which of its frames are inputs and targets.
       target_names: what the data set calls the targets.
-      inputs, targets: {"image" float32 [V, Y, X, 3] in [0, 1], "c2w" float32 [V, 4, 4], "fxfycxcy"
-        float32 [V, 4]}, in the order of `chosen`.
+      inputs, targets: [V, …], NumPy arrays, in the order of `chosen`.
       foreground: bool [T, Y, X], pixels of the targets that are at least half opaque, or, where
         the source has no alpha, not pure white; None unless `Preparation.foreground`.
     """
@@ -37,8 +35,8 @@ class EvaluationScene:
     name: str
     chosen: ChosenFrames
     target_names: tuple[str, ...]
-    inputs: dict[str, np.ndarray]
-    targets: dict[str, np.ndarray]
+    inputs: Views
+    targets: Views
     foreground: np.ndarray | None = None
 
 
@@ -102,9 +100,13 @@ class EvaluationScenes(Sequence):
 
 
 def generated_scenes(
-    source: Source, *, inputs: Sequence[int], targets: Sequence[int], normalise: bool = True
+    source: ProceduralScenes,
+    *,
+    inputs: Sequence[int],
+    targets: Sequence[int],
+    normalise: bool = True,
 ) -> EvaluationScenes:
-    """All scenes of a source of arrays in its order, with the same views of each.
+    """All generated scenes in their order, with the same views of each.
 
     Poses are normalised or not as in `Preparation`.
 
@@ -113,21 +115,20 @@ def generated_scenes(
     """
     chosen = ChosenFrames(tuple(inputs), tuple(targets))
     _check_chosen(chosen)
+    wanted, count = [*chosen.inputs, *chosen.targets], source.recipe.views
+    for side, views in vars(chosen).items():
+        wrong = [view for view in views if not 0 <= view < count]
+        if wrong:
+            raise InputError(f"{side}: no view {wrong[0]}, the scenes have views 0 to {count - 1}")
 
     def read(index: int) -> EvaluationScene:
-        example = split_views(source[index], *dataclasses.astuple(chosen))
-        c2w = np.concatenate([example["inputs"]["c2w"], example["targets"]["c2w"]])
-        image = np.concatenate([example["inputs"]["image"], example["targets"]["image"]])
-        image = np.divide(image, 255, dtype=np.float32)
-        fxfycxcy = np.concatenate([example[side]["fxfycxcy"] for side in ("inputs", "targets")])
-        names = tuple(str(i) for i in chosen.targets)
+        room = source[index]
+        image, c2w, fxfycxcy = (room[name][wanted] for name in ("image", "c2w", "fxfycxcy"))
         c2w = normalise_poses(c2w) if normalise else c2w
-        return _split(example["scene"], chosen, names, image, c2w, fxfycxcy)
+        views = Views(np.divide(image, 255, dtype=np.float32), c2w, fxfycxcy)
+        return _split(room["scene"], chosen, tuple(map(str, chosen.targets)), views)
 
-    names = [source[index]["scene"] for index in range(len(source))]
-    if names:
-        split_views(source[0], *dataclasses.astuple(chosen))
-    return EvaluationScenes(names, read)
+    return EvaluationScenes([source[i]["scene"] for i in range(len(source))], read)
 
 
 def indexed_scenes(
@@ -233,12 +234,13 @@ def _prepared(scene: Scene, chosen: ChosenFrames, prepare: Preparation) -> Evalu
     c2w = np.stack([scene.frames[i].c2w for i in wanted])
     c2w = normalise_poses(c2w) if prepare.normalise else c2w.astype(np.float32)
     names = tuple(scene.frames[i].name for i in chosen.targets)
-    item = _split(scene.name, chosen, names, np.stack(images), c2w, np.stack(intrinsics))
+    views = Views(np.stack(images), c2w, np.stack(intrinsics))
+    item = _split(scene.name, chosen, names, views)
     if not prepare.foreground:
         return item
     masks = [
         _foreground(scene.frames[at], image, prepare)
-        for at, image in zip(chosen.targets, item.targets["image"], strict=True)
+        for at, image in zip(chosen.targets, item.targets.image, strict=True)
     ]
     return dataclasses.replace(item, foreground=np.stack(masks))
 
@@ -271,10 +273,11 @@ def _prepare_frame(scene: Scene, at: int, prepare: Preparation) -> tuple[np.ndar
         raise InputError(f"scene {scene.name}, frame {at}: {error}") from None
 
 
-def _split(name: str, chosen: ChosenFrames, target_names: tuple[str, ...], *arrays: Any):
-    """An EvaluationScene from image, c2w and fxfycxcy of its inputs, then its targets."""
+def _split(
+    name: str, chosen: ChosenFrames, target_names: tuple[str, ...], views: Views
+) -> EvaluationScene:
+    """An EvaluationScene from the views of its inputs, then its targets."""
     count = len(chosen.inputs)
-    keys = ("image", "c2w", "fxfycxcy")
-    inputs = {key: array[:count] for key, array in zip(keys, arrays, strict=True)}
-    targets = {key: array[count:] for key, array in zip(keys, arrays, strict=True)}
+    inputs = jax.tree.map(lambda x: x[:count], views)
+    targets = jax.tree.map(lambda x: x[count:], views)
     return EvaluationScene(name, chosen, target_names, inputs, targets)

@@ -20,10 +20,17 @@ from efficient_lvsm_jax.cost.flops import TrainFlops, frozen_loss
 from efficient_lvsm_jax.cost.flops import train_step as train_flops
 from efficient_lvsm_jax.cost.memory import Estimate, bytes_per_device, estimate, state_bytes
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Batch, Views
 from efficient_lvsm_jax.metrics import lpips, perceptual
 from efficient_lvsm_jax.models.families import configure, family_named
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
-from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh, mesh_sizes, state_shardings
+from efficient_lvsm_jax.parallel.sharding import (
+    AXES,
+    batch_shardings,
+    make_mesh,
+    mesh_sizes,
+    state_shardings,
+)
 from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.settings import TrainingConfig
@@ -218,27 +225,21 @@ def placed(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def _abstract_batch(mesh: Mesh, asked: Question) -> dict:
+def _abstract_batch(mesh: Mesh, asked: Question) -> Batch:
     """A batch as `parallel.sharding.put_batch` places it, by shapes."""
     data = asked.data
-    context = "context" if "context" in mesh.shape else None  # spreads input views
     if data.batch_size % math.prod(mesh.shape[axis] for axis in AXES):
         raise InputError(
             f"data.batch_size={data.batch_size} does not divide among the mesh {asked.mesh!r} on "
             f"{mesh.size} devices; for instance --config.data.batch_size={4 * mesh.size}"
         )
 
-    def side(views: int, spec: PartitionSpec) -> dict:
+    def side(views: int, sharding: NamedSharding) -> Views:
         def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(
-                (data.batch_size, views, *shape), dtype, sharding=NamedSharding(mesh, spec)
-            )
+            shape = (data.batch_size, views, *shape)
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
         picture = array(data.size, data.size, 3, dtype=jnp.uint8)
-        return {"image": picture, "c2w": array(4, 4), "fxfycxcy": array(4)}
+        return Views(picture, array(4, 4), array(4))
 
-    inputs, targets = asked.views
-    return {
-        "inputs": side(inputs, PartitionSpec(AXES, context)),
-        "targets": side(targets, PartitionSpec(AXES)),
-    }
+    return Batch(*map(side, asked.views, batch_shardings(mesh)))

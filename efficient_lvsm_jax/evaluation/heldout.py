@@ -39,7 +39,7 @@ def open_heldout(settings: EvaluationConfig, *, seed: int, count: int) -> list[E
         settings = dataclasses.replace(settings, scenes=min(count, settings.scenes))
     scenes = open_evaluation(settings, seed=seed).scenes
     chosen = [_with_fewer_targets(scenes[i]) for i in range(min(count, len(scenes)))]
-    shapes = {(s.inputs["image"].shape, s.targets["image"].shape) for s in chosen}
+    shapes = {(s.inputs.image.shape, s.targets.image.shape) for s in chosen}
     if len(shapes) != 1:
         raise InputError(
             f"the first {count} held-out scenes have several shapes: "
@@ -57,7 +57,7 @@ def _with_fewer_targets(scene: EvaluationScene) -> EvaluationScene:
         scene,
         chosen=ChosenFrames(scene.chosen.inputs, tuple(scene.chosen.targets[i] for i in kept)),
         target_names=tuple(scene.target_names[i] for i in kept),
-        targets={key: value[kept] for key, value in scene.targets.items()},
+        targets=jax.tree.map(lambda x: x[kept], scene.targets),
         foreground=None if scene.foreground is None else scene.foreground[kept],
     )
 
@@ -85,7 +85,7 @@ def render_heldout(
     if processes > 1:
         images = multihost_utils.process_allgather(images, tiled=True)
     images = np.asarray(images, np.float32)[: len(scenes)]
-    truth = np.stack([scene.targets["image"] for scene in scenes])
+    truth = np.stack([scene.targets.image for scene in scenes])
     scores = np.asarray(psnr(images, truth), np.float64)  # [B, T]
     mean = float(scores.mean())
     title = f"step {step:,}: held-out scenes, mean {mean:.2f} dB"
@@ -107,7 +107,7 @@ def sheet(
       uint8 [Y, X, 3].
     """
     height, width = _shown_size(*predictions.shape[2:4])
-    counts = (len(scenes[0].inputs["image"]), predictions.shape[1], predictions.shape[1])
+    counts = (len(scenes[0].inputs.image), predictions.shape[1], predictions.shape[1])
     lefts, left = [], GAP
     for count in counts:
         lefts.append(left)
@@ -124,7 +124,7 @@ def sheet(
             below = (lefts[2] + j * (width + GAP), top + i * row_height + height + 3)
             draw.text(below, f"{score:.1f} dB", fill="black", font=font)
     for i, scene in enumerate(scenes):
-        groups = (to_bytes(scene.inputs["image"]), to_bytes(scene.targets["image"]), predictions[i])
+        groups = (to_bytes(scene.inputs.image), to_bytes(scene.targets.image), predictions[i])
         for at, group in zip(lefts, groups, strict=True):
             for j, picture in enumerate(group):
                 place = (at + j * (width + GAP), top + i * row_height)

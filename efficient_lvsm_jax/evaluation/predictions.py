@@ -101,7 +101,7 @@ class Predictions:
           InputError: pictures are missing (all are named), of another size, unreadable, or not in
             [0, 1].
         """
-        size = scene.targets["image"].shape[1:3]
+        size = scene.targets.image.shape[1:3]
         return np.stack([_read_picture(path, size) for path in self.files(scene)])
 
     def files(self, scene: EvaluationScene) -> list[Path]:

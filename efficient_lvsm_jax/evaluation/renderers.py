@@ -63,7 +63,7 @@ class ModelRenderer:
         elif opened.more:
             print(f"inputs one by one are left out: a {self.model.family} encodes all views anew")
         scene = (opened.more or opened.scenes)[opened.scenes.names.index(first)]
-        if settings.film_frames and len(scene.inputs["image"]) > 1:
+        if settings.film_frames and len(scene.inputs.image) > 1:
             film = folder / "fly.mp4"
             write_film(film, fly_through(self.model, scene, settings.film_frames))
         return found, film

@@ -23,11 +23,11 @@ from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.predictions import Predictions, from_bytes, to_bytes
 from efficient_lvsm_jax.evaluation.results import BASELINES, SceneScores
-from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, nearest_camera
+from efficient_lvsm_jax.geometry.cameras import SceneFrame, nearest_camera
 from efficient_lvsm_jax.geometry.paths import camera_path
 from efficient_lvsm_jax.metrics.pictures import SSIM_WINDOW, check_range, psnr, ssim
 from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.parallel.sharding import put_batch, state_shardings
+from efficient_lvsm_jax.parallel.sharding import put_scenes, state_shardings
 from efficient_lvsm_jax.sessions.session import Session
 
 Render = Callable[[Sequence[EvaluationScene]], jax.Array | np.ndarray]
@@ -44,12 +44,11 @@ def model_renders(model: Model, mesh: Mesh) -> Render:
     model = dataclasses.replace(model, params=params)
 
     def render(scenes: Sequence[EvaluationScene]) -> jax.Array:
-        inputs = put_batch(mesh, _stack([scene.inputs for scene in scenes]))
-        targets = _stack([scene.targets for scene in scenes])
-        size = targets.pop("image").shape[2:4]
-        cameras = Cameras(**put_batch(mesh, targets), height=size[0], width=size[1])
+        sides = [(scene.inputs, scene.targets.cameras) for scene in scenes]
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *sides)
+        inputs, cameras = put_scenes(mesh, stacked)
         with jax.set_mesh(mesh):
-            return model.decode(model.encode(Views(**inputs)), cameras)
+            return model.decode(model.encode(inputs), cameras)
 
     return render
 
@@ -103,18 +102,18 @@ class Scorer:
         """
         size = padded_size(self.batch_size, self.mesh)
         padded = [*batch, *[batch[-1]] * (size - len(batch))]
-        truth = np.stack([scene.targets["image"] for scene in padded])
+        truth = np.stack([scene.targets.image for scene in padded])
         check_range(truth, f"scene {batch[0].name} and following, true pictures")
         images = self.render(padded)
         as_bytes = to_bytes(np.asarray(images))
         if self.eight_bit:
             images = from_bytes(as_bytes)
         if not isinstance(images, jax.Array):
-            images = put_batch(self.mesh, images)
+            images = put_scenes(self.mesh, images)
 
         guesses = [np.stack(guess) for guess in zip(*map(_guesses, padded), strict=True)]
         mask = _foreground(padded) if self.foreground else None
-        measured = _measure(images, *put_batch(self.mesh, (truth, mask, *guesses)))
+        measured = _measure(images, *put_scenes(self.mesh, (truth, mask, *guesses)))
         if self.lpips is not None:
             measured["lpips"] = self.lpips(images, truth)
         names = [*self.metrics, *BASELINES.values()]
@@ -183,19 +182,15 @@ def _read_ahead(
 def _shapes(scene: EvaluationScene | SceneScores) -> tuple:
     if isinstance(scene, SceneScores):
         return (scene.scene,)
-    return scene.inputs["image"].shape, scene.targets["image"].shape
-
-
-def _stack(sides: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {key: np.stack([side[key] for side in sides]) for key in sides[0]}
+    return scene.inputs.image.shape, scene.targets.image.shape
 
 
 def _guesses(scene: EvaluationScene) -> tuple[np.ndarray, np.ndarray]:
     """Two predictions that need no model: the input nearest by camera centre, the mean colour."""
     inputs, targets = scene.inputs, scene.targets
-    nearest = [nearest_camera(inputs["c2w"], c2w) for c2w in targets["c2w"]]
-    mean = np.broadcast_to(inputs["image"].mean(axis=(0, 1, 2)), targets["image"].shape)
-    return inputs["image"][np.array(nearest)], mean
+    nearest = [nearest_camera(inputs.c2w, c2w) for c2w in targets.c2w]
+    mean = np.broadcast_to(inputs.image.mean(axis=(0, 1, 2)), targets.image.shape)
+    return inputs.image[np.array(nearest)], mean
 
 
 def _foreground(scenes: Sequence[EvaluationScene]) -> np.ndarray:
@@ -238,22 +233,22 @@ def added_one_by_one(model: Model, scenes: Sequence[EvaluationScene]) -> list[di
       A row for 1, 2, 4, … inputs (powers of two and all): inputs, psnr over all scenes, and the
       median milliseconds of adding the last view and of rendering one target, after a warm-up.
     """
-    count = len(scenes[0].inputs["image"])
+    count = len(scenes[0].inputs.image)
     shown = sorted({2**i for i in range(count.bit_length()) if 2**i <= count} | {count})
     rows: dict[int, list[tuple]] = {number: [] for number in shown}
     for scene in [scenes[0], *scenes]:  # the first one warms up
         session = Session(model, frame=SceneFrame.identity(), capacity=count)
         inputs, targets = scene.inputs, scene.targets
-        size = targets["image"].shape[1:3]
+        size = targets.image.shape[1:3]
         for number in range(1, count + 1):
             start = time.perf_counter()
-            session.add(*(inputs[key][number - 1] for key in ("image", "c2w", "fxfycxcy")))
+            session.add(*(array[number - 1] for array in vars(inputs).values()))
             session.block_until_ready()
             added = time.perf_counter()
-            images = session.render(targets["c2w"], targets["fxfycxcy"], size)
+            images = session.render(targets.c2w, targets.fxfycxcy, size)
             rendered = (time.perf_counter() - added) / len(images)
             if number in rows:
-                quality = float(np.mean(psnr(images, targets["image"])))
+                quality = float(np.mean(psnr(images, targets.image)))
                 rows[number].append((quality, added - start, rendered))
     table = []
     for number, values in rows.items():
@@ -272,8 +267,8 @@ def added_one_by_one(model: Model, scenes: Sequence[EvaluationScene]) -> list[di
 def fly_through(model: Model, scene: EvaluationScene, steps: int) -> np.ndarray:
     """Frames uint8 [F, Y, X, 3] along the path through the inputs of a scene, nearest first."""
     inputs = scene.inputs
-    session = Session(model, frame=SceneFrame.identity(), capacity=len(inputs["image"]))
-    for image, c2w, fxfycxcy in zip(*inputs.values(), strict=True):
+    session = Session(model, frame=SceneFrame.identity(), capacity=len(inputs.image))
+    for image, c2w, fxfycxcy in zip(*vars(inputs).values(), strict=True):
         session.add(image, c2w, fxfycxcy)
-    path = camera_path(inputs["c2w"], inputs["fxfycxcy"], steps, nearest_first=True)
-    return to_bytes(session.render(*path, inputs["image"].shape[1:3]))
+    path = camera_path(inputs.c2w, inputs.fxfycxcy, steps, nearest_first=True)
+    return to_bytes(session.render(*path, inputs.image.shape[1:3]))

@@ -17,7 +17,7 @@ from efficient_lvsm_jax.evaluation.scoring import Scorer, batches, padded_size
 
 def save(folder: Path, scene: EvaluationScene, rendered: np.ndarray) -> None:
     """Keeps rendered and true pictures of the targets of a scene."""
-    for name, pictures in (("predictions", rendered), ("truth", to_bytes(scene.targets["image"]))):
+    for name, pictures in (("predictions", rendered), ("truth", to_bytes(scene.targets.image))):
         save_pictures(folder / name, scene.name, scene.chosen.targets, pictures)
 
 
@@ -40,6 +40,6 @@ def render_shown(
         for scene, rendered in zip(batch, scorer.score(batch)[1], strict=True):
             if folder is not None:
                 save(folder, scene, rendered)
-            pictures = [to_bytes(side["image"]) for side in (scene.inputs, scene.targets)]
+            pictures = [to_bytes(side.image) for side in (scene.inputs, scene.targets)]
             shown.append(ShownScene(chosen[scene.name], *pictures, rendered))
     return shown

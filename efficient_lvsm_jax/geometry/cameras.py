@@ -13,7 +13,6 @@ Axis legend: B scene  V view  Y X pixels. `...` is any leading axes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
@@ -29,11 +28,7 @@ MAX_COORDINATE = 1e12  # of a camera centre; the frame of a scene is computed fr
 RIGID_TOLERANCE = 1e-3  # largest |RᵀR - I| of a camera that still counts as rigid
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("c2w", "fxfycxcy"),
-    meta_fields=("height", "width"),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cameras:
     """Posed pinhole cameras that share one image size.
@@ -43,21 +38,17 @@ class Cameras:
 
     c2w: jax.Array
     fxfycxcy: jax.Array
-    height: int
-    width: int
+    height: int = dataclasses.field(metadata={"static": True})
+    width: int = dataclasses.field(metadata={"static": True})
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("image", "c2w", "fxfycxcy"),
-    meta_fields=(),
-)
-@dataclasses.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Views:
     """Posed pictures.
 
     image: [..., Y, X, 3] float32 in [0, 1]. c2w: [..., 4, 4] float32. fxfycxcy: [..., 4] float32,
-    pixels of `image`.
+    pixels of `image`. On its way to the model a picture may be uint8, and a pose float64.
     """
 
     image: jax.Array
@@ -69,6 +60,18 @@ class Views:
         """The cameras that took the pictures."""
         height, width = self.image.shape[-3:-1]
         return Cameras(self.c2w, self.fxfycxcy, height, width)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Scenes to train on: views [B, V, …] the model is given, and those [B, T, …] it is to render.
+
+    The poses of a scene's inputs and targets are in one frame.
+    """
+
+    inputs: Views
+    targets: Views
 
 
 def rays(cameras: Cameras, ray_dtype: str = "float32") -> tuple[jax.Array, jax.Array]:

@@ -119,24 +119,33 @@ def _rule(name: str) -> PartitionSpec:
     raise InputError(f"no sharding rule matches {name}; add one to RULES in parallel/sharding.py")
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """This process's share of a batch (arrays with a leading scene axis) as global arrays.
+def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Of all arrays [B, V, ...] of input views, and of all [B, T, ...] of targets."""
+    spread = mesh.shape.get(CONTEXT, 1) > 1
+    inputs = PartitionSpec(AXES, CONTEXT) if spread else BATCH
+    return NamedSharding(mesh, inputs), NamedSharding(mesh, BATCH)
 
-    The arrays [B, V, ...] of "inputs" are spread over the context axis besides.
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """This process's share of a `geometry.cameras.Batch` as global arrays.
 
     Raises:
       InputError: a number of input views that the context axis does not divide.
     """
-    context = mesh.shape.get(CONTEXT, 1)
+    check_divides(mesh, "input views", batch.inputs.c2w.shape[1], (CONTEXT,))
+    inputs, targets = batch_shardings(mesh)
+    return type(batch)(_put(inputs, batch.inputs), _put(targets, batch.targets))
 
-    def put(path: tuple, x: np.ndarray) -> jax.Array:
-        spec = BATCH
-        if context > 1 and path and getattr(path[0], "key", None) == "inputs":
-            check_divides(mesh, "input views", x.shape[1], (CONTEXT,))
-            spec = PartitionSpec(AXES, CONTEXT)
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(x))
 
-    return jax.tree_util.tree_map_with_path(put, batch)
+def put_scenes(mesh: Mesh, arrays: Any) -> Any:
+    """This process's share of arrays with a leading scene axis as global arrays."""
+    return _put(NamedSharding(mesh, BATCH), arrays)
+
+
+def _put(sharding: NamedSharding, arrays: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), arrays
+    )
 
 
 def put_cache(mesh: Mesh, cache: Any) -> Any:

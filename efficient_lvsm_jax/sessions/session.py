@@ -25,15 +25,6 @@ TARGET_GROUPS = (8, 4, 2, 1)
 WHEN_FULL = ("refuse", "oldest", "farthest")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _View:
-    """One checked input: image [Y, X, 3] float32, c2w [4, 4] in world units, fxfycxcy [4]."""
-
-    image: np.ndarray
-    c2w: np.ndarray
-    fxfycxcy: np.ndarray
-
-
 class Session:
     """Input views of one scene, encoded once each, and pictures of it from any camera.
 
@@ -103,8 +94,9 @@ class Session:
         self._centres: dict[int, np.ndarray] = {}  # of the cameras of all views, in world units
         self._cache: Pages | None = None
         self._slots: dict[int, int] = {}  # of the cache, of every view that is encoded
-        self._waiting: dict[int, _View] = {}  # added before the frame is fixed, not encoded yet
-        self._memory: tuple[list[_View], Any] = [], None  # of an LVSM: views, and what they became
+        # One view each, in world units: added before the frame is fixed, not encoded yet.
+        self._waiting: dict[int, Views] = {}
+        self._memory: tuple[list[Views], Any] = [], None  # of an LVSM: views, and what they became
         self._ids = itertools.count()
         self._size: tuple[int, int] | None = None
 
@@ -297,7 +289,7 @@ class Session:
         )
         return SceneFrame(np.linalg.inv(c2w[0]), 1.0)
 
-    def _make_room(self, new: _View) -> None:
+    def _make_room(self, new: Views) -> None:
         """Sees to it that one view more is within max_bytes."""
         most = self._most_views(new.image.shape[:2])
         if len(self._centres) < most:
@@ -351,19 +343,17 @@ class Session:
         self._cache = pages.append(self._cache, page)
         self._slots[view_id] = slot
 
-    def _encode(self, *views: _View) -> Any:
-        image, c2w, fxfycxcy = (
-            np.stack([getattr(view, name) for view in views])
-            for name in ("image", "c2w", "fxfycxcy")
-        )
-        c2w, fxfycxcy = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
-        return self._model.encode(Views(image[None], c2w[None], fxfycxcy[None]))
+    def _encode(self, *views: Views) -> Any:
+        found = jax.tree.map(lambda *arrays: np.stack(arrays)[None], *views)  # [1, V, …]
+        c2w, fxfycxcy = self.frame.apply(found.c2w), found.fxfycxcy.astype(np.float32)
+        return self._model.encode(Views(found.image, c2w, fxfycxcy))
 
     def _known(self, view: int) -> None:
         if view not in self._slots and view not in self._waiting:
             raise InputError(f"no view {view!r} in this session; it has {self.views}")
 
-    def _checked(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> _View:
+    def _checked(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Views:
+        """One view: image [Y, X, 3] float32; c2w [4, 4], in world units, fxfycxcy [4] float64."""
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"image of shape {image.shape}: expected [H, W, 3] (RGB)")
@@ -388,7 +378,7 @@ class Session:
         check_cameras(c2w, fxfycxcy, "camera")
         if c2w.ndim != 2:
             raise InputError(f"c2w of shape {c2w.shape}: expected one camera, [4, 4]")
-        return _View(image.astype(np.float32), c2w, fxfycxcy)
+        return Views(image.astype(np.float32), c2w, fxfycxcy)
 
     def _check_size(self, size: tuple[int, int], what: str) -> None:
         patch = self._model.config.patch

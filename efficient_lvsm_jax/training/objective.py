@@ -11,7 +11,6 @@ Axes: B scene, V input view, T target view, Y X pixel.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from efficient_lvsm_jax.backbones.backbone import Teacher
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import Views
+from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, lpips_loss
 from efficient_lvsm_jax.metrics.perceptual import perceptual_loss
 from efficient_lvsm_jax.training.losses import PROJECTION_KINDS, mean_squared_error, psnr_of_batch
@@ -83,9 +82,7 @@ class Alignment:
         return init_projectors(key, self.layer_map, width=width, teacher_width=self.teacher_width)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("vgg19", "lpips", "teacher"), meta_fields=()
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FrozenNetworks:
     """Networks that losses look through; None where the loss is not used."""
@@ -135,8 +132,7 @@ def objective(
     module: Any,
     projectors: dict,
     frozen: FrozenNetworks,
-    inputs: Views,
-    targets: Views,
+    batch: Batch,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Renders the targets from the inputs and compares.
 
@@ -145,11 +141,12 @@ def objective(
       module: the model, bound to its parameters.
       projectors: of REPA, {} without it.
       frozen: of `load_frozen`.
-      inputs, targets: [B, V, …] and [B, T, …], images in [0, 1].
+      batch: pictures are floats in [0, 1].
 
     Returns:
       The sum, and each loss before its weight: mean_squared always, others if they are used.
     """
+    inputs, targets = batch.inputs, batch.targets
     if config.repa:
         taps = {stream: alignment.layer_map.students(stream) for stream in ("input", "target")}
         memory, seen = module.encode_with_taps(inputs, taps["input"])

@@ -15,7 +15,7 @@ import optax
 
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import Views
+from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.models.model import bind, init_params
 from efficient_lvsm_jax.training.objective import (
     Alignment,
@@ -57,20 +57,7 @@ class Recipe(Settings):
             raise InputError("a recipe has an alignment if, and only if, losses.repa is not 0")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        "step",
-        "schedule_step",
-        "skipped",
-        "skipped_in_a_row",
-        "params",
-        "ema",
-        "projectors",
-        "optimizer",
-    ),
-    meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything a step changes.
@@ -119,15 +106,14 @@ def start_from(recipe: Recipe, params: dict, key: jax.Array) -> TrainState:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def train_step(
-    recipe: Recipe, state: TrainState, batch: dict, frozen: FrozenNetworks = NO_NETWORKS
+    recipe: Recipe, state: TrainState, batch: Batch, frozen: FrozenNetworks = NO_NETWORKS
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on a batch.
 
     Args:
       recipe: what is trained, and how.
       state: donated.
-      batch: {"inputs", "targets"}, each {"image" [B, V, Y, X, 3], uint8 or floats in [0, 1], "c2w",
-        "fxfycxcy"}, poses normalised.
+      batch: pictures are uint8 or floats in [0, 1].
       frozen: networks the losses look through.
 
     Returns:
@@ -182,7 +168,7 @@ def train_step(
 
 
 def _gradients(
-    recipe: Recipe, trained: dict, batch: dict, frozen: FrozenNetworks
+    recipe: Recipe, trained: dict, batch: Batch, frozen: FrozenNetworks
 ) -> tuple[tuple[jax.Array, dict], dict]:
     """Losses of a batch and their gradients, part by part if the recipe says so."""
     of_part = jax.value_and_grad(functools.partial(_losses, recipe), has_aux=True)
@@ -207,18 +193,13 @@ def _gradients(
 
 
 def _losses(
-    recipe: Recipe, trained: dict, batch: dict, frozen: FrozenNetworks
+    recipe: Recipe, trained: dict, batch: Batch, frozen: FrozenNetworks
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    inputs, targets = (
-        Views(_float_image(batch[side]["image"]), batch[side]["c2w"], batch[side]["fxfycxcy"])
-        for side in ("inputs", "targets")
-    )
+    batch = jax.tree.map(_bytes_to_floats, batch)
     module = bind(recipe.family, recipe.model, trained["model"])
-    return objective(
-        recipe.losses, recipe.alignment, module, trained["projectors"], frozen, inputs, targets
-    )
+    return objective(recipe.losses, recipe.alignment, module, trained["projectors"], frozen, batch)
 
 
-def _float_image(image: jax.Array) -> jax.Array:
-    """Bytes become floats on the device: a quarter of the traffic to it."""
-    return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+def _bytes_to_floats(x: jax.Array) -> jax.Array:
+    """Pictures become floats on the device: a quarter of the traffic to it."""
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x

@@ -14,6 +14,7 @@ from data_pipeline.batches.pipeline import DataConfig, InMemory, training_batche
 from data_pipeline.procedural import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Scene, scene_of_arrays
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Batch, Views
 
 CONFIG = DataConfig(scenes=12, views=6, size=16, batch_size=3, num_targets=2)
 PLAIN = dataclasses.replace(CONFIG, mirror=False, permute_colours=False)
@@ -43,34 +44,35 @@ class NumberedScenes:
         return scene_of_arrays(str(index), image, c2w, fxfycxcy)
 
 
-def numbers(side: dict, channel: int) -> np.ndarray:
+def numbers(side: Views, channel: int) -> np.ndarray:
     """What NumberedScenes wrote into the pictures, [B, V]."""
-    return side["image"][..., 0, 0, channel].astype(int)
+    return side.image[..., 0, 0, channel].astype(int)
 
 
-def assert_equal_batches(a: dict, b: dict) -> None:
+def assert_equal_batches(a: Batch, b: Batch) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_batch_has_the_documented_arrays(scenes):
-    batch = training_dataset(InMemory(scenes), CONFIG, seed=0)[1]
-    assert batch.keys() == {"inputs", "targets", "replaced", "unreadable"}
-    for side, views in (("inputs", 4), ("targets", 2)):
-        shapes = {key: value.shape for key, value in batch[side].items()}
+    batch, left_out = training_dataset(InMemory(scenes), CONFIG, seed=0)[1]
+    assert left_out.keys() == {"replaced", "unreadable"}
+    assert all(x.shape == (3,) and x.dtype == np.int32 for x in left_out.values())
+    for side, views in ((batch.inputs, 4), (batch.targets, 2)):
+        shapes = {key: value.shape for key, value in vars(side).items()}
         assert shapes == {
             "image": (3, views, 16, 16, 3),
             "c2w": (3, views, 4, 4),
             "fxfycxcy": (3, views, 4),
         }
-        for key, value in batch[side].items():
+        for key, value in vars(side).items():
             assert value.dtype == (np.uint8 if key == "image" else np.float32)
             assert value.flags.c_contiguous
-        assert batch[side]["image"].min() < 128 < batch[side]["image"].max()
+        assert side.image.min() < 128 < side.image.max()
 
 
 def test_the_number_of_inputs_follows_the_cycle(scenes):
     dataset = training_dataset(InMemory(scenes), CONFIG, seed=0)
-    inputs = [dataset[step]["inputs"]["image"].shape[1] for step in range(9)]
+    inputs = [dataset[step][0].inputs.image.shape[1] for step in range(9)]
     assert inputs == [2, 4, 2, 1, 2, 4, 2, 1, 2]
 
 
@@ -80,9 +82,9 @@ def test_a_batch_is_a_function_of_seed_and_step(scenes):
     source = ProceduralScenes(12, seed=5, recipe=SceneRecipe(size=16, views=6))
     dataset = training_dataset(InMemory(source), CONFIG, seed=5)
     for step in (8, 2, 5, 0):
-        assert_equal_batches(dataset[step], in_order[step])
-    other = training_dataset(InMemory(source), CONFIG, seed=6)[0]
-    assert not np.array_equal(other["inputs"]["image"], in_order[0]["inputs"]["image"])
+        assert_equal_batches(dataset[step][0], in_order[step])
+    other = training_dataset(InMemory(source), CONFIG, seed=6)[0][0]
+    assert not np.array_equal(other.inputs.image, in_order[0].inputs.image)
 
 
 def test_a_restored_iterator_gives_the_same_batches(scenes):
@@ -115,7 +117,7 @@ def test_the_iterator_goes_into_an_orbax_checkpoint(tmp_path):
 
 def test_every_epoch_visits_every_scene_once_in_another_order():
     dataset = training_dataset(NumberedScenes(12), PLAIN, seed=0)
-    seen = [numbers(dataset[step]["inputs"], 0)[:, 0] for step in range(8)]
+    seen = [numbers(dataset[step][0].inputs, 0)[:, 0] for step in range(8)]
     first, second = np.concatenate(seen[:4]), np.concatenate(seen[4:])
     assert sorted(first) == sorted(second) == list(range(12))
     assert not np.array_equal(first, second) and not np.array_equal(first, np.arange(12))
@@ -123,7 +125,8 @@ def test_every_epoch_visits_every_scene_once_in_another_order():
 
 def test_views_are_drawn_anew_for_every_scene_and_epoch():
     dataset = training_dataset(NumberedScenes(3), PLAIN, seed=0)
-    drawn = {tuple(row) for step in range(0, 40, 4) for row in numbers(dataset[step]["inputs"], 1)}
+    drawn = [numbers(dataset[step][0].inputs, 1) for step in range(0, 40, 4)]
+    drawn = {tuple(row) for rows in drawn for row in rows}
     assert len(drawn) > 10  # of 30 ordered pairs
 
 
@@ -133,8 +136,8 @@ def test_targets_are_inputs_only_when_allowed(allowed):
     dataset = training_dataset(NumberedScenes(12), config, seed=0)
     shared = 0
     for step in range(12):
-        batch = dataset[step]
-        inputs, targets = (numbers(batch[side], 1) for side in ("inputs", "targets"))
+        batch, _ = dataset[step]
+        inputs, targets = numbers(batch.inputs, 1), numbers(batch.targets, 1)
         shared += (inputs[:, :, None] == targets[:, None]).sum()
         assert all(len(set(row)) == 2 for row in targets)
     assert (shared > 0) == allowed
@@ -142,36 +145,36 @@ def test_targets_are_inputs_only_when_allowed(allowed):
 
 def test_a_batch_of_one_scene_has_a_scene_axis():
     config = dataclasses.replace(CONFIG, batch_size=1)
-    batch = training_dataset(NumberedScenes(4), config, seed=0)[0]
-    assert batch["inputs"]["image"].shape == (1, 2, 16, 16, 3)
+    batch, _ = training_dataset(NumberedScenes(4), config, seed=0)[0]
+    assert batch.inputs.image.shape == (1, 2, 16, 16, 3)
 
 
 def test_poses_are_normalised_over_inputs_and_targets_together(scenes):
     dataset = training_dataset(InMemory(scenes), PLAIN, seed=0)
     for step in range(4):
-        batch = dataset[step]
-        poses = np.concatenate([batch["inputs"]["c2w"], batch["targets"]["c2w"]], 1)
+        batch, _ = dataset[step]
+        poses = np.concatenate([batch.inputs.c2w, batch.targets.c2w], 1)
         np.testing.assert_allclose(poses[..., :3, 3].mean(1), 0, atol=1e-6)
         np.testing.assert_allclose(np.abs(poses[..., :3, 3]).max((1, 2)), 1 / 1.35, atol=1e-6)
 
 
 def test_poses_stay_in_the_source_s_frame_if_so_set(scenes):
     config = dataclasses.replace(PLAIN, normalise_poses=False)
-    batch = training_dataset(InMemory(scenes), config, seed=0)[0]
+    batch, _ = training_dataset(InMemory(scenes), config, seed=0)[0]
     source = np.concatenate([scenes[i]["c2w"] for i in range(12)])
-    for side in ("inputs", "targets"):
-        for c2w in batch[side]["c2w"].reshape(-1, 4, 4):
+    for side in (batch.inputs, batch.targets):
+        for c2w in side.c2w.reshape(-1, 4, 4):
             assert np.abs(source - c2w).max(axis=(1, 2)).min() < 1e-6
 
 
 def test_without_variations_pictures_are_the_source_s(scenes):
     known = {scenes[i]["image"][v].tobytes() for i in range(12) for v in range(6)}
     plain, varied = (
-        training_dataset(InMemory(scenes), config, seed=0)[1] for config in (PLAIN, CONFIG)
+        training_dataset(InMemory(scenes), config, seed=0)[1][0] for config in (PLAIN, CONFIG)
     )
-    views = plain["inputs"]["image"].reshape(-1, 16, 16, 3)
+    views = plain.inputs.image.reshape(-1, 16, 16, 3)
     assert all(view.tobytes() in known for view in views)
-    views = varied["inputs"]["image"].reshape(-1, 16, 16, 3)
+    views = varied.inputs.image.reshape(-1, 16, 16, 3)
     assert not all(view.tobytes() in known for view in views)
 
 
@@ -183,11 +186,10 @@ def test_a_scene_is_varied_alike_in_inputs_and_targets(scenes):
     mirrored = set()
     for step in range(4):
         for row in range(3):
-            sides = [
-                [batch[s]["image"][row] for s in ("inputs", "targets")]
-                for batch in (plain[step], varied[step])
-            ]
-            before, after = (np.concatenate(side) for side in sides)
+            before, after = (
+                np.concatenate([batch.inputs.image[row], batch.targets.image[row]])
+                for batch, _ in (plain[step], varied[step])
+            )
             ways = [
                 flip
                 for flip in (1, -1)

@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.cost.memory import Estimate, activations, estimate
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Batch, Views
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
@@ -100,9 +101,9 @@ def test_a_small_model_on_this_cpu_is_within_a_quarter_of_what_is_compiled(famil
             return jax.ShapeDtypeStruct((8, views, *shape), dtype)
 
         image = array(48, 48, 3, dtype=jnp.uint8)
-        return {"image": image, "c2w": array(4, 4), "fxfycxcy": array(4)}
+        return Views(image, array(4, 4), array(4))
 
-    compiled = train_step.lower(recipe, state, {"inputs": side(2), "targets": side(4)}).compile()
+    compiled = train_step.lower(recipe, state, Batch(side(2), side(4))).compile()
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     batch = DataConfig(batch_size=8, num_inputs_cycle=(2,), num_targets=4)

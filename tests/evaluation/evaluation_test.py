@@ -62,7 +62,7 @@ def test_every_scene_is_scored_once_and_alike_on_four_devices(small_model, alone
 def test_the_scores_are_those_of_the_pictures(small_model, alone):
     scorer = Scorer(model_renders(small_model, mesh_of(1)), mesh_of(1), 1)
     rows, (pictures,) = scorer.score(SCENES[:1])
-    truth = SCENES[0].targets["image"]
+    truth = SCENES[0].targets.image
     rounded = np.asarray(psnr(pictures.astype(np.float32) / 255, truth))
     np.testing.assert_allclose(rows[0].scores["psnr"], rounded, atol=0.02)
     assert rows[0].scores["psnr"].dtype == np.float64 and pictures.dtype == np.uint8
@@ -71,7 +71,7 @@ def test_the_scores_are_those_of_the_pictures(small_model, alone):
 def test_with_eight_bits_the_scores_are_exactly_those_of_the_rounded_pictures(small_model):
     scorer = Scorer(model_renders(small_model, mesh_of(1)), mesh_of(1), 1, eight_bit=True)
     rows, (pictures,) = scorer.score(SCENES[:1])
-    rounded = psnr(np.divide(pictures, 255, dtype=np.float32), SCENES[0].targets["image"])
+    rounded = psnr(np.divide(pictures, 255, dtype=np.float32), SCENES[0].targets.image)
     np.testing.assert_allclose(rows[0].scores["psnr"], rounded, atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_the_foreground_is_scored_by_itself(small_model):
     half = dataclasses.replace(scene(0), foreground=left)
     (row,) = score(small_model, [half], 1, foreground=True)
     rendered = Scorer(model_renders(small_model, mesh_of(1)), mesh_of(1), 1).render([half])
-    expected = psnr(rendered[0, :, :, :12], half.targets["image"][:, :, :12])
+    expected = psnr(rendered[0, :, :, :12], half.targets.image[:, :, :12])
     np.testing.assert_allclose(row.scores["foreground_psnr"], expected, atol=1e-4)
     assert (row.scores["foreground_psnr"] != row.scores["psnr"]).all()
 
@@ -121,7 +121,7 @@ def test_a_target_without_foreground_is_refused(small_model):
 
 def test_true_pictures_out_of_range_are_refused(small_model):
     wrong = scene(0)
-    wrong.targets["image"][:] = wrong.targets["image"] * 2 - 1
+    wrong.targets.image[:] = wrong.targets.image * 2 - 1
     with pytest.raises(InputError, match=r"scene 0 .*like \[-1, 1\]"):
         score(small_model, [wrong], 1)
 
@@ -137,7 +137,7 @@ def test_a_further_distance_is_scored_with_the_others(small_model):
 def test_copying_the_nearest_input_is_perfect_when_it_is_the_target():
     noise = scene(0, inputs=3)
     same = dataclasses.replace(noise, targets=noise.inputs)
-    scorer = Scorer(lambda scenes: np.stack([s.targets["image"] for s in scenes]), mesh_of(1), 1)
+    scorer = Scorer(lambda scenes: np.stack([s.targets.image for s in scenes]), mesh_of(1), 1)
     scores = baselines(scorer.score([same])[0])
     assert np.isinf(scores["nearest"]["psnr"])
     # Noise, uniform in [0, 1], against its own mean: variance 1/12.
@@ -146,9 +146,9 @@ def test_copying_the_nearest_input_is_perfect_when_it_is_the_target():
 
 def test_nearest_is_by_camera_centre():
     chosen = scene(3, inputs=5)
-    for c2w in chosen.targets["c2w"]:
-        distances = np.linalg.norm(chosen.inputs["c2w"][:, :3, 3] - c2w[:3, 3], axis=1)
-        assert nearest_camera(chosen.inputs["c2w"], c2w) == distances.argmin()
+    for c2w in chosen.targets.c2w:
+        distances = np.linalg.norm(chosen.inputs.c2w[:, :3, 3] - c2w[:3, 3], axis=1)
+        assert nearest_camera(chosen.inputs.c2w, c2w) == distances.argmin()
 
 
 def test_views_added_one_by_one_end_where_all_at_once_begins(small_model):

@@ -7,7 +7,6 @@ import pytest
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.heldout import open_heldout, render_heldout, sheet
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
-from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.parallel.sharding import make_mesh
 
@@ -23,7 +22,7 @@ def test_the_scenes_are_the_first_that_an_evaluation_scores(scenes):
     assert [scene.name for scene in scenes] == [f"heldout-3-{i:06d}" for i in range(3)]
     assert all(scene.chosen.inputs == (1, 4) for scene in scenes)
     assert all(scene.chosen.targets == (0, 3, 5) for scene in scenes)  # three of the four
-    assert scenes[0].targets["image"].shape == (3, 16, 16, 3)
+    assert scenes[0].targets.image.shape == (3, 16, 16, 3)
 
 
 def test_pictures_and_score_are_those_of_the_model_on_a_mesh_larger_than_the_scenes(
@@ -32,18 +31,15 @@ def test_pictures_and_score_are_those_of_the_model_on_a_mesh_larger_than_the_sce
     picture, scores = render_heldout(small_model, scenes, make_mesh("data:-1,fsdp:1"), step=7)
     expected = []
     for scene in scenes:
-        inputs, targets = (
-            jax.tree.map(lambda x: x[None], x) for x in (scene.inputs, scene.targets)
-        )
-        cameras = Cameras(targets["c2w"], targets["fxfycxcy"], 16, 16)
-        images = small_model.decode(small_model.encode(Views(**inputs)), cameras)
-        expected.append(psnr(images, targets["image"]))
+        inputs, targets = jax.tree.map(lambda x: x[None], (scene.inputs, scene.targets))
+        images = small_model.decode(small_model.encode(inputs), targets.cameras)
+        expected.append(psnr(images, targets.image))
     assert scores == {"heldout/psnr": pytest.approx(float(np.mean(expected)), abs=1e-3)}
     assert picture.dtype == np.uint8 and picture.ndim == 3
 
 
 def test_the_sheet_shows_inputs_true_and_predicted_pictures_enlarged(scenes):
-    truth = np.stack([scene.targets["image"] for scene in scenes])
+    truth = np.stack([scene.targets.image for scene in scenes])
     black = np.zeros(truth.shape, np.uint8)
     picture = sheet(scenes, black, np.zeros(truth.shape[:2]), "title")
     enlarged = np.repeat(np.repeat(truth[1, 2], 12, axis=0), 12, axis=1)
@@ -65,9 +61,8 @@ def test_a_model_that_lost_itself_still_gives_a_picture(scenes, small_model):
 
 
 def test_scenes_of_several_shapes_are_refused(scenes, monkeypatch):
-    narrow = dataclasses.replace(
-        scenes[1], targets=scenes[1].targets | {"image": scenes[1].targets["image"][:, :, :8]}
-    )
+    targets = dataclasses.replace(scenes[1].targets, image=scenes[1].targets.image[:, :, :8])
+    narrow = dataclasses.replace(scenes[1], targets=targets)
     opened = type("Opened", (), {"scenes": [scenes[0], narrow]})
     monkeypatch.setattr(
         "efficient_lvsm_jax.evaluation.heldout.open_evaluation", lambda *_, **__: opened

@@ -12,6 +12,7 @@ import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.cost import flops
 from efficient_lvsm_jax.cost.memory import activations
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.models import families as known
 from efficient_lvsm_jax.models.families import Family, configure, families, register
 from efficient_lvsm_jax.models.model import Model, init_params
@@ -102,11 +103,7 @@ def test_a_new_family_renders_in_a_session_and_from_its_weights_folder(model, tm
 def test_a_new_family_trains(model):
     recipe = Recipe(NAME, model.config, OptimizerConfig(name="adamw", warmup_steps=1))
     state = init_state(recipe, jax.random.key(0))
-    sides = (random_views(count, seed=count) for count in (2, 3))
-    batch = {
-        name: {"image": v.image, "c2w": v.c2w, "fxfycxcy": v.fxfycxcy}
-        for name, v in zip(("inputs", "targets"), sides, strict=True)
-    }
+    batch = Batch(*(random_views(count, seed=count) for count in (2, 3)))
     losses = []
     for _ in range(20):
         state, metrics = train_step(recipe, state, batch)

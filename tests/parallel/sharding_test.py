@@ -12,6 +12,7 @@ from conftest import SMALL, random_views
 from jax.sharding import PartitionSpec
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, put_cache, state_shardings
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
@@ -112,16 +113,17 @@ def test_a_mesh_that_does_not_fit_the_devices_is_an_error(spec):
 
 
 def test_input_views_are_spread_over_the_context_axis_and_targets_are_not():
-    batch = {side: vars(random_views(4, batch=2)) for side in ("inputs", "targets")}
-    placed = put_batch(make_mesh("data:2,context:2"), batch)
-    shapes = {side: placed[side]["image"].addressable_shards[0].data.shape for side in placed}
-    assert shapes == {"inputs": (1, 2, 16, 24, 3), "targets": (1, 4, 16, 24, 3)}
+    views = random_views(4, batch=2)
+    placed = put_batch(make_mesh("data:2,context:2"), Batch(views, views))
+    for side, own in ((placed.inputs, 2), (placed.targets, 4)):
+        shapes = [x.addressable_shards[0].data.shape for x in jax.tree.leaves(side)]
+        assert shapes == [(1, own, 16, 24, 3), (1, own, 4, 4), (1, own, 4)]
 
 
 def test_input_views_that_the_context_axis_does_not_divide_are_an_error(small_model):
     mesh, views = make_mesh("data:2,context:2"), random_views(3, batch=2)
     with pytest.raises(InputError, match=r"3 input views do not divide.*context:2"):
-        put_batch(mesh, {"inputs": vars(views)})
+        put_batch(mesh, Batch(views, views))
     with jax.set_mesh(mesh), pytest.raises(InputError, match=r"3 input views.*context:2"):
         small_model.encode(views)
 

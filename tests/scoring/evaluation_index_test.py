@@ -45,9 +45,9 @@ def test_evaluation_items_equal_the_published_programs(parity, scene, num_inputs
     images = channels_last(expected["image_u8"]) / 255
     for side, views in (("inputs", slice(num_inputs)), ("targets", slice(num_inputs, None))):
         got = getattr(item, side)
-        parity("evaluation items: poses", got["c2w"], expected["c2w"][views], 1e-5)
-        parity("evaluation items: intrinsics", got["fxfycxcy"], expected["fxfycxcy"][views], 1e-5)
-        parity("evaluation items: pixels", got["image"], images[views], 2.01 / 255)
+        parity("evaluation items: poses", got.c2w, expected["c2w"][views], 1e-5)
+        parity("evaluation items: intrinsics", got.fxfycxcy, expected["fxfycxcy"][views], 1e-5)
+        parity("evaluation items: pixels", got.image, images[views], 2.01 / 255)
 
 
 def leaked_of(chosen):

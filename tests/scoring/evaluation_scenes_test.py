@@ -71,9 +71,9 @@ def test_a_scene_has_its_frames_prepared_and_its_poses_normalised_together():
             (item.targets, 2),
         ]
     ):
-        np.testing.assert_array_equal(side["image"][at], prepared[i][0])
-        np.testing.assert_array_equal(side["fxfycxcy"][at], prepared[i][1])
-        np.testing.assert_array_equal(side["c2w"][at], c2w[i])
+        np.testing.assert_array_equal(side.image[at], prepared[i][0])
+        np.testing.assert_array_equal(side.fxfycxcy[at], prepared[i][1])
+        np.testing.assert_array_equal(side.c2w[at], c2w[i])
 
 
 def test_scenes_come_in_the_order_of_the_data_and_differences_are_counted():
@@ -110,8 +110,8 @@ def test_poses_stay_as_they_are_where_they_are_not_normalised():
     prepare = dataclasses.replace(PREPARE, normalise=False)
     (item,) = same_views(data_set(scene("a")), inputs=(0, 3), targets=(), prepare=prepare)
     truth = five_cameras()
-    np.testing.assert_array_equal(item.inputs["c2w"], truth.c2w[[0, 3]].astype(np.float32))
-    np.testing.assert_array_equal(item.targets["c2w"], truth.c2w[[1, 2, 4]].astype(np.float32))
+    np.testing.assert_array_equal(item.inputs.c2w, truth.c2w[[0, 3]].astype(np.float32))
+    np.testing.assert_array_equal(item.targets.c2w, truth.c2w[[1, 2, 4]].astype(np.float32))
 
 
 def test_frames_of_several_sizes_in_a_scene_are_refused():
@@ -161,14 +161,15 @@ def test_generated_scenes_have_the_views_named_in_the_order_given(rooms):
     scenes = generated_scenes(rooms, inputs=(2, 4), targets=(0, 5, 1))
     assert list(scenes.names) == [rooms[i]["scene"] for i in range(3)]
     item, room = scenes[1], rooms[1]
-    np.testing.assert_array_equal(item.targets["image"] * 255, room["image"][[0, 5, 1]])
+    np.testing.assert_array_equal(item.targets.image * 255, room["image"][[0, 5, 1]])
     c2w = normalise_poses(room["c2w"][[2, 4, 0, 5, 1]])
-    np.testing.assert_array_equal(np.concatenate([item.inputs["c2w"], item.targets["c2w"]]), c2w)
+    np.testing.assert_array_equal(np.concatenate([item.inputs.c2w, item.targets.c2w]), c2w)
 
 
-def test_generated_views_that_are_not_there_fail_at_once(rooms):
-    with pytest.raises(InputError, match="no view 6"):
-        generated_scenes(rooms, inputs=(2, 6), targets=(0,))
+@pytest.mark.parametrize("wrong", [6, -1])
+def test_generated_views_that_are_not_there_fail_at_once(rooms, wrong):
+    with pytest.raises(InputError, match=f"targets: no view {wrong}.*0 to 5"):
+        generated_scenes(rooms, inputs=(2, 4), targets=(0, wrong))
 
 
 def test_views_of_a_capture_may_count_the_frames_that_are_there():
@@ -188,9 +189,7 @@ def test_portraits_of_a_capture_become_squares_when_asked():
             data_set(upright),
             **views,
             prepare=Preparation(size=16, portraits_to_squares=squares),
-        )[0]
-        .targets["image"]
-        .shape
+        )[0].targets.image.shape
         for squares in (False, True)
     }
     assert shapes == {False: (1, 8, 8, 3), True: (1, 16, 16, 3)}
@@ -215,7 +214,7 @@ def test_the_foreground_is_what_is_opaque_even_if_it_is_white(tmp_path):
     prepare = Preparation(size=54 // 8 * 8, square_crop=False, foreground=True)
     item = same_views(open_scenes(folder), **views, prepare=prepare)[0]
     scale = 48 / 54
-    assert item.foreground.shape == item.targets["image"].shape[:3]
+    assert item.foreground.shape == item.targets.image.shape[:3]
     inside = item.foreground[:, int(10 * scale) + 1 : int(40 * scale), 28:61]
     assert inside.all() and item.foreground.mean() < 0.35
 
@@ -224,5 +223,5 @@ def test_without_alpha_the_foreground_is_what_is_not_white():
     upright = scene("a")
     prepare = Preparation(size=16, foreground=True)
     item = same_views(data_set(upright), inputs=(0, 1), targets=(2,), prepare=prepare)[0]
-    expected = (item.targets["image"] < 254.5 / 255).any(axis=-1)
+    expected = (item.targets.image < 254.5 / 255).any(axis=-1)
     np.testing.assert_array_equal(item.foreground, expected)

@@ -8,6 +8,7 @@ from conftest import SMALL, random_views
 from small_teachers import small_teacher
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.metrics.perceptual import DEPTHS
 from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
@@ -47,11 +48,11 @@ def aligned():
 
 def large_views(count, seed):
     # DINOv2 sees three patches for four tokens, so sides are multiples of four patches.
-    return vars(random_views(count, seed=seed, size=(32, 32), batch=2))
+    return random_views(count, seed=seed, size=(32, 32), batch=2)
 
 
 def aligned_batch(seed=0):
-    return {"inputs": large_views(2, seed), "targets": large_views(3, seed + 1)}
+    return Batch(large_views(2, seed), large_views(3, seed + 1))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, random
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Batch, Views
 from efficient_lvsm_jax.models.model import Model, init_params
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from efficient_lvsm_jax.training.step import Recipe, init_state, start_from, train_step
@@ -24,18 +25,14 @@ def with_optimizer(**changes):
 
 
 def batch_of(seed=0):
-    return {
-        "inputs": vars(random_views(2, seed=seed, batch=2)),
-        "targets": vars(random_views(2, seed=seed + 1, batch=2)),
-    }
+    return Batch(random_views(2, seed=seed, batch=2), random_views(2, seed=seed + 1, batch=2))
 
 
 def test_twelve_steps_equal_the_published_training(parity):
     data = golden("train")
     model = elvsm.load(GOLDENS / "train_init.pt")
     views, cameras, truth = golden_views(data)
-    targets = {"image": truth, "c2w": cameras.c2w, "fxfycxcy": cameras.fxfycxcy}
-    batch = {"inputs": vars(views), "targets": targets}
+    batch = Batch(views, Views(truth, cameras.c2w, cameras.fxfycxcy))
     recipe = dataclasses.replace(PUBLISHED, model=model.config)
     state = start_from(recipe, jax.tree.map(jnp.array, model.params), jax.random.key(0))
     for step in range(12):
@@ -114,7 +111,7 @@ def test_a_non_finite_loss_changes_nothing_and_is_counted():
     state = init_state(PUBLISHED, jax.random.key(0))
     before = params_of(state)
     bad = batch_of()
-    bad["targets"]["image"][0, 0, 0, 0, 0] = np.nan
+    bad.targets.image[0, 0, 0, 0, 0] = np.nan
     state, metrics = train_step(PUBLISHED, state, bad)
     jax.tree.map(np.testing.assert_array_equal, params_of(state), before)
     assert (int(state.step), int(state.schedule_step), int(metrics["skipped"])) == (1, 0, 1)
@@ -146,7 +143,7 @@ def test_the_average_follows_the_parameters():
 def test_skips_in_a_row_are_counted_until_the_next_update():
     state = init_state(PUBLISHED, jax.random.key(0))
     bad = batch_of()
-    bad["targets"]["image"][:] = np.inf
+    bad.targets.image[:] = np.inf
     counts = []
     for batch in (bad, bad, batch_of(), bad):
         state, metrics = train_step(PUBLISHED, state, batch)
