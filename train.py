@@ -31,90 +31,49 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipeline.batches.pipeline import DataConfig, TrainingBatches, training_batches
-from efficient_lvsm_jax.configuration import Settings, build, setting
-from efficient_lvsm_jax.cost import flops
-from efficient_lvsm_jax.cost.memory import estimate
-from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation.heldout import open_heldout, render_heldout
+from data_pipeline.batches.pipeline import TrainingBatches, training_batches
+from efficient_lvsm_jax.aot import training_step
+from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.evaluation.heldout import heldout_of, render_heldout
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
-from efficient_lvsm_jax.models.families import configure, family_named
-from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.parallel.processes import join_processes
-from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, replicate, state_shardings
+from efficient_lvsm_jax.parallel.processes import join_processes, say
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, replicate
 from efficient_lvsm_jax.runs.profiling import STEPS, StepTrace
 from efficient_lvsm_jax.runs.progress import Progress, StepClock, peak_flops
 from efficient_lvsm_jax.runs.provenance import record_start
 from efficient_lvsm_jax.runs.run_log import RunLog
+from efficient_lvsm_jax.runs.settings import LogConfig
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
+from efficient_lvsm_jax.training.divergence import TrainingDivergedError, check_skips
 from efficient_lvsm_jax.training.interruption import Interruption, exit_by
-from efficient_lvsm_jax.training.objective import FrozenNetworks, LossConfig, load_frozen
-from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.settings import TrainingConfig
-from efficient_lvsm_jax.training.step import (
-    Recipe,
-    TrainState,
-    abstract_state,
-    init_state,
-    start_from,
-    train_step,
-)
-from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.training.start import first_state, save_state
+from efficient_lvsm_jax.training.step import TrainState, train_step
 from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 DIVERGED = 4  # exit status
-
-
-class TrainingDivergedError(RuntimeError):
-    """Too many updates in a row had to be skipped."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LogConfig(Settings):
-    """What a run shows while it trains.
-
-    Attributes:
-      every: steps between two rows of numbers.
-      pictures_every: steps between two pictures of held-out predictions; 0 for none.
-      pictures: held-out scenes of a picture, the first of the `evaluation` group.
-      tensorboard: also write for TensorBoard.
-      wandb: project of Weights & Biases; "" for none.
-    """
-
-    group = "log"
-    every: int = setting(10, at_least=1)
-    pictures_every: int = setting(0, at_least=0)
-    pictures: int = setting(3, at_least=1)
-    tensorboard: bool = True
-    wandb: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run as its configuration describes it, before anything is computed.
 
-    `all_settings` are plain values, defaults among them, for the record.
+    `all_settings` are plain values, defaults among them, for the record; `asked` is what is to be
+    trained, on what.
     """
 
     all_settings: dict[str, Any]
     config: TrainingConfig
-    workdir: Path
-    recipe: Recipe
-    data: DataConfig
     log: LogConfig
     mesh: Mesh
-    frozen: FrozenNetworks
+    asked: training_step.Question
 
     @classmethod
     def open(cls, config: ConfigDict, workdir: Path) -> Run:
@@ -122,16 +81,12 @@ class Run:
         values = complete(config, settings).to_dict()
         single = {name: value for name, value in values.items() if not isinstance(value, dict)}
         chosen = build(TrainingConfig, single, "config")
-        model = configure(chosen.family, values["model"])
-        losses = build(LossConfig, values["losses"], "losses")
-        optimizer = build(OptimizerConfig, values["optimizer"], "optimizer")
-        data = build(DataConfig, values["data"], "data")
         log = build(LogConfig, values["log"], "log")
         mesh = make_mesh(chosen.mesh)
-        frozen, alignment = load_frozen(losses, model)
-        recipe = Recipe(chosen.family, model, optimizer, losses, alignment, chosen.micro_batches)
-        claim_workdir(workdir, chosen.family, model)
-        return cls(values, chosen, workdir, recipe, data, log, mesh, replicate(mesh, frozen))
+        asked = training_step.question(config, mesh.size, abstract=False)
+        claim_workdir(workdir, chosen.family, asked.recipe.model)
+        asked = dataclasses.replace(asked, frozen=replicate(mesh, asked.frozen))
+        return cls(values, chosen, log, mesh, asked)
 
 
 def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> TrainState:
@@ -144,29 +99,16 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
     """
     run = Run.open(config, workdir)
     config = run.config
-    memory = estimate(
-        run.recipe.model,
-        abstract_state(run.recipe),
-        dict(run.mesh.shape),
-        batch_size=run.data.batch_size,
-        inputs=max(run.data.num_inputs_cycle),
-        targets=run.data.num_targets,
-        pixels=run.data.size**2,
-        platform=jax.default_backend(),
-        micro_batches=run.recipe.micro_batches,
-    )
-    say(f"memory: {memory}")
+    say(f"memory: {run.asked.estimate(jax.default_backend())}")
     checkpoints = Checkpoints(
         workdir,
         keep=config.checkpoints_to_keep,
         keep_every=config.checkpoint_keep_every,
-        config_sha256=hashlib.sha256(
-            json.dumps(run.all_settings, sort_keys=True).encode()
-        ).hexdigest(),
+        config=run.all_settings,
     )
-    made = contextlib.closing(training_batches(run.data, seed=config.seed, progress=True))
+    made = contextlib.closing(training_batches(run.asked.data, seed=config.seed, progress=True))
     with Interruption() as interruption, checkpoints, made as batches:
-        state = first_state(run, checkpoints, batches)
+        state = first_state(run.asked.recipe, config, run.mesh, checkpoints, batches)
         step = int(state.step)
         record_start(workdir, run.all_settings, step=step)
         log = RunLog(
@@ -185,24 +127,6 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
     return state
 
 
-def first_state(run: Run, checkpoints: Checkpoints, batches: TrainingBatches) -> TrainState:
-    """Fresh, from other weights, or where training stopped; every array born in its place."""
-    key = jax.random.key(run.config.seed)
-    init = functools.partial(init_state, run.recipe)
-    abstract = abstract_state(run.recipe)
-    shardings = state_shardings(run.mesh, abstract)
-    step = checkpoints.latest()
-    if step is not None:
-        say(f"going on from step {step} in {run.workdir}")
-        return restore(checkpoints, step, abstract, shardings, batches)
-    if run.config.init_from:
-        params = weights_like(run.config.init_from, abstract.params, run.recipe.family)
-        params = jax.device_put(params, shardings.params)
-        start = functools.partial(start_from, run.recipe)
-        return jax.jit(start, out_shardings=shardings)(params, key)
-    return jax.jit(init, out_shardings=shardings)(key)
-
-
 def loop(
     run: Run,
     state: TrainState,
@@ -214,9 +138,15 @@ def loop(
 ) -> tuple[TrainState, int]:
     """Steps until the last one; the state, and the signal that ended it early or 0."""
     config, step, ended_by = run.config, int(state.step), 0
-    heldout = held_out_scenes(run)
+    recipe, data, frozen = run.asked.recipe, run.asked.data, run.asked.frozen
+    heldout = heldout_of(
+        run.all_settings["evaluation"],
+        every=run.log.pictures_every,
+        seed=config.seed,
+        count=run.log.pictures,
+    )
     clock = StepClock(peak=peak_flops())
-    cycle = len(run.data.num_inputs_cycle)  # each number of inputs is a program of its own
+    cycle = len(data.num_inputs_cycle)  # each number of inputs is a program of its own
     trace = StepTrace(
         profile, "train", warm_up=cycle + 1, total=config.steps - step, steps=max(STEPS, cycle)
     )
@@ -225,15 +155,14 @@ def loop(
             trace.begin(step + 1, after=state)
             with clock.waiting("data"):
                 batch = next(batches)
-            views = {side: views.c2w.shape[1] for side, views in vars(batch).items()}
-            batch = put_batch(run.mesh, batch)
-            state, metrics = train_step(run.recipe, state, batch, run.frozen)
+            inputs = batch.inputs.c2w.shape[1]
+            state, metrics = train_step(recipe, state, put_batch(run.mesh, batch), frozen)
             step += 1
             last = step == config.steps
             clock.stepped(
-                scenes=run.data.batch_size,
-                images=run.data.batch_size * sum(views.values()),
-                flops=model_flops(run, **views),
+                scenes=data.batch_size,
+                images=data.batch_size * (inputs + data.num_targets),
+                flops=run.asked.flops(inputs).model.total,
             )
             progress.stepped()
             ended_by = 0 if last else interruption.after_step()
@@ -245,135 +174,21 @@ def loop(
                 check_skips(values, config.abort_after_skips, step)
             if heldout and (step % run.log.pictures_every == 0 or last):
                 with clock.waiting("pictures", after=state):
-                    weights = state.params if state.ema is None else state.ema
-                    model = Model(run.recipe.family, run.recipe.model, weights)
+                    model = state.model(recipe)
                     picture, scores = render_heldout(model, heldout, run.mesh, step=step)
                     log.scalars(step, scores)
                     log.picture(step, picture)
             if step % config.checkpoint_every == 0 or last or ended_by:
                 with clock.waiting("checkpoint", after=state):
                     log.flush(step)
-                    position = grain.checkpoint.CheckpointSave(batches)
-                    checkpoints.save(step, items_of(state, position))
+                    save_state(checkpoints, step, state, batches)
     say(f"waited {clock.share('checkpoint'):.1%} of the time for checkpoints")
     return state, ended_by
 
 
-def check_skips(values: dict[str, Any], most: int, step: int) -> None:
-    """Ends a run that no longer learns. Raises TrainingDivergedError."""
-    if most and values["skipped_in_a_row"] >= most:
-        raise TrainingDivergedError(
-            f"step {step}: the last {values['skipped_in_a_row']} updates were skipped (loss "
-            f"{values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}); parameters are those "
-            "before them. Lower optimizer.learning_rate, look at the data, or raise "
-            "abort_after_skips"
-        )
-
-
-def model_flops(run: Run, *, inputs: int, targets: int) -> int:
-    """Of a step of all devices together, forward and backward."""
-    model, pixels = run.recipe.model, run.data.size**2
-    scenes = run.data.batch_size
-    work = flops.train_step(model, scenes, inputs, targets, pixels, fused_attention=True)
-    return work.model.total
-
-
-def held_out_scenes(run: Run) -> list:
-    """The scenes of the pictures; none where there are none to be drawn."""
-    if not run.log.pictures_every:
-        return []
-    values = run.all_settings["evaluation"]
-    if not (values["data"] or values["scenes"]):
-        raise InputError(
-            f"log.pictures_every={run.log.pictures_every} needs evaluation.data or "
-            "evaluation.scenes, which say what the held-out scenes are; 0 draws no pictures"
-        )
-    settings = build(EvaluationConfig, values, "evaluation")
-    return open_heldout(settings, seed=run.config.seed, count=run.log.pictures)
-
-
-def weights_like(source: str, abstract: dict, family: str) -> dict:
-    """Parameters to begin with, of the same model.
-
-    Raises:
-      InputError: nothing usable there, or another model (names what differs).
-    """
-    model = load(source)
-    if model.family != family:
-        raise InputError(f"init_from={source}: holds a {model.family}, this trains a {family}")
-    shapes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
-    }
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if shapes.pop(name, None) != leaf.shape:
-            raise InputError(
-                f"init_from={source}: {name} of shape {leaf.shape} does not fit the model of this "
-                "configuration; set model.width, layers, … as the weights have them"
-            )
-    if shapes:
-        raise InputError(f"init_from={source}: has no {', '.join(sorted(shapes))}")
-    return model.params
-
-
-def items_of(state: TrainState, data: object) -> dict[str, object]:
-    """A state as checkpoint items; parameters apart, so that rendering reads only them."""
-    rest = {
-        name: value
-        for name, value in vars(state).items()
-        if name not in ("params", "ema", "projectors")
-    }
-    items = {
-        "params": state.params,
-        "ema": state.ema,
-        "projectors": state.projectors,
-        "optimizer": rest,
-        "data": data,
-    }
-    return {name: item for name, item in items.items() if item not in (None, {})}
-
-
-def restore(
-    checkpoints: Checkpoints,
-    step: int,
-    abstract: TrainState,
-    shardings: TrainState,
-    batches: grain.DatasetIterator,
-) -> TrainState:
-    """The state saved at `step`, every array in its place; `batches` moves to where it was."""
-    placed = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
-    items = items_of(placed, grain.checkpoint.CheckpointRestore(batches))
-    restored = checkpoints.restore(step, items)
-    return TrainState(
-        **restored["optimizer"],
-        params=restored["params"],
-        ema=restored.get("ema"),
-        projectors=restored.get("projectors", {}),
-    )
-
-
-def say(line: str) -> None:
-    """Prints in the first process."""
-    if jax.process_index() == 0:
-        print(line, flush=True)
-
-
 def settings(config: ConfigDict) -> dict[str, type]:
     """What the groups of a configuration become; "" is what belongs to none."""
-    return {
-        "": TrainingConfig,
-        "model": family_named(config.get("family", TrainingConfig.family)).config,
-        "losses": LossConfig,
-        "optimizer": OptimizerConfig,
-        "data": DataConfig,
-        "log": LogConfig,
-        "evaluation": EvaluationConfig,
-    }
+    return training_step.settings(config) | {"log": LogConfig, "evaluation": EvaluationConfig}
 
 
 def main() -> int | None:

@@ -43,7 +43,7 @@ class Question:
 
     Attributes:
       recipe, data: from a configuration.
-      frozen: shapes of the networks that its losses look through.
+      frozen: networks that its losses look through, or their shapes.
       mesh: its mesh setting.
       devices: how many.
     """
@@ -73,10 +73,11 @@ class Question:
             micro_batches=self.recipe.micro_batches,
         )
 
-    def flops(self) -> TrainFlops:
-        """Of a step of the model on all devices, by fused attention."""
+    def flops(self, inputs: int | None = None) -> TrainFlops:
+        """Of a step of the model on all devices, by fused attention; `inputs` is V, or the most."""
+        views = inputs or self.views[0], self.views[1]
         scenes, pixels = self.data.batch_size, self.data.size**2
-        return train_flops(self.recipe.model, scenes, *self.views, pixels, fused_attention=True)
+        return train_flops(self.recipe.model, scenes, *views, pixels, fused_attention=True)
 
     def loss_flops(self) -> int:
         """Of the convolutions that the step's losses go through; REPA's teacher is left out."""
@@ -121,25 +122,19 @@ def settings(config: ConfigDict) -> dict[str, type]:
     }
 
 
-def question(config: ConfigDict, devices: int) -> Question:
-    """Settings of a training run, for so many devices.
+def question(config: ConfigDict, devices: int, *, abstract: bool = True) -> Question:
+    """Settings of a training run, for so many devices; not `abstract`: with its losses' networks.
 
     Raises:
-      InputError: settings that cannot be.
+      InputError: settings that cannot be, or as `load_frozen`.
     """
     config = complete(config, settings)
     model = configure(config.family, config.model.to_dict())
     losses = build(LossConfig, config.losses.to_dict(), "losses")
-    frozen, alignment = abstract_frozen(losses, model)
-    recipe = Recipe(
-        family=config.family,
-        model=model,
-        optimizer=build(OptimizerConfig, config.optimizer.to_dict(), "optimizer"),
-        losses=losses,
-        alignment=alignment,
-        micro_batches=config.micro_batches,
-    )
+    optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer")
     data = build(DataConfig, config.data.to_dict(), "data")
+    frozen, alignment = (abstract_frozen if abstract else load_frozen)(losses, model)
+    recipe = Recipe(config.family, model, optimizer, losses, alignment, config.micro_batches)
     return Question(recipe, data, frozen, config.mesh, devices)
 
 

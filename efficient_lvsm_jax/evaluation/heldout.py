@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.evaluation.index import ChosenFrames
 from data_pipeline.evaluation.scenes import EvaluationScene
+from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.predictions import to_bytes
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
@@ -26,6 +28,29 @@ from efficient_lvsm_jax.models.model import Model
 MOST_TARGETS = 3  # of a scene; a sheet is as wide as its inputs and twice this
 SMALL, LARGE = 128, 256  # pixels: smaller pictures are enlarged, larger ones reduced
 GAP, GROUP_GAP, LINE = 6, 26, 24  # pixels between pictures, between groups, of a line of text
+
+
+def heldout_of(
+    values: dict[str, Any], *, every: int, seed: int, count: int
+) -> list[EvaluationScene]:
+    """The scenes of the pictures that training draws; none if it draws none.
+
+    Args:
+      values: settings of the group `evaluation`.
+      every: steps between two pictures, 0 for none.
+      seed, count: see `open_heldout`.
+
+    Raises:
+      InputError: the settings do not say what the scenes are, or as `open_heldout`.
+    """
+    if not every:
+        return []
+    if not (values["data"] or values["scenes"]):
+        raise InputError(
+            f"log.pictures_every={every} needs evaluation.data or evaluation.scenes, which say "
+            "what the held-out scenes are; 0 draws no pictures"
+        )
+    return open_heldout(build(EvaluationConfig, values, "evaluation"), seed=seed, count=count)
 
 
 def open_heldout(settings: EvaluationConfig, *, seed: int, count: int) -> list[EvaluationScene]:

@@ -55,6 +55,12 @@ def join_processes(choice: str, environment: Mapping[str, str] = os.environ) -> 
     log.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
+def say(line: str) -> None:
+    """Prints in the first process."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
 def _named(environment: Mapping[str, str]) -> dict | None:
     """What the three variables say; None without them."""
     given = [name for name in NAMED if name in environment]

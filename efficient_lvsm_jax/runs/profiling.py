@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.parallel.processes import say
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ def traced(folder: str | Path) -> Iterator[None]:
     options.python_tracer_level = 0  # every Python call would slow down what is measured
     with jax.profiler.trace(folder, profiler_options=options):
         yield
-    if jax.process_index() == 0:
-        print(f"trace in {folder}: pip install xprof; xprof --logdir {folder}", flush=True)
+    say(f"trace in {folder}: pip install xprof; xprof --logdir {folder}")
 
 
 class StepTrace:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
+import json
 import logging
 import re
 import shutil
@@ -46,7 +48,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: Path, *, keep: int, keep_every: int = 0, config_sha256: str | None = None
+        self, workdir: Path, *, keep: int, keep_every: int = 0, config: dict[str, Any] | None = None
     ):
         """Opens `workdir`/checkpoints and removes what an interrupted save left there.
 
@@ -54,7 +56,7 @@ class Checkpoints:
           workdir: of the run.
           keep: so many newest steps are kept. With 2 or more there is one to fall back to.
           keep_every: multiples of this step are kept as well; 0 for none.
-          config_sha256: digest of the run's settings, stored with each step.
+          config: the run's settings, plain values, whose digest is stored with each step.
 
         Raises:
           InputError: another run writes there, or nothing can be written.
@@ -64,8 +66,10 @@ class Checkpoints:
                 f"checkpoints_to_keep={keep}, checkpoint_keep_every={keep_every}: at least the "
                 "newest checkpoint must be kept, and no negative number of steps"
             )
-        self._keep, self._keep_every, self._config_sha256 = keep, keep_every, config_sha256
-        self._folder = (workdir / STEPS_FOLDER).absolute()
+        self._keep, self._keep_every = keep, keep_every
+        settings = json.dumps(config, sort_keys=True).encode()
+        self._config_sha256 = None if config is None else hashlib.sha256(settings).hexdigest()
+        self.workdir, self._folder = workdir, (workdir / STEPS_FOLDER).absolute()
         self._is_first = jax.process_index() == 0
         self._lock = None
         if self._is_first:

@@ -16,7 +16,7 @@ import optax
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch
-from efficient_lvsm_jax.models.model import bind, init_params
+from efficient_lvsm_jax.models.model import Model, bind, init_params
 from efficient_lvsm_jax.training.objective import (
     Alignment,
     FrozenNetworks,
@@ -80,6 +80,10 @@ class TrainState:
     ema: dict | None
     projectors: dict
     optimizer: Any
+
+    def model(self, recipe: Recipe) -> Model:
+        """What was trained so far, with the averaged parameters where an average is kept."""
+        return Model(recipe.family, recipe.model, self.params if self.ema is None else self.ema)
 
 
 def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
