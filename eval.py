@@ -41,7 +41,6 @@ if __name__ == "__main__":
     answer_help(sys.argv, define_flags, usage=__doc__)
 
 import dataclasses
-import datetime
 import math
 import shutil
 from pathlib import Path
@@ -50,11 +49,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-import efficient_lvsm_jax
-from data_pipeline.evaluation.scenes import EvaluationScenes
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation import comparison
+from efficient_lvsm_jax.evaluation.passes import render_shown, score_missing
 from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.protocol import (
     EvaluationConfig,
@@ -64,17 +62,10 @@ from efficient_lvsm_jax.evaluation.protocol import (
 )
 from efficient_lvsm_jax.evaluation.renderers import FolderRenderer, ModelRenderer
 from efficient_lvsm_jax.evaluation.report import write_report
-from efficient_lvsm_jax.evaluation.results import (
-    ResultsFile,
-    SceneScores,
-    protocol_hash,
-    scores_csv,
-)
-from efficient_lvsm_jax.evaluation.scoring import Scorer, batches, padded_size
-from efficient_lvsm_jax.evaluation.shown import render_shown, save
-from efficient_lvsm_jax.evaluation.summary import numbers, print_results
+from efficient_lvsm_jax.evaluation.results import ResultsFile, protocol_hash, scores_csv
+from efficient_lvsm_jax.evaluation.scoring import Scorer, padded_size
+from efficient_lvsm_jax.evaluation.summary import made_by, numbers, print_results
 from efficient_lvsm_jax.files.writing import json_safe, write_json, written_whole
-from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.sharding import make_mesh
@@ -102,10 +93,7 @@ class Options:
 
 
 def evaluate(
-    config: ConfigDict,
-    source: Model | Predictions,
-    folder: Path,
-    options: Options,
+    config: ConfigDict, source: Model | Predictions, folder: Path, options: Options
 ) -> dict[str, Any]:
     """Scores `source` and writes everything to `folder`.
 
@@ -114,9 +102,9 @@ def evaluate(
     """
     if jax.process_count() > 1:
         raise InputError("evaluation runs in one process, over all devices of one machine")
-    config = complete(config, settings_of)
-    machine = build(MachineConfig, {"seed": config.seed, "mesh": config.mesh}, "config")
-    settings = build(EvaluationConfig, config.evaluation.to_dict(), "evaluation")
+    values = complete(config, settings_of).to_dict()
+    machine = build(MachineConfig, {name: values[name] for name in ("seed", "mesh")}, "config")
+    settings = build(EvaluationConfig, values["evaluation"], "evaluation")
     mesh = make_mesh(machine.mesh)
     if isinstance(source, Model):
         renderer = ModelRenderer(source, settings, mesh, weights=options.weights)
@@ -135,6 +123,7 @@ def evaluate(
         foreground=settings.foreground,
         lpips=lpips,
     )
+    batch_size = padded_size(settings.batch_size, mesh)
     protocol = protocol_of(settings, opened, described, scorer.metrics)
     if lpips is not None:
         protocol["lpips_sha256"] = digest(lpips.params)
@@ -143,7 +132,19 @@ def evaluate(
         if options.restart:
             for name in ("predictions", "truth", "shown"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-        score_missing(scorer, opened.scenes, results, folder, settings, options)
+        done = {row.scene for row in results.rows}
+        missing = [i for i, name in enumerate(opened.scenes.names) if name not in done]
+        calls = math.ceil(len(missing) / batch_size)
+        with StepTrace(options.profile, "batches of scenes", warm_up=1, total=calls) as trace:
+            score_missing(
+                scorer,
+                opened.scenes,
+                missing,
+                results,
+                keep=folder if options.save_predictions else None,
+                skip_unreadable=settings.missing == "report",
+                begin=trace.begin,
+            )
         rows = results.rows
     usable = [row for row in rows if not row.unusable]
     if not usable:
@@ -152,16 +153,7 @@ def evaluate(
         **numbers(rows, opened),
         "protocol": protocol,
         "protocol_sha256": protocol_hash(protocol),
-        "run": {
-            "version": efficient_lvsm_jax.__version__,
-            "renderer": renderer.name,
-            "data": opened.source,
-            "jax": jax.__version__,
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "mesh": machine.mesh,
-            "batch_size": padded_size(settings.batch_size, mesh),
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
+        "run": made_by(renderer.name, opened.source, machine.mesh, batch_size),
         "settings": dataclasses.asdict(settings),
     }
     with written_whole(folder / "scenes.csv") as partial:
@@ -173,36 +165,6 @@ def evaluate(
     shown = render_shown(scorer, opened.scenes, rows, kept)
     write_report(folder / "report.html", rows, shown, metrics, film=film)
     return metrics
-
-
-def score_missing(
-    scorer: Scorer,
-    scenes: EvaluationScenes,
-    results: ResultsFile,
-    folder: Path,
-    settings: EvaluationConfig,
-    options: Options,
-) -> None:
-    """Scores the scenes that have no results yet; whatever is finished is on disk."""
-    done = {row.scene for row in results.rows}
-    order = [i for i, name in enumerate(scenes.names) if name not in done]
-    size = padded_size(scorer.batch_size, scorer.mesh)
-    skip = settings.missing == "report"
-    trace = StepTrace(
-        options.profile, "batches of scenes", warm_up=1, total=math.ceil(len(order) / size)
-    )
-    with Progress("scoring", len(scenes), "scenes", done=len(done)) as progress, trace:
-        for batch in batches(scenes, order, size, skip_unreadable=skip):
-            if isinstance(batch[0], SceneScores):
-                results.append(batch)
-            else:
-                trace.begin(len(results.rows))
-                rows, pictures = scorer.score(batch)
-                if options.save_predictions:
-                    for scene, rendered in zip(batch, pictures, strict=True):
-                        save(folder, scene, rendered)
-                results.append(rows)
-            progress.advance(len(batch))
 
 
 def settings_of(config: ConfigDict) -> dict[str, type]:
@@ -224,12 +186,8 @@ def main() -> None:
         source = Predictions(values.predictions, named=values["predictions-named"].value)
     else:
         source = load(values.weights or values.workdir)
-    options = Options(
-        save_predictions,
-        values.restart,
-        weights=str(values.weights or values.workdir),
-        profile=values.profile,
-    )
+    weights = str(values.weights or values.workdir)
+    options = Options(save_predictions, values.restart, weights, values.profile)
     metrics = evaluate(config, source, folder, options)
     print_results(metrics, folder)
 

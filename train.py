@@ -111,15 +111,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
         state = first_state(run.asked.recipe, config, run.mesh, checkpoints, batches)
         step = int(state.step)
         record_start(workdir, run.all_settings, step=step)
-        log = RunLog(
-            workdir,
-            step,
-            steps=config.steps,
-            tensorboard=run.log.tensorboard,
-            wandb=run.log.wandb,
-            config=run.all_settings,
-        )
-        with log:
+        with RunLog(workdir, step, run.log, steps=config.steps, config=run.all_settings) as log:
             state, ended_by = loop(run, state, batches, checkpoints, interruption, log, profile)
             checkpoints.wait()  # before the log says that the run finished
     if ended_by:
@@ -139,12 +131,8 @@ def loop(
     """Steps until the last one; the state, and the signal that ended it early or 0."""
     config, step, ended_by = run.config, int(state.step), 0
     recipe, data, frozen = run.asked.recipe, run.asked.data, run.asked.frozen
-    heldout = heldout_of(
-        run.all_settings["evaluation"],
-        every=run.log.pictures_every,
-        seed=config.seed,
-        count=run.log.pictures,
-    )
+    shown = {"every": run.log.pictures_every, "count": run.log.pictures, "seed": config.seed}
+    heldout = heldout_of(run.all_settings["evaluation"], **shown)
     clock = StepClock(peak=peak_flops())
     cycle = len(data.num_inputs_cycle)  # each number of inputs is a program of its own
     trace = StepTrace(

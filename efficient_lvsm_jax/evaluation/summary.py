@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from efficient_lvsm_jax.evaluation.protocol import OpenedScenes
 from efficient_lvsm_jax.evaluation.results import SceneScores, baselines, leak_report, summarise
+from efficient_lvsm_jax.version import __version__
 
 
 def numbers(rows: Sequence[SceneScores], opened: OpenedScenes) -> dict[str, Any]:
@@ -27,6 +31,20 @@ def numbers(rows: Sequence[SceneScores], opened: OpenedScenes) -> dict[str, Any]
             for row in rows
             if not row.unusable
         ],
+    }
+
+
+def made_by(renderer: str, data: str, mesh: str, batch_size: int) -> dict[str, Any]:
+    """What metrics.json says about the run besides its protocol: what computed what, and when."""
+    return {
+        "version": __version__,
+        "renderer": renderer,
+        "data": data,
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh": mesh,
+        "batch_size": batch_size,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

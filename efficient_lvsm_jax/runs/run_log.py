@@ -32,6 +32,7 @@ from PIL import Image
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import json_safe, read_json, write_json, written_whole
+from efficient_lvsm_jax.runs.settings import LogConfig
 
 METRICS_FILE, SPEED_FILE, STATUS_FILE = "metrics.jsonl", "speed.jsonl", "status.json"
 PICTURES_FOLDER, TENSORBOARD_FOLDER = "pictures", "tensorboard"
@@ -96,10 +97,9 @@ class RunLog:
         self,
         workdir: Path,
         since_step: int,
+        settings: LogConfig,
         *,
         steps: int,
-        tensorboard: bool = True,
-        wandb: str = "",
         config: Mapping[str, Any] | None = None,
         process: int | None = None,
         clock: Callable[[], float] = time.time,
@@ -113,11 +113,10 @@ class RunLog:
         Args:
           workdir: exists.
           since_step: where training starts or goes on.
+          settings: where to write besides. The library of Weights & Biases sends what is logged,
+            the settings, the list of packages and what it gathers about the machine (its name
+            among it); code and git state are switched off.
           steps: planned in all.
-          tensorboard: also write for TensorBoard.
-          wandb: project of Weights & Biases, "" for none. Its library sends what is logged, the
-            settings, the list of packages and what it gathers about the machine (its name among
-            it); code and git state are switched off.
           config: settings to show there.
           process: index of this process; None asks JAX.
           clock: seconds since 1970.
@@ -134,15 +133,15 @@ class RunLog:
         self._wandb: _WeightsAndBiases | None = None
         if not self._writes:
             return
-        if wandb:
-            self._wandb = _WeightsAndBiases(wandb, workdir, config)
+        if settings.wandb:
+            self._wandb = _WeightsAndBiases(settings.wandb, workdir, config)
         with _reporting_writes(workdir):
             self._metrics = open_rows(workdir / METRICS_FILE, since_step)
             self._speed = open_rows(workdir / SPEED_FILE, since_step)
             for path in (workdir / PICTURES_FOLDER).glob("step_*.png"):
                 if path.stem[5:].isdecimal() and int(path.stem[5:]) > since_step:
                     path.unlink()
-            if tensorboard:
+            if settings.tensorboard:
                 self._events = _Events(workdir / TENSORBOARD_FOLDER, since_step)
             self._write_status("running")
 

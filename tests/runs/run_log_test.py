@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.runs import run_log
 from efficient_lvsm_jax.runs.run_log import RunLog, Status, picture_path, read_status
+from efficient_lvsm_jax.runs.settings import LogConfig
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -22,8 +23,10 @@ class FakeTime:
         return self.now
 
 
-def open_log(workdir, since=0, **options):
-    return RunLog(workdir, since, **{"steps": 8, "tensorboard": False} | options)
+def open_log(workdir, since=0, *, tensorboard=False, wandb="", **options):
+    return RunLog(
+        workdir, since, LogConfig(tensorboard=tensorboard, wandb=wandb), steps=8, **options
+    )
 
 
 def rows(workdir, name="metrics.jsonl"):

@@ -22,6 +22,7 @@ from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.runs.listing import draw_runs, find_runs, listing, read_run, state_of
 from efficient_lvsm_jax.runs.provenance import record_start
 from efficient_lvsm_jax.runs.run_log import RunLog, Status
+from efficient_lvsm_jax.runs.settings import LogConfig
 from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 ROOT = Path(efficient_lvsm_jax.__file__).parents[1]
@@ -35,7 +36,7 @@ def make_run(workdir, *, steps=8, until=8, error=None):
     record_start(workdir, {"steps": steps}, step=0, arguments=["train.py"])
     with (
         contextlib.suppress(type(error)) if error else contextlib.nullcontext(),
-        RunLog(workdir, 0, steps=steps, tensorboard=False) as log,
+        RunLog(workdir, 0, LogConfig(tensorboard=False), steps=steps) as log,
     ):
         for step in range(2, until + 1, 2):
             values = {"loss": 0.5 / step, "psnr": 20.0 + step, "skipped": 1}
