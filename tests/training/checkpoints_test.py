@@ -178,7 +178,8 @@ def test_another_mesh_restores_the_same_bits_and_batches(tmp_path):
             state,
             state_shardings(mesh, state),
         )
-        batches = TrainingBatches(grain.MapDataset.range(100), DataConfig())
+        numbers = grain.MapDataset.range(100).map(lambda number: (number, {}))
+        batches = TrainingBatches(numbers, DataConfig())
         with Checkpoints(tmp_path, keep=2) as checkpoints:
             if step == 0:
                 here = jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), state, placed)
