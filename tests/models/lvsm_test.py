@@ -251,5 +251,5 @@ def test_spreading_the_views_of_a_scene_is_refused(model):
 
 
 def test_repa_is_refused(model):
-    with pytest.raises(InputError, match="layers of Efficient-LVSM"):
+    with pytest.raises(InputError, match=r"this model.s cannot be tapped; set losses\.repa=0"):
         load_frozen(LossConfig(repa=0.5, teacher=str(GOLDENS / "dinov3.pt")), model.config)
