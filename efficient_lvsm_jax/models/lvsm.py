@@ -48,11 +48,11 @@ class LVSMConfig(ModelConfig):
     @property
     def depths(self) -> tuple[int, int]:
         """Layers that encode and layers that decode."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def memory_tokens(self, inputs: int, tokens: int) -> int:
         """How many tokens of memory a target attends with."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def encode_flops(self, inputs: int, pixels: int) -> dict[str, Flops]:
         """As `ModelConfig` says."""

@@ -111,23 +111,23 @@ class ModelConfig(Settings):
           decoder cross-attention (each with its projections; keys and values of a cache count as
           the last), MLP, tokenizers and head.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def decode_flops(self, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
         """Target cameras of one scene to images, through a memory of `inputs` views; T targets."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def recomputed_projections(self, inputs: int, targets: int, tokens: int) -> Flops:
         """All projections of layers but an MLP's second if the next layer's input, which is kept,
         is what it adds up to; of one scene with N tokens a view."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def activation_units(
         self, layer: LayerUnits, inputs: int, targets: int, tokens: int
     ) -> tuple[float, float]:
         """Of a training step on one scene with N tokens a view: what is kept for the backward pass
         and what is in use at once at its peak, both in arrays [N, D] of one view."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def layers_flops(self, attention: str, tokens: int, times: int) -> dict[str, Flops]:
         """Layers of self-attention, under that name, and MLP on sequences of so many tokens."""
@@ -184,11 +184,11 @@ class ViewModel(nnx.Module):
 
     def encode(self, views: Views) -> Any:
         """Input views [B, V, …] to a memory of them, for `decode`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] seen through a memory: images [B, T, Y, X, 3] in [0, 1], float32."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def input_tokens(self, views: Views) -> jax.Array:
         """Posed images [B, V, Y, X, 3] to tokens [B, V, N, D] (rgb scaled to ±1, o×d, d)."""
