@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.inspect.pose_checks import PoseCheck, check_poses
+from data_pipeline.inspect.pose_checks import check_poses
 from data_pipeline.pictures.images import exif_orientation
 from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
+from efficient_lvsm_jax.geometry.epipolar import PoseCheck
 
 TRAINING_SIZE = (640, 360)
 TRAINING_VIEW = 60.0  # degrees, both ways, of the centre square

@@ -10,7 +10,7 @@ from data_pipeline.inspect.findings import (
     TRAINING_VIEW,
     Inspection,
 )
-from data_pipeline.inspect.pose_checks import PoseCheck
+from efficient_lvsm_jax.geometry.epipolar import PoseCheck
 
 
 def _check_line(poses: PoseCheck) -> str:

@@ -16,7 +16,7 @@ from data_pipeline.formats import open_scenes
 from data_pipeline.inspect.__main__ import main
 from data_pipeline.inspect.camera_picture import draw_cameras
 from data_pipeline.inspect.findings import inspect_scene
-from data_pipeline.inspect.pose_checks import check_poses, epipolar_check, epipolar_distances
+from data_pipeline.inspect.pose_checks import check_poses
 from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.media.plots import png
@@ -108,19 +108,8 @@ def test_pictures_of_different_things_give_no_verdict(textured):
         dataclasses.replace(frame, read=lambda image=image: image)
         for frame, image in zip(textured.frames, noise, strict=True)
     ]
-    check = epipolar_check(frames)
+    check = check_poses(Scene("noise", tuple(frames)))
     assert check.verdict == "unknown" and "in common" in check.reason
-
-
-def test_distance_to_epipolar_lines_is_in_pixels():
-    # Moved to the right by 1: lines are rows, so a match 3 px lower is 3 px off.
-    moved = np.eye(4)
-    moved[0, 3] = 1
-    k = np.array([100.0, 100, 50, 50])
-    pixels = np.array([[20.0, 30], [60, 70]])
-    distances = epipolar_distances(pixels, pixels + np.array([7, 3]), k, k, np.eye(4), moved)
-    np.testing.assert_allclose(distances, 3, atol=1e-9)
-    assert np.isinf(epipolar_distances(pixels, pixels, k, k, np.eye(4), np.eye(4))).all()
 
 
 def test_observations_are_preferred_and_reproject(tmp_path):
