@@ -208,6 +208,21 @@ def nearest_camera(c2w_inputs: np.ndarray, c2w_target: np.ndarray) -> int:
     return int(np.argmin(np.linalg.norm(offsets, axis=-1)))
 
 
+def spread(c2w: np.ndarray, count: int) -> list[int]:
+    """Indices of `count` cameras of [V, 4, 4] spread over all, ascending.
+
+    The first, then always the one farthest from those taken, by centre; the lowest of equals.
+    """
+    centres = np.asarray(c2w)[:, :3, 3]
+    taken = [0]
+    distance = np.full(len(centres), np.inf)  # to the nearest one taken
+    while len(taken) < count:
+        distance = np.minimum(distance, np.linalg.norm(centres - centres[taken[-1]], axis=-1))
+        distance[taken] = -1  # never again, even if others stand in the same place
+        taken.append(int(np.argmax(distance)))
+    return sorted(taken)
+
+
 def check_cameras(
     c2w: np.ndarray,
     fxfycxcy: np.ndarray,

@@ -17,7 +17,7 @@ from data_pipeline.pictures.transforms import portrait_to_square, preprocess_fra
 from data_pipeline.read_options import read_options
 from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import SceneFrame
+from efficient_lvsm_jax.geometry.cameras import SceneFrame, spread
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
 from efficient_lvsm_jax.media.progress import counted
 from efficient_lvsm_jax.media.video import write_film
@@ -88,21 +88,6 @@ def _pictures(
         if capture is not None:
             capture.add(picture, c2w, fxfycxcy)
         yield picture
-
-
-def spread(c2w: np.ndarray, count: int) -> list[int]:
-    """Indices of `count` cameras of [V, 4, 4] spread over all, ascending.
-
-    The first, then always the one farthest from those taken, by centre; the lowest of equals.
-    """
-    centres = np.asarray(c2w)[:, :3, 3]
-    taken = [0]
-    distance = np.full(len(centres), np.inf)  # to the nearest one taken
-    while len(taken) < count:
-        distance = np.minimum(distance, np.linalg.norm(centres - centres[taken[-1]], axis=-1))
-        distance[taken] = -1  # never again, even if others stand in the same place
-        taken.append(int(np.argmax(distance)))
-    return sorted(taken)
 
 
 def _flight(

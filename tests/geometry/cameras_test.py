@@ -18,6 +18,7 @@ from efficient_lvsm_jax.geometry.cameras import (
     normalise_poses,
     plucker,
     rays,
+    spread,
 )
 
 # Rays
@@ -304,3 +305,16 @@ def test_a_camera_absurdly_far_away_is_refused():
     c2w[0, 3] = 1e300
     with pytest.raises(InputError, match=r"farther than 1e\+12"):
         check_cameras(c2w, np.array([100.0, 100, 50, 50]))
+
+
+def test_spread_takes_the_first_and_then_the_farthest():
+    line = np.tile(np.eye(4), (6, 1, 1))
+    line[:, 0, 3] = [0, 1, 2, 7, 9, 10]
+    assert [spread(line, count) for count in (1, 2, 3, 4)] == [
+        [0],
+        [0, 5],
+        [0, 3, 5],
+        [0, 2, 3, 5],
+    ]
+    assert spread(line, 6) == list(range(6))
+    assert spread(np.tile(np.eye(4), (3, 1, 1)), 3) == [0, 1, 2]

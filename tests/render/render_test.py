@@ -18,7 +18,6 @@ from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.paths import orbit
 from efficient_lvsm_jax.render.__main__ import main
-from efficient_lvsm_jax.render.film import spread
 from efficient_lvsm_jax.weights.folder import save_weights
 from efficient_lvsm_jax.weights.load import load
 
@@ -155,19 +154,6 @@ def test_one_of_several_scenes_must_be_named(tmp_path, weights):
     with pytest.raises(InputError, match=r"2 scenes; name one with --scene: a, b"):
         render(tmp_path / "both", weights, *options)
     render(tmp_path / "both", weights, *options, "--scene", "b")
-
-
-def test_spread_takes_the_first_and_then_the_farthest():
-    line = np.tile(np.eye(4), (6, 1, 1))
-    line[:, 0, 3] = [0, 1, 2, 7, 9, 10]
-    assert [spread(line, count) for count in (1, 2, 3, 4)] == [
-        [0],
-        [0, 5],
-        [0, 3, 5],
-        [0, 2, 3, 5],
-    ]
-    assert spread(line, 6) == list(range(6))
-    assert spread(np.tile(np.eye(4), (3, 1, 1)), 3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
