@@ -6,6 +6,9 @@ Axis legend: Y X pixels of the file, S pixels of the prepared frame.
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -89,17 +92,89 @@ def crop_into(
     return fxfycxcy - [0, 0, left, top]
 
 
+def fitting_size(width: int, height: int, tokens: int, *, patch: int = 8) -> tuple[int, int]:
+    """(height, width) in multiples of `patch` that keeps the shape of a width x height picture.
+
+    Of the sizes around the exact one, the one nearest to it in shape and in number of tokens
+    (patches) together.
+    """
+    aspect = width / height
+    exact = math.sqrt(tokens / aspect), math.sqrt(tokens * aspect)
+    around = [{max(1, math.floor(side)), math.ceil(side)} for side in exact]
+
+    def off(sides: tuple[int, int]) -> float:
+        rows, columns = sides
+        shape, count = columns / rows / aspect, rows * columns / tokens
+        return abs(math.log(shape)) + abs(math.log(count))
+
+    rows, columns = min(itertools.product(*around), key=off)
+    return rows * patch, columns * patch
+
+
+def fit(
+    image: np.ndarray, fxfycxcy: np.ndarray, size: tuple[int, int], *, patch: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes a frame until it covers `size`, crops its middle and moves intrinsics along.
+
+    Of a frame not narrower than high and a square this is the published `resize_and_crop`. In
+    general the side that is not cropped gets its size, the other one that of the same scale, in
+    multiples of `patch`.
+
+    Args:
+      image: uint8 [Y, X, 3], RGB.
+      fxfycxcy: [4], pixels of `image`.
+      size: (height, width) of the result, multiples of `patch`.
+      patch: the model's patch size.
+
+    Returns:
+      image uint8 [height, width, 3], fxfycxcy float64 [4], pixels of that image.
+
+    Raises:
+      InputError: as `resize_and_crop`.
+    """
+    image, fxfycxcy = _checked(image, fxfycxcy)
+    (scaled_height, scaled_width), (top, left) = _covering(image.shape[:2], size, patch)
+    resized = Image.fromarray(image).resize((scaled_width, scaled_height), Image.Resampling.LANCZOS)
+    height, width = size
+    cropped = resized.crop((left, top, left + width, top + height))
+    return np.asarray(cropped), fit_intrinsics(fxfycxcy, image.shape[:2], size, patch=patch)
+
+
+def fit_intrinsics(
+    fxfycxcy: np.ndarray, source: tuple[int, int], size: tuple[int, int], *, patch: int = 8
+) -> np.ndarray:
+    """Intrinsics [..., 4] of pictures of `source` (height, width) as `fit` to `size` moves them."""
+    scaled, (top, left) = _covering(source, size, patch)
+    y_scale, x_scale = scaled[0] / source[0], scaled[1] / source[1]
+    return np.asarray(fxfycxcy, np.float64) * ([x_scale, y_scale] * 2) - [0, 0, left, top]
+
+
+def _covering(
+    source: tuple[int, int], size: tuple[int, int], patch: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) to resize a picture of `source` to, and (top, left) of the crop to `size`."""
+    if min(size) < patch or size[0] % patch or size[1] % patch:
+        raise InputError(
+            f"image size {size[0]}x{size[1]} (height x width) is not in multiples of patch size "
+            f"{patch}"
+        )
+    (source_height, source_width), (height, width) = source, size
+    if source_width * height >= source_height * width:
+        along = int(height / source_height * source_width)
+        scaled = height, max(round(along / patch) * patch, width)  # round() is half-even
+    else:
+        along = int(width / source_width * source_height)
+        scaled = max(round(along / patch) * patch, height), width
+    if scaled[0] * scaled[1] > MAX_PIXELS:
+        raise _too_extreme(source, scaled)
+    return scaled, ((scaled[0] - height) // 2, (scaled[1] - width) // 2)
+
+
 def _scaled(
     image: np.ndarray, fxfycxcy: np.ndarray, size: int, patch: int
 ) -> tuple[np.ndarray, int, np.ndarray]:
     """The checked frame, the width to resize it to, and its intrinsics at that size."""
-    image, fxfycxcy = np.asarray(image), np.asarray(fxfycxcy, np.float64)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise InputError(
-            f"frame of shape {image.shape}, {image.dtype}: expected uint8 [Y, X, 3], RGB"
-        )
-    if fxfycxcy.shape != (4,):
-        raise InputError(f"fxfycxcy of shape {fxfycxcy.shape}: expected [4] (fx, fy, cx, cy)")
+    image, fxfycxcy = _checked(image, fxfycxcy)
     if size < patch or size % patch:
         raise InputError(
             f"image size {size} is not a multiple of patch size {patch}; "
@@ -108,12 +183,27 @@ def _scaled(
     height, width = image.shape[:2]
     new_width = round(int(size / height * width) / patch) * patch  # round() is half-even
     if not 0 < new_width * size <= MAX_PIXELS:
-        raise InputError(
-            f"frame of {width}x{height} (width x height) would become {new_width}x{size}; "
-            "crop it to a less extreme shape"
-        )
+        raise _too_extreme((height, width), (size, new_width))
     x_scale, y_scale = new_width / width, size / height
     return image, new_width, fxfycxcy * [x_scale, y_scale, x_scale, y_scale]
+
+
+def _checked(image: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    image, fxfycxcy = np.asarray(image), np.asarray(fxfycxcy, np.float64)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"frame of shape {image.shape}, {image.dtype}: expected uint8 [Y, X, 3], RGB"
+        )
+    if fxfycxcy.shape != (4,):
+        raise InputError(f"fxfycxcy of shape {fxfycxcy.shape}: expected [4] (fx, fy, cx, cy)")
+    return image, fxfycxcy
+
+
+def _too_extreme(source: tuple[int, int], scaled: tuple[int, int]) -> InputError:
+    return InputError(
+        f"frame of {source[1]}x{source[0]} (width x height) would become {scaled[1]}x{scaled[0]}; "
+        "crop it to a less extreme shape"
+    )
 
 
 def _square(width: int, height: int) -> tuple[int, int, int]:

@@ -6,6 +6,9 @@ from conftest import channels_last, golden
 
 from data_pipeline.pictures.transforms import (
     crop_into,
+    fit,
+    fit_intrinsics,
+    fitting_size,
     portrait_to_square,
     preprocess_frame,
     resize_and_crop,
@@ -149,3 +152,47 @@ def test_the_fast_crop_is_the_exact_one_up_to_two_levels(shape, size):
 def test_a_portrait_does_not_fill_a_square():
     with pytest.raises(InputError, match="40x60: narrower than high"):
         crop_into(noise(60, 40), INTRINSICS, np.empty((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "tokens", "expected"),
+    [
+        (640, 360, 1024, (192, 344)),  # 24 x 43 patches: 1,032
+        (360, 640, 1024, (344, 192)),
+        (500, 500, 1024, (256, 256)),
+        (270, 480, 36, (64, 40)),  # 8 x 5: of 8 x 4 and 8 x 5 nearer in shape, as near in number
+        (10_000, 10, 4, (8, 512)),  # not thinner than a patch
+    ],
+)
+def test_a_fitting_size_keeps_shape_and_number_of_tokens(width, height, tokens, expected):
+    assert fitting_size(width, height, tokens) == expected
+
+
+def test_fitting_into_a_square_is_the_published_preparation():
+    for height, width in ((90, 160), (100, 100), (99, 101)):
+        raw = noise(height, width)
+        expected = resize_and_crop(raw, INTRINSICS, 64)
+        for got, wanted in zip(fit(raw, INTRINSICS, (64, 64)), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("shape", [(90, 160), (160, 90), (100, 100)])
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (96, 32)])
+def test_fitted_pictures_and_intrinsics_show_the_same(shape, size):
+    """A bright spot stays where its ray goes."""
+    raw, (height, width) = np.zeros((*shape, 3), np.uint8), shape
+    y, x = height // 2 + 3, width // 2 - 5
+    raw[y - 4 : y + 5, x - 4 : x + 5] = 255  # its middle at +0.5
+    lens = np.array([80.0, 75.0, width / 2 + 2, height / 2 - 1])
+    image, fxfycxcy = fit(raw, lens, size)
+    assert image.shape == (*size, 3)
+    np.testing.assert_allclose(fxfycxcy, fit_intrinsics(lens, shape, size), rtol=1e-12)
+    weights = image[..., 0] / image[..., 0].sum()
+    found = [(weights.sum(0) @ np.arange(size[1])) + 0.5, weights.sum(1) @ np.arange(size[0]) + 0.5]
+    ray = (np.array([x, y]) + 0.5 - lens[2:]) / lens[:2]
+    np.testing.assert_allclose(found, ray * fxfycxcy[:2] + fxfycxcy[2:], atol=0.1)
+
+
+def test_fitting_refuses_sizes_that_the_patch_does_not_divide():
+    with pytest.raises(InputError, match=r"20x64 .* not in multiples of patch size 8"):
+        fit(noise(90, 160), INTRINSICS, (20, 64))
