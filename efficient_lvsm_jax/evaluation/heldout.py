@@ -19,9 +19,9 @@ from data_pipeline.evaluation.index import ChosenFrames
 from data_pipeline.evaluation.scenes import EvaluationScene
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation.predictions import to_bytes
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
 from efficient_lvsm_jax.evaluation.scoring import model_renders, padded_size
+from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.model import Model
 

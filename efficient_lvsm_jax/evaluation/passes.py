@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
-from efficient_lvsm_jax.evaluation.predictions import save_pictures, to_bytes
+from efficient_lvsm_jax.evaluation.predictions import save_pictures
 from efficient_lvsm_jax.evaluation.report import ShownScene, choose_shown
 from efficient_lvsm_jax.evaluation.results import ResultsFile, SceneScores
 from efficient_lvsm_jax.evaluation.scoring import Scorer, batches, padded_size
+from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.progress import Progress
 
 

@@ -20,21 +20,12 @@ from data_pipeline.pictures.images import load_image
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside, read_bytes
 from efficient_lvsm_jax.files.writing import written_whole
+from efficient_lvsm_jax.media.levels import from_bytes
 from efficient_lvsm_jax.metrics.pictures import check_range
 
 ENDINGS = (".png", ".npy")
 NAMED = ("frame", "order")
 SUBFOLDER = "color"  # where pixelSplat and its followers put the pictures of a scene
-
-
-def to_bytes(image: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] to the nearest of 256 levels."""
-    return np.round(np.clip(np.asarray(image), 0, 1) * 255).astype(np.uint8)
-
-
-def from_bytes(image: np.ndarray) -> np.ndarray:
-    """256 levels to float32 in [0, 1]."""
-    return np.divide(image, 255, dtype=np.float32)
 
 
 def picture_path(folder: Path, scene: str, frame: int) -> Path:

@@ -21,10 +21,11 @@ from jax.sharding import Mesh
 
 from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation.predictions import Predictions, from_bytes, to_bytes
+from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.results import BASELINES, SceneScores
 from efficient_lvsm_jax.geometry.cameras import SceneFrame, nearest_camera
 from efficient_lvsm_jax.geometry.paths import camera_path
+from efficient_lvsm_jax.media.levels import from_bytes, to_bytes
 from efficient_lvsm_jax.metrics.pictures import SSIM_WINDOW, check_range, psnr, ssim
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.sharding import put_scenes, state_shardings
@@ -267,7 +268,8 @@ def added_one_by_one(model: Model, scenes: Sequence[EvaluationScene]) -> list[di
 def fly_through(model: Model, scene: EvaluationScene, steps: int) -> np.ndarray:
     """Frames uint8 [F, Y, X, 3] along the path through the inputs of a scene, nearest first."""
     inputs = scene.inputs
-    session = Session(model, frame=SceneFrame.identity(), capacity=len(inputs.image))
+    count = len(inputs.image)
+    session = Session(model, frame=SceneFrame.identity(), capacity=count)
     for image, c2w, fxfycxcy in zip(*vars(inputs).values(), strict=True):
         session.add(image, c2w, fxfycxcy)
     path = camera_path(inputs.c2w, inputs.fxfycxcy, steps, nearest_first=True)

@@ -8,10 +8,10 @@ from scenes_to_score import scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.predictions import (
     Predictions,
-    from_bytes,
     picture_path,
     save_pictures,
 )
+from efficient_lvsm_jax.media.levels import from_bytes
 
 SCENE = scene(0)  # targets 2, 3 and 4 of 16x24, named a, b and c
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
