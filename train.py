@@ -84,7 +84,8 @@ class Run:
         log = build(LogConfig, values["log"], "log")
         mesh = make_mesh(chosen.mesh)
         asked = training_step.question(config, mesh.size, abstract=False)
-        claim_workdir(workdir, chosen.family, asked.recipe.model)
+        sizes = [(asked.data.size, asked.data.size)]
+        claim_workdir(workdir, chosen.family, asked.recipe.model, sizes)
         asked = dataclasses.replace(asked, frozen=replicate(mesh, asked.frozen))
         return cls(values, chosen, log, mesh, asked)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from efficient_lvsm_jax.commands import Parser, main_exit
+from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 
 ABOVE_LIMIT = 3
 
@@ -31,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", required=True, help="new folder, or new file ending in .safetensors"
     )
     parser.add_argument(
+        "--size",
+        type=picture_size,
+        metavar="HxW",
+        help="of the pictures that the model was trained on, which files do not say: for the size "
+        "of films if not told, and warnings",
+    )
+    parser.add_argument(
         "--reference",
         metavar="REF.npz",
         help="recorded outputs of the published program; run the model and compare",
@@ -43,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.lpips:
-        if arguments.reference:
-            parser.error("--reference compares models, not --lpips weights")
+        if arguments.reference or arguments.size:
+            parser.error("--reference and --size are about models, not --lpips weights")
         return _convert_lpips(arguments.sources, arguments.out)
+    if arguments.size and arguments.out.endswith(".safetensors"):
+        parser.error("--size: published files hold no size; it belongs to a weights folder")
     if len(arguments.sources) > 1:
         parser.error(f"{len(arguments.sources)} sources; several are only taken with --lpips")
 
@@ -55,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from efficient_lvsm_jax.weights.load import load
 
     reference = read_reference(arguments.reference) if arguments.reference else None
-    done = convert(arguments.sources[0], arguments.out)
+    done = convert(arguments.sources[0], arguments.out, trained_size=arguments.size)
     numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())
     print(
         f"{arguments.out}: {done.family} ({numbers}), {done.parameters} parameters in "

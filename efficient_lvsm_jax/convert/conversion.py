@@ -37,7 +37,9 @@ class Conversion:
     left_out: dict[str, int]
 
 
-def convert(source: str | Path, destination: str | Path) -> Conversion:
+def convert(
+    source: str | Path, destination: str | Path, *, trained_size: tuple[int, int] | None = None
+) -> Conversion:
     """Converts published weights to a weights folder, or any weights to a published file.
 
     Args:
@@ -45,6 +47,8 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
         also a weights folder or training workdir if the destination is a file.
       destination: a new folder; or a new file that ends in .safetensors, which gets the published
         names and layout.
+      trained_size: (height, width) of the pictures it was trained on, which published files do not
+        say; kept in a folder, see `Model.trained_sizes`.
 
     Raises:
       InputError: the source is not what it should be, or damaged; the destination exists or cannot
@@ -72,6 +76,8 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
             "sha256": digest,
             "tensors": published.tensors,
         }
+        if trained_size is not None:
+            info[weights.SIZES] = [trained_size]
         weights.save_weights(destination, published.params, info)
     parameters = sum(x.size for x in jax.tree.leaves(published.params))
     return Conversion(

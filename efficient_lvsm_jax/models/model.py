@@ -17,6 +17,9 @@ from efficient_lvsm_jax.nn.attention import choose
 from efficient_lvsm_jax.nn.cache import bounded
 from efficient_lvsm_jax.parallel.sharding import platform
 
+USUAL_SIZE = (256, 256)  # pixels, where nothing says what a model was trained on
+FAR = 2.0  # times as many pixels as in training, or as few
+
 
 def init_params(family: str, config: ModelConfig, key: jax.Array) -> dict:
     """Fresh float32 parameters, a plain nested dict. Jit it with out_shardings to place them."""
@@ -59,16 +62,35 @@ class Model:
       family: its name, see `families`.
       config: what it is and how it computes.
       params: nested dict of float32 arrays.
+      trained_sizes: (height, width) of the pictures it was trained on; empty: not known.
     """
 
     family: str
     config: ModelConfig
     params: dict
+    trained_sizes: tuple[tuple[int, int], ...] = ()
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
         return (
             f"Model({self.family}, {count:,} parameters, computes in {self.config.compute_dtype})"
+        )
+
+    @property
+    def trained_tokens(self) -> int:
+        """Patches of a picture it was trained on, the largest; of 256x256 where that is unknown."""
+        pixels = max(height * width for height, width in self.trained_sizes or [USUAL_SIZE])
+        return max(1, pixels // self.config.patch**2)
+
+    def unlike_training(self, size: tuple[int, int]) -> str:
+        """That `size` (height, width) is far from those it was trained at, or an empty text."""
+        ratios = [size[0] * size[1] / (height * width) for height, width in self.trained_sizes]
+        if any(1 / FAR <= ratio <= FAR for ratio in ratios) or not ratios:
+            return ""
+        shown = ", ".join(f"{height}x{width}" for height, width in self.trained_sizes)
+        return (
+            f"pictures of {size[0]}x{size[1]} (height x width) of a model trained at {shown}: "
+            "expect artefacts; render at about as many pixels"
         )
 
     @functools.cached_property

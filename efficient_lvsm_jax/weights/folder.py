@@ -27,6 +27,7 @@ from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import abstract_params
 
 WEIGHTS_FILE = "weights.json"
+SIZES = "trained_sizes"  # in JSON files, see `Model`
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def save_weights(folder: str | Path, params: dict, info: dict) -> None:
     Args:
       folder: must not exist.
       params: nested dict of arrays.
-      info: at least `family` and `config`; JSON values.
+      info: at least `family` and `config`, and `trained_sizes` where they are known; JSON values.
 
     Raises:
       InputError: `folder` exists, or cannot be written (no space, no permission); then nothing is
@@ -90,6 +91,22 @@ def read_weights_info(folder: str | Path) -> dict:
     if missing:
         raise InputError(f"{path}: has no {', '.join(missing)}; convert again")
     return info
+
+
+def read_sizes(stored: dict, path: Path) -> tuple[tuple[int, int], ...]:
+    """`Model.trained_sizes` as a JSON file holds them, none if it does not.
+
+    Raises:
+      InputError: anything but pairs of positive integers.
+    """
+    sizes = stored.get(SIZES, [])
+    pairs = isinstance(sizes, list) and all(
+        isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size)
+        for size in sizes
+    )
+    if not pairs:
+        raise InputError(f"{path}: {SIZES} {sizes!r}: expected pairs [height, width] of pixels")
+    return tuple((height, width) for height, width in sizes)
 
 
 def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:

@@ -10,7 +10,7 @@ import jax
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.weights.folder import WEIGHTS_FILE, load_weights
+from efficient_lvsm_jax.weights.folder import WEIGHTS_FILE, load_weights, read_sizes
 from efficient_lvsm_jax.weights.published import Published, bring_in
 from efficient_lvsm_jax.weights.source import fetch, open_state_dict
 from efficient_lvsm_jax.weights.workdir import MODEL_FILE, load_workdir
@@ -33,7 +33,8 @@ def load(path: str | Path) -> Model:
         return dataclasses.replace(model, params=jax.device_put(model.params))
     if (path / WEIGHTS_FILE).is_file():
         params, info = load_weights(path)
-        return Model(info["family"], configure(info["family"], info["config"]), params)
+        config, sizes = configure(info["family"], info["config"]), read_sizes(info, path)
+        return Model(info["family"], config, params, sizes)
     if (path / MODEL_FILE).is_file():
         return load_workdir(path)
     what = "is empty" if path.is_dir() and not any(path.iterdir()) else "holds no weights"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from efficient_lvsm_jax.files.manifest import find_damage, read_manifest
 from efficient_lvsm_jax.files.writing import read_json, reporting_writes, write_json
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model, abstract_params
-from efficient_lvsm_jax.weights.folder import restore_item
+from efficient_lvsm_jax.weights.folder import SIZES, read_sizes, restore_item
 
 MODEL_FILE = "model.json"
 STEPS_FOLDER = "checkpoints"
@@ -30,26 +31,38 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)), reverse=True)
 
 
-def read_model(workdir: Path) -> tuple[str, Any]:
-    """Family and configuration of the model trained in `workdir`."""
+def read_model(workdir: Path) -> tuple[str, Any, tuple[tuple[int, int], ...]]:
+    """Family, configuration and `Model.trained_sizes` of the model trained in `workdir`."""
     stored = read_json(workdir / MODEL_FILE)
-    if set(stored) != {"family", "config"}:
-        raise InputError(f"{workdir / MODEL_FILE}: expected exactly family and config")
-    return stored["family"], configure(stored["family"], stored["config"])
+    if not {"family", "config"} <= set(stored) <= {"family", "config", SIZES}:
+        raise InputError(f"{workdir / MODEL_FILE}: expected family, config and {SIZES} alone")
+    sizes = read_sizes(stored, workdir / MODEL_FILE)
+    return stored["family"], configure(stored["family"], stored["config"]), sizes
 
 
-def claim_workdir(workdir: Path, family: str, config: Any) -> None:
+def claim_workdir(
+    workdir: Path, family: str, config: Any, sizes: Sequence[tuple[int, int]] = ()
+) -> None:
     """Marks a new workdir as training this model, or checks that it always did.
+
+    Args:
+      workdir: made if it does not exist.
+      family, config: of the model.
+      sizes: (height, width) of the pictures it is going to be trained on; those before stay.
 
     Raises:
       InputError: the workdir belongs to another model (names the first setting that differs), or
         cannot be written.
     """
     stored = {"family": family, "config": dataclasses.asdict(config)}
-    if not (workdir / MODEL_FILE).exists():
+
+    def write(sizes: Sequence[tuple[int, int]]) -> None:
         with reporting_writes(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / MODEL_FILE, stored)
+            write_json(workdir / MODEL_FILE, stored | {SIZES: sorted(sizes)})
+
+    if not (workdir / MODEL_FILE).exists():
+        write(sizes)
         return
     found = read_json(workdir / MODEL_FILE)
     before = {"family": found.get("family"), **found.get("config", {})}
@@ -59,6 +72,9 @@ def claim_workdir(workdir: Path, family: str, config: Any) -> None:
                 f"{workdir}: holds a run of another model: {key} was {before.get(key)!r}, now is "
                 f"{value!r}; name another --workdir, or use the configuration it was started with"
             )
+    before = read_sizes(found, workdir / MODEL_FILE)
+    if not {*sizes} <= {*before}:
+        write({*before, *sizes})
 
 
 def load_workdir(workdir: Path) -> Model:
@@ -67,7 +83,7 @@ def load_workdir(workdir: Path) -> Model:
     Raises:
       InputError: no finished checkpoint, or none that is whole.
     """
-    family, config = read_model(workdir)
+    family, config, sizes = read_model(workdir)
     steps = saved_steps(workdir / STEPS_FOLDER)
     for step in steps:
         folder = workdir / STEPS_FOLDER / str(step)
@@ -78,9 +94,8 @@ def load_workdir(workdir: Path) -> Model:
             item = "params"  # has damage, which is said below
         damage = find_damage(folder, {"step": step}, under=item)
         if damage is None:
-            return Model(
-                family, config, restore_item(folder / item, abstract_params(family, config))
-            )
+            params = restore_item(folder / item, abstract_params(family, config))
+            return Model(family, config, params, sizes)
         log.warning("%s: passed over, not as it was written: %s", folder, damage)
     if steps:
         raise InputError(
