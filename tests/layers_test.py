@@ -21,7 +21,7 @@ LAYERS = (
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms.split()}
 # What reads pictures and cameras must not load a network into a data worker, nor be read by one.
 BELOW_DATA = {"commands", "configuration", "errors", "files", "geometry", "media"}
-ABOVE_DATA = {"evaluation", *LAYERS[-1].split()}
+ABOVE_DATA = {"evaluation", "sessions", *LAYERS[-1].split()}
 
 
 def room_of(module):

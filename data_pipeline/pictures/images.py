@@ -67,13 +67,22 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         if data[:3] == JPEG_START:
             return simplejpeg.decode_jpeg(data)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{name}: 16-bit grey picture (mode {image.mode}); save it as 8-bit RGB or grey"
-                )
-            if image.has_transparency_data:
-                return _over_white(np.asarray(image.convert("RGBA")))
-            return np.asarray(image.convert("RGB"))
+            return rgb(image, name)
+
+
+def rgb(image: Image.Image, name: str) -> np.ndarray:
+    """A PIL image as RGB, uint8 [Y, X, 3]; grey becomes RGB, alpha is blended over white.
+
+    Raises:
+      InputError: 16-bit grey, or floats.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise InputError(
+            f"{name}: 16-bit grey picture (mode {image.mode}); save it as 8-bit RGB or grey"
+        )
+    if image.has_transparency_data:
+        return _over_white(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
 
 
 def decode_jpeg_into(data: bytes, out: np.ndarray, name: str) -> None:

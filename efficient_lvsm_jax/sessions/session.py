@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from data_pipeline.captures.inputs import choose_inputs, open_scene
+from data_pipeline.pictures.transforms import fit_intrinsics, fitting_size
+from data_pipeline.read_options import ReadOptions
+from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, check_cameras
+from efficient_lvsm_jax.geometry.epipolar import epipolar_check
+from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics, other_size
+from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.sessions.pictures import Picture, fitted, is_photo, photo
 
 # Targets are rendered in groups of these sizes, so any number of them compiles at most four
 # programs and none is padded.
 TARGET_GROUPS = (8, 4, 2, 1)
+CHECKED = 4  # views whose cameras are checked against their pictures
 WHEN_FULL = ("refuse", "oldest", "farthest")
 
 
@@ -48,16 +60,20 @@ class Session:
         model: Model,
         *,
         frame: SceneFrame | None = None,
+        size: int | tuple[int, int] | None = None,
         capacity: int = 4,
         precision: str | None = None,
         max_bytes: int | None = None,
         when_full: str = "refuse",
+        check_poses: bool = True,
     ):
         """Starts an empty session.
 
         Args:
           model: what encodes and renders.
           frame: the scene frame; None fixes it at the first `render`.
+          size: (height, width) of all input pictures, or the side of squares; None is the first
+            one's: an array's own, a photo's shape with as many tokens as the model was trained on.
           capacity: views that there is room for; room doubles when it runs out, which compiles
             everything that reads the cache anew.
           precision: how keys and values are stored, one of `nn.paged.PRECISIONS`; None is as
@@ -67,6 +83,8 @@ class Session:
           when_full: what `add` does when max_bytes holds no further view: "refuse" it, or take out
             the "oldest" view or the one whose camera is "farthest" from the new one, with a
             warning.
+          check_poses: whether the first CHECKED views are matched with each other at the first
+            render, some ten milliseconds, and a warning says if their cameras do not fit them.
 
         Raises:
           InputError: an impossible value, or a precision or limit for a model without a cache.
@@ -88,6 +106,8 @@ class Session:
             model = dataclasses.replace(model, config=config)
         self.frame = frame
         self._model = model
+        self._size = None if size is None else self._checked_size(size, "size")
+        self._size_given = size is not None
         self._capacity = capacity
         self._max_bytes, self._when_full = max_bytes, when_full
         self._most: dict[tuple[int, int], int] = {}  # views that max_bytes holds, by their size
@@ -98,7 +118,47 @@ class Session:
         self._waiting: dict[int, Views] = {}
         self._memory: tuple[list[Views], Any] = [], None  # of an LVSM: views, and what they became
         self._ids = itertools.count()
-        self._size: tuple[int, int] | None = None
+        self._unchecked: dict[int, Views] | None = {} if check_poses else None
+        self._warned_of: set[tuple[int, int]] = set()  # sizes unlike those of training
+
+    @classmethod
+    def from_capture(
+        cls,
+        model: Model,
+        capture: str | Path,
+        *,
+        inputs: int | Sequence[int] | None = None,
+        scene: str | None = None,
+        format: str | None = None,
+        read: ReadOptions | None = None,
+        **options: Any,
+    ) -> Session:
+        """A session of some pictures of a capture, its scene frame fixed by them.
+
+        Args:
+          model: what encodes and renders.
+          capture: folder or file that `data_pipeline.formats` reads.
+          inputs: how many, spread over the capture, or the indices of which ones; None is 8, or
+            all of fewer.
+          scene: its name, of several.
+          format, read: how the capture is read, see `open_scenes`.
+          options: of `Session`; `size` None keeps the shape of most of the inputs.
+
+        Raises:
+          InputError: a capture that cannot be read, no such scene or frames, or what `Session` and
+            `add` refuse.
+        """
+        found = open_scene(capture, scene, options=read, format=format)
+        frames = [found.frames[index] for index in choose_inputs(found, inputs)]
+        options.setdefault("frame", SceneFrame.from_cameras(np.stack([f.c2w for f in frames])))
+        session = cls(model, **{"capacity": len(frames), **options})
+        if session.size is None:
+            shapes = Counter((frame.height, frame.width) for frame in frames)
+            session._size = session._size_of(shapes.most_common(1)[0][0])
+            session._size_given = True
+        for frame in frames:
+            session.add(frame)
+        return session
 
     def __repr__(self) -> str:
         parts = [f"{len(self.views)} views"]
@@ -117,17 +177,30 @@ class Session:
         """Ids of the views in the scene."""
         return sorted([*self._slots, *self._waiting])
 
-    def add(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> int:
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the input pictures; None before there is one."""
+        return self._size
+
+    def add(
+        self,
+        image: Picture,
+        c2w: np.ndarray | None = None,
+        fxfycxcy: np.ndarray | None = None,
+    ) -> int:
         """Adds one input view and returns its id.
 
         Args:
-          image: [H, W, 3], uint8 or floats in [0, 1]; the same size for all views of a session.
-          c2w: [4, 4] camera-to-world.
-          fxfycxcy: [4] pixels.
+          image: a frame of a capture, a PIL image or the name of a photo file, of any size: it is
+            resized and its middle cropped to the session's size, the intrinsics moved along. Or an
+            array as the model takes it, [H, W, 3], uint8 or floats in [0, 1], of that very size.
+          c2w: [4, 4] camera-to-world; a frame has its own.
+          fxfycxcy: [4], in pixels of `image` as it is given; a frame has its own.
 
         Raises:
-          InputError: image of another size, not divisible by the patch, out of range or not
-            finite; camera not finite, not rigid, or with focal length ≤ 0; no room.
+          InputError: a picture that cannot be read, an array of another size, not divisible by the
+            patch, out of range or not finite; a camera that is not finite or rigid, or whose
+            intrinsics cannot be in pixels of the picture (`geometry.intrinsics`); no room.
         """
         view = self._checked(image, c2w, fxfycxcy)
         self._size = view.image.shape[:2]
@@ -140,18 +213,27 @@ class Session:
         else:
             self._append(view_id, page)
         self._centres[view_id] = view.c2w[:3, 3]
+        if self._unchecked is not None and len(self._unchecked) < CHECKED:
+            self._unchecked[view_id] = view
         return view_id
 
     def remove(self, view: int) -> None:
         """Takes a view out, as if it had never been added. Raises InputError for an unknown id."""
         self._known(view)
         self._centres.pop(view, None)
+        (self._unchecked or {}).pop(view, None)
         if self._waiting.pop(view, None) is not None:
             return
         self._cache = pages.remove(self._cache, self._slots[view])
         del self._slots[view]
 
-    def replace(self, view: int, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> None:
+    def replace(
+        self,
+        view: int,
+        image: Picture,
+        c2w: np.ndarray | None = None,
+        fxfycxcy: np.ndarray | None = None,
+    ) -> None:
         """Puts another picture in place of a view; the id stays. Arguments and errors as `add`."""
         self._known(view)
         new = self._checked(image, c2w, fxfycxcy)
@@ -160,16 +242,23 @@ class Session:
         else:
             self._cache = pages.replace(self._cache, self._slots[view], self._encode(new))
         self._centres[view] = new.c2w[:3, 3]
+        if view in (self._unchecked or {}):
+            self._unchecked[view] = new
 
     def render(
-        self, c2w: np.ndarray, fxfycxcy: np.ndarray, size: tuple[int, int] = (256, 256)
+        self,
+        c2w: np.ndarray | Frame,
+        fxfycxcy: np.ndarray | None = None,
+        size: int | tuple[int, int] | None = None,
     ) -> np.ndarray:
         """Pictures of the scene, float32 in [0, 1].
 
         Args:
-          c2w: [4, 4], or [T, 4, 4] for T pictures.
-          fxfycxcy: [4], or [T, 4]; pixels of a picture of `size`.
-          size: (height, width) in pixels, multiples of the patch size.
+          c2w: [4, 4], or [T, 4, 4] for T pictures; or a frame, whose camera is taken.
+          fxfycxcy: [4], or [T, 4]; pixels of a picture of `size`. A frame has its own, of its own
+            picture; they are moved along as `add` does.
+          size: (height, width) in pixels, multiples of the patch size, or the side of a square;
+            None is the inputs' size.
 
         Returns:
           [H, W, 3], or [T, H, W, 3].
@@ -177,16 +266,25 @@ class Session:
         Raises:
           InputError: no view yet, or a camera or size that `add` would refuse as well.
         """
+        if size is None and self._size is None:
+            raise InputError("nothing to render: the session has no view yet; add() one first")
+        size = self._size if size is None else self._checked_size(size, "render size")
+        if isinstance(c2w, Frame):
+            c2w, fxfycxcy = self._seen_by(c2w, fxfycxcy, size)
+        elif fxfycxcy is None:
+            raise InputError("render camera without fxfycxcy: expected [4] or [T, 4], in pixels")
         c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
         many = c2w.ndim == 3
         if not many:
             c2w, fxfycxcy = c2w[None], fxfycxcy[None]
         check_cameras(c2w, fxfycxcy, "render camera")
-        self._check_size(size, "render size")
+        check_intrinsics(fxfycxcy if many else fxfycxcy[0], size, "render camera")
         if not len(c2w):
             return np.zeros((0, *size, 3), np.float32)
         if not self.views:
             raise InputError("nothing to render: the session has no view yet; add() one first")
+        self._warn_of_size(size)
+        self._check_poses()
         memory = self._settled_memory()
 
         poses, intrinsics = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
@@ -224,7 +322,7 @@ class Session:
         """
         render_sizes = [size] if render_sizes is None else render_sizes
         for each in (size, *render_sizes):
-            self._check_size(each, "warm_up size")
+            self._checked_size(each, "warm_up size")
         if not self._model.paged:
             raise InputError(f"warm_up: {self._model.family} compiles for every number of views")
         if self.views:
@@ -232,6 +330,7 @@ class Session:
         if not set(targets) <= set(TARGET_GROUPS):
             raise InputError(f"targets={targets}: expected some of {TARGET_GROUPS}")
         frame, ids, self.frame = self.frame, self._ids, SceneFrame.identity()
+        unchecked, self._unchecked = self._unchecked, None
         self._ids = itertools.count()
         camera = np.eye(4), np.array([size[1], size[0], size[1] / 2, size[0] / 2])
         rooms = [1]  # numbers of views that rendering compiles for
@@ -253,7 +352,7 @@ class Session:
         finally:
             for view in self.views:
                 self.remove(view)
-            self.frame, self._ids = frame, ids
+            self.frame, self._ids, self._unchecked = frame, ids, unchecked
 
     def block_until_ready(self) -> None:
         """Waits until the cache holds what was encoded so far; for timing."""
@@ -352,18 +451,25 @@ class Session:
         if view not in self._slots and view not in self._waiting:
             raise InputError(f"no view {view!r} in this session; it has {self.views}")
 
-    def _checked(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Views:
+    def _checked(
+        self, image: Picture, c2w: np.ndarray | None, fxfycxcy: np.ndarray | None
+    ) -> Views:
         """One view: image [Y, X, 3] float32; c2w [4, 4], in world units, fxfycxcy [4] float64."""
+        settled = self._size_given or self._cache is not None or self._waiting
+        if is_photo(image):
+            image, c2w, fxfycxcy = photo(image, c2w, fxfycxcy)
+            check_cameras(c2w, fxfycxcy, "camera")
+            size = self._size if settled else self._size_of(image.shape[:2])
+            image, fxfycxcy = fitted(image, fxfycxcy, size, self._model.config.patch)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"image of shape {image.shape}: expected [H, W, 3] (RGB)")
-        self._check_size(image.shape[:2], "image")
-        settled = self._cache is not None or self._waiting
-        if settled and image.shape[:2] != self._size:
+        size = self._checked_size(image.shape[:2], "image")
+        if settled and size != self._size:
             raise InputError(
-                f"image of {image.shape[0]}x{image.shape[1]} in a session of "
-                f"{self._size[0]}x{self._size[1]} images (height x width): resize it and scale "
-                "fxfycxcy along, or start another session"
+                f"image of {size[0]}x{size[1]} in a session of {self._size[0]}x{self._size[1]} "
+                "images (height x width): give a PIL image, which is resized and its fxfycxcy "
+                "scaled along, or start another session"
             )
         if image.dtype == np.uint8:
             image = image.astype(np.float32) / 255
@@ -374,13 +480,58 @@ class Session:
                 f"image values from {image.min():g} to {image.max():g}: expected finite values in "
                 "[0, 1]; divide 8-bit values by 255"
             )
+        if c2w is None or fxfycxcy is None:
+            raise InputError("image without camera: give c2w [4, 4] and fxfycxcy [4]")
         c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
         check_cameras(c2w, fxfycxcy, "camera")
         if c2w.ndim != 2:
             raise InputError(f"c2w of shape {c2w.shape}: expected one camera, [4, 4]")
+        check_intrinsics(fxfycxcy, size, "camera")
+        if doubt := other_size(fxfycxcy, size):
+            warnings.warn(f"camera: {doubt}", stacklevel=3)
         return Views(image.astype(np.float32), c2w, fxfycxcy)
 
-    def _check_size(self, size: tuple[int, int], what: str) -> None:
+    def _seen_by(
+        self, frame: Frame, fxfycxcy: np.ndarray | None, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The camera of a frame as that of a picture of `size`."""
+        if fxfycxcy is not None:
+            raise InputError(f"{frame.name}: a frame has intrinsics; give no other ones")
+        source, patch = (frame.height, frame.width), self._model.config.patch
+        return frame.c2w, fit_intrinsics(frame.fxfycxcy, source, size, patch=patch)
+
+    def _size_of(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The size of the first photo, which is of `shape`, both (height, width)."""
+        config = self._model.config
+        return fitting_size(*shape[::-1], self._model.trained_tokens, patch=config.patch)
+
+    def _check_poses(self) -> None:
+        """Warns once of cameras that do not fit the first views."""
+        views = list((self._unchecked or {}).values())
+        if len(views) < 2:
+            return
+        self._unchecked = None
+        found = epipolar_check(
+            [functools.partial(to_bytes, view.image) for view in views],
+            np.stack([view.c2w for view in views]),
+            np.stack([view.fxfycxcy for view in views]),
+        )
+        if found.verdict in ("bad", "suspicious"):
+            warnings.warn(
+                f"the cameras do not fit the pictures ({found.count} matches in {found.pairs} "
+                f"pairs): {found.reason}",
+                stacklevel=4,
+            )
+
+    def _warn_of_size(self, size: tuple[int, int]) -> None:
+        """Says once that a model renders at a size far from those it was trained at."""
+        if size not in self._warned_of and (doubt := self._model.unlike_training(size)):
+            warnings.warn(doubt, stacklevel=4)
+        self._warned_of.add(size)
+
+    def _checked_size(self, size: int | Sequence[int], what: str) -> tuple[int, int]:
+        """(height, width) of a size or a square's side, both multiples of the patch."""
+        size = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
         patch = self._model.config.patch
         if len(size) != 2 or any(side < patch or side % patch for side in size):
             fitting = "x".join(str(max(side // patch, 1) * patch) for side in size)
@@ -389,3 +540,4 @@ class Session:
                 f"multiples of the patch size {patch}; resize or crop to {fitting} and scale "
                 "fxfycxcy along"
             )
+        return size
