@@ -6,7 +6,8 @@
 Poses are row by row, camera-to-world in OpenGL axes; fov is vertical, in degrees. The format knows
 square pixels and a principal point in the middle, nothing else. Poses are in the world of whoever
 wrote the file: the nerfstudio viewer turns, moves and scales a capture's world first, and says how
-in dataparser_transforms.json.
+in dataparser_transforms.json, `{"transform": [3][4], "scale": s}`: a point p of the capture is at
+s · (transform p).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 PERSPECTIVE = "perspective"
+MIN_SCALE = 1e-9  # of a viewer's world
 MIN_FOV = 1e-4  # degrees; a telescope's, and large enough to divide by its tangent
 
 
@@ -79,6 +81,32 @@ def read_camera_path(
     c2w, fxfycxcy = opencv_from_opengl(np.stack(poses)), np.array(intrinsics)
     check_cameras(c2w, fxfycxcy, f"{path}: camera_path")
     return c2w, fxfycxcy, (height, width)
+
+
+def capture_from_viewer(path: str | Path, c2w: np.ndarray) -> np.ndarray:
+    """Poses [F, 4, 4] of a nerfstudio viewer's world in the world of the capture, float64.
+
+    Args:
+      path: of the dataparser_transforms.json of the run that was viewed.
+      c2w: as `read_camera_path` returns them.
+
+    Raises:
+      InputError: no such file, or a transform that is no rotation and shift, or a scale that is
+        not above 0.
+    """
+    path = Path(path)
+    stored = read_json_object(path)
+    transform = np.eye(4)
+    transform[:3] = numbers(required(stored, "transform", str(path)), (3, 4), f"{path}: transform")
+    check_cameras(transform, np.ones(4), f"{path}: transform")
+    scale = number(required(stored, "scale", str(path)), f"{path}: scale")
+    if not MIN_SCALE <= scale <= 1 / MIN_SCALE:
+        raise InputError(f"{path}: scale {scale}: expected {MIN_SCALE:g} to {1 / MIN_SCALE:g}")
+    poses = np.array(c2w, np.float64)
+    poses[:, :3, 3] /= scale
+    poses = np.linalg.inv(transform) @ poses
+    check_cameras(poses, np.ones((len(poses), 4)), f"cameras turned back by {path}")
+    return poses
 
 
 def write_camera_path(

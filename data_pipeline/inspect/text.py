@@ -13,7 +13,8 @@ from data_pipeline.inspect.findings import (
 from efficient_lvsm_jax.geometry.epipolar import PoseCheck
 
 
-def _check_line(poses: PoseCheck) -> str:
+def check_line(poses: PoseCheck) -> str:
+    """What a check of poses found, as a line."""
     if poses.verdict == "unknown":
         return f"{poses.method} check: not possible, {poses.reason}"
     numbers = "beyond measure"
@@ -59,7 +60,7 @@ def describe(inspection: Inspection) -> str:
                 *TRAINING_SIZE, TRAINING_VIEW, *TRAINING_DISTANCES
             ),
         ),
-        ("poses", _check_line(found.poses)),
+        ("poses", check_line(found.poses)),
     ]
     lines = [found.scene, *(f"  {name:<14}{value}" for name, value in rows)]
     lines += [f"  ! {caution.kind}: {caution.message}" for caution in found.cautions]

@@ -2,9 +2,10 @@
 
     python -m efficient_lvsm_jax.render CAPTURE --weights W --path orbit --out FILM.mp4
 
-Pictures are prepared as published; those narrower than high are cropped to their centre square
-first, so that the film is square whatever the capture. The last line printed says which frames of
-the scene were inputs, and the film's frames, size and time.
+Inputs and film keep the shape of the capture's pictures, landscape, portrait or square, at about as
+many pixels as the model was trained on; --size crops them to another, --size 256 to squares as
+published. The last line printed says which frames of the scene were inputs, and the film's frames,
+size and time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from data_pipeline.read_options import add_read_options
 from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.render import FRAMES, INPUTS
+from efficient_lvsm_jax.render import FRAMES
 
 PATHS = ("orbit", "spiral", "inputs")
 
@@ -39,9 +40,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--path {arguments.path}: expected {', '.join(PATHS)} or FILE.json")
     if file and arguments.frames is not None:
         raise InputError(f"--frames: {arguments.path} says itself how many frames it has")
-    height, width = arguments.size
-    if file and height != width:
-        raise InputError(f"--size {height}x{width}: {arguments.path} says its shape; give a height")
+    if file and arguments.size and arguments.size[0] != arguments.size[1]:
+        size = "x".join(map(str, arguments.size))
+        raise InputError(f"--size {size}: {arguments.path} says its shape; give a height")
+    if arguments.dataparser_transforms is not None and not file:
+        raise InputError("--dataparser-transforms: is about the world of a --path FILE.json")
     if arguments.save_path is not None and arguments.save_path.suffix != ".json":
         raise InputError(f"--save-path {arguments.save_path}: its name must end in .json")
     if arguments.frames is not None and arguments.frames < 1:
@@ -80,15 +83,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="orbit: around what the inputs look at; spiral: small turns around their mean; "
         "inputs: through them, nearest first; FILE.json: a nerfstudio camera path, in the world "
-        "of the capture's own poses, with the shape of its own pictures",
+        "of the capture's own poses, with the shape of its own pictures (of a viewer's world: "
+        "--dataparser-transforms)",
     )
     parser.add_argument(
         "--size",
         type=picture_size,
-        default=(256, 256),
         metavar="HxW",
-        help="of the film in pixels; H alone is a square (default: 256). Inputs are squares of "
-        "that height",
+        help="of inputs and film in pixels; H alone is a square, and of a --path FILE.json the "
+        "film's height (default: the capture's shape, as many pixels as in training)",
+    )
+    parser.add_argument(
+        "--dataparser-transforms",
+        type=Path,
+        metavar="FILE.json",
+        help="the dataparser_transforms.json of the nerfstudio run whose viewer wrote --path: "
+        "turns the path back into the capture's world",
     )
     parser.add_argument(
         "--frames",
@@ -106,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--count",
         type=int,
         metavar="V",
-        help=f"how many pictures go in, spread over the capture (default: {INPUTS}, or all if "
+        help="how many pictures go in, spread over the capture (default: 8, or all if "
         "there are fewer)",
     )
     inputs.add_argument(

@@ -5,27 +5,43 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
+from data_pipeline.captures.camera_path_files import (
+    capture_from_viewer,
+    read_camera_path,
+    write_camera_path,
+)
 from data_pipeline.captures.export import CaptureWriter
-from data_pipeline.formats import open_scenes
-from data_pipeline.pictures.transforms import portrait_to_square, preprocess_frame
+from data_pipeline.captures.inputs import choose_inputs, open_scene
+from data_pipeline.inspect.pose_checks import check_poses
+from data_pipeline.inspect.text import check_line
+from data_pipeline.pictures.transforms import fit_intrinsics, fitting_size
 from data_pipeline.read_options import read_options
 from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import SceneFrame, spread
+from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
+from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.progress import counted
 from efficient_lvsm_jax.media.video import write_film
-from efficient_lvsm_jax.render import FRAMES, INPUTS
+from efficient_lvsm_jax.models.model import USUAL_SIZE, Model
+from efficient_lvsm_jax.render import FRAMES
 from efficient_lvsm_jax.sessions.session import Session
 from efficient_lvsm_jax.weights.load import load
 
 WIDEST = 4  # a film of a camera path file is at most so many times as wide as high
+# A flight is plausible that comes nearer to an input than so many times their extent, and is not
+# so many times smaller.
+FAR, TINY = 2, 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +62,39 @@ def make_film(arguments: argparse.Namespace) -> None:
     Raises:
       InputError: no such capture, scene, frame or weights, or a file that cannot be written.
     """
-    scene = _scene(arguments)
-    chosen = _chosen(arguments, scene)
+    options, format = read_options(arguments)
+    scene = open_scene(arguments.capture, arguments.scene, options=options, format=format)
+    chosen = choose_inputs(scene, arguments.inputs or arguments.count)
     model = load(arguments.weights)
+    _check_poses(scene)
 
-    prepared = [_prepare(scene.frames[i], arguments.size[0], model.config.patch) for i in chosen]
-    images, poses, intrinsics = (list(values) for values in zip(*prepared, strict=True))
-    flight = _flight(arguments, np.stack(poses), np.stack(intrinsics), model.config.patch)
+    frames = [scene.frames[index] for index in chosen]
+    poses = np.stack([frame.c2w for frame in frames])
+    size = _size_of_inputs(arguments, frames, model)
+    session = Session(
+        model,
+        frame=SceneFrame.from_cameras(poses),
+        size=size,
+        capacity=len(chosen),
+        precision=arguments.cache,
+        check_poses=False,  # done
+    )
+    patch = model.config.patch
+    intrinsics = np.stack(
+        [
+            fit_intrinsics(frame.fxfycxcy, (frame.height, frame.width), size, patch=patch)
+            for frame in frames
+        ]
+    )
+    flight = _flight(arguments, poses, intrinsics, size, patch)
+    _check_extent(arguments, flight.c2w, poses)
     if arguments.save_path is not None:
         flight = _as_file(flight)
         write_camera_path(
             arguments.save_path, flight.c2w, flight.fxfycxcy, flight.size, fps=arguments.fps
         )
-    frame = SceneFrame.from_cameras(poses)
-    session = Session(model, frame=frame, capacity=len(chosen), precision=arguments.cache)
-    for view in zip(images, poses, intrinsics, strict=True):
-        session.add(*view)
+    for frame in frames:
+        session.add(frame)
 
     seconds: list[float] = []
     with contextlib.ExitStack() as stack:
@@ -83,19 +116,67 @@ def _pictures(
     for c2w, fxfycxcy in counted(cameras, "rendering", len(flight.c2w), "frames"):
         start = time.perf_counter()
         picture = session.render(c2w, fxfycxcy, flight.size)
-        picture = np.round(255 * picture).astype(np.uint8)  # the model's range is [0, 1]
+        picture = to_bytes(picture)
         seconds.append(time.perf_counter() - start)
         if capture is not None:
             capture.add(picture, c2w, fxfycxcy)
         yield picture
 
 
+def _size_of_inputs(
+    arguments: argparse.Namespace, frames: Sequence[Frame], model: Model
+) -> tuple[int, int]:
+    """(height, width) of the inputs, and of a film whose path does not say its shape.
+
+    What --size says, or the shape of most of the frames. With a path that says its shape, a height
+    says how many tokens the inputs have.
+    """
+    if arguments.size is not None and not arguments.path.endswith(".json"):
+        return arguments.size
+    patch, tokens = model.config.patch, model.trained_tokens
+    if arguments.size is not None:
+        tokens = max(1, arguments.size[0] // patch) ** 2
+    shapes = Counter((frame.width, frame.height) for frame in frames)
+    return fitting_size(*shapes.most_common(1)[0][0], tokens, patch=patch)
+
+
+def _check_poses(scene: Scene) -> None:
+    """Says whether the cameras fit the pictures, as `data_pipeline.inspect` does."""
+    found = check_poses(scene)
+    line = f"{scene.name}: {check_line(found)}"
+    if found.verdict in ("bad", "suspicious"):
+        log.warning("%s", line)
+    else:
+        print(line, file=sys.stderr)
+
+
+def _check_extent(arguments: argparse.Namespace, c2w: np.ndarray, inputs: np.ndarray) -> None:
+    """Warns of a flight c2w [F, 4, 4] that hardly moves, or is far away, beside the inputs."""
+    centres, flown = inputs[:, :3, 3], c2w[:, :3, 3]
+    spread = np.linalg.norm(np.ptp(centres, axis=0))
+    extent = np.linalg.norm(np.ptp(flown, axis=0))
+    nearest = np.linalg.norm(flown[:, None] - centres, axis=-1).min()
+    if nearest > FAR * spread or (len(flown) > 1 and extent < spread / TINY):
+        log.warning(
+            "%s: the flight's cameras extend over %.3g, those of the inputs over %.3g, and come "
+            "no nearer to them than %.3g: the flight is likely in another world than the capture; "
+            "nerfstudio's viewer writes paths in a world of its own, which --dataparser-transforms "
+            "undoes",
+            arguments.path,
+            extent,
+            spread,
+            nearest,
+        )
+
+
 def _flight(
-    arguments: argparse.Namespace, c2w: np.ndarray, fxfycxcy: np.ndarray, patch: int
+    arguments: argparse.Namespace,
+    c2w: np.ndarray,
+    fxfycxcy: np.ndarray,
+    size: tuple[int, int],
+    patch: int,
 ) -> Flight:
-    """The cameras of --path among inputs c2w [V, 4, 4], fxfycxcy [V, 4]."""
-    height, width = size = arguments.size
-    fxfycxcy = fxfycxcy + np.array([0, 0, (width - height) / 2, 0])  # inputs are squares
+    """The cameras of --path among inputs c2w [V, 4, 4], fxfycxcy [V, 4], pictures of `size`."""
     frames = FRAMES if arguments.frames is None else arguments.frames
     if arguments.path == "inputs":
         steps = -(-frames // (len(c2w) - 1))
@@ -105,7 +186,12 @@ def _flight(
     elif arguments.path == "spiral":
         path = spiral(c2w, frames)
     else:
-        return _file_flight(arguments.path, height, patch)
+        height = USUAL_SIZE[0] if arguments.size is None else arguments.size[0]
+        flight = _file_flight(arguments.path, height, patch)
+        if arguments.dataparser_transforms is None:
+            return flight
+        c2w = capture_from_viewer(arguments.dataparser_transforms, flight.c2w)
+        return dataclasses.replace(flight, c2w=c2w)
     return Flight(path, np.tile(np.median(fxfycxcy, axis=0), (frames, 1)), size)
 
 
@@ -129,46 +215,3 @@ def _as_file(flight: Flight) -> Flight:
     fxfycxcy = np.asarray(flight.fxfycxcy, np.float64)[:, [1, 1, 2, 3]]
     fxfycxcy[:, 2:] = width / 2, height / 2
     return dataclasses.replace(flight, fxfycxcy=fxfycxcy)
-
-
-def _prepare(frame: Frame, size: int, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image float32 [size, size, 3], c2w and fxfycxcy of a frame as the model takes it."""
-    try:
-        square = portrait_to_square(frame.image(), frame.fxfycxcy)
-        image, fxfycxcy = preprocess_frame(*square, size, patch=patch)
-    except InputError as error:
-        raise InputError(f"{frame.name}: {error}") from None
-    return image, frame.c2w, fxfycxcy
-
-
-def _scene(arguments: argparse.Namespace) -> Scene:
-    options, format = read_options(arguments)
-    scenes = open_scenes(arguments.capture, options, format=format)
-    if arguments.scene is not None:
-        return scenes[scenes.find(arguments.scene)]
-    if len(scenes) > 1:
-        shown = ", ".join(scenes.names[:5]) + (", …" if len(scenes) > 5 else "")
-        raise InputError(
-            f"{arguments.capture}: {len(scenes)} scenes; name one with --scene: {shown}"
-        )
-    return scenes[0]
-
-
-def _chosen(arguments: argparse.Namespace, scene: Scene) -> list[int]:
-    """Indices of the scene's frames that are inputs."""
-    usable = scene.usable
-    if arguments.inputs is not None:
-        for index in arguments.inputs:
-            if index not in usable:
-                raise InputError(
-                    f"--inputs {index}: scene {scene.name} has frames 0 to {len(scene.frames) - 1}"
-                    + (", this one without picture" if 0 <= index < len(scene.frames) else "")
-                )
-        return arguments.inputs
-    count = min(INPUTS, len(usable)) if arguments.count is None else arguments.count
-    if not 2 <= count <= len(usable):
-        raise InputError(
-            f"{count} inputs of scene {scene.name}, which has {len(usable)} pictures: a film needs "
-            "at least 2 inputs, which say how large the scene is, and at most all pictures"
-        )
-    return [usable[i] for i in spread(np.stack([scene.frames[i].c2w for i in usable]), count)]

@@ -101,14 +101,33 @@ def test_a_capture_that_keeps_the_axes_of_opencv_is_read_as_said(capture, weight
     np.testing.assert_allclose(*written, rtol=0, atol=1e-6)
 
 
-def test_portrait_capture_makes_a_square_film(tmp_path, weights):
+def test_size_with_one_number_crops_to_squares(tmp_path, weights):
     capture = write_capture(tmp_path / "capture", height=64, width=36)
     out = tmp_path / "out"
     render(capture, weights, "--path", "orbit", "--frames", 1, "--count", 3, "--export", out)
     (frame,) = open_scenes(out)[0].frames
     assert (frame.width, frame.height) == (16, 16)
     # The whole width is in it: 36 pixels became 16, and the principal point is off by one of them.
-    np.testing.assert_allclose(frame.fxfycxcy, np.array([60, 60, 19, 18]) * 16 / 36, rtol=1e-6)
+    # Of the 64 rows, 28.4 at that scale, became 32, the nearest multiple of the patch.
+    expected = np.array([60 * 16 / 36, 60 * 32 / 64, 19 * 16 / 36, 8])
+    np.testing.assert_allclose(frame.fxfycxcy, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 36), (36, 64), (36, 36)])
+def test_film_keeps_the_shape_of_the_capture_at_the_trained_number_of_tokens(
+    tmp_path, small_model, shape
+):
+    capture = write_capture(tmp_path / "capture", height=shape[0], width=shape[1])
+    info = {"family": "efficient_lvsm", "config": dataclasses.asdict(SMALL)}
+    info["trained_sizes"] = [[48, 48]]  # 36 tokens
+    save_weights(tmp_path / "weights", small_model.params, info)
+    out = tmp_path / "out"
+    arguments = [capture, "--weights", tmp_path / "weights", "--out", tmp_path / "film.mp4"]
+    arguments += ["--path", "orbit", "--frames", 1, "--count", 3, "--export", out]
+    assert main([str(argument) for argument in arguments]) == 0
+    (frame,) = open_scenes(out)[0].frames
+    expected = {(64, 36): (64, 40), (36, 64): (40, 64), (36, 36): (48, 48)}
+    assert (frame.height, frame.width) == expected[shape]
 
 
 def test_a_wide_film_shows_more_to_both_sides(capture, weights):
@@ -119,7 +138,28 @@ def test_a_wide_film_shows_more_to_both_sides(capture, weights):
         (frame,) = open_scenes(out / size)[0].frames
         lenses.append(frame.fxfycxcy)
     assert (frame.width, frame.height) == (32, 16)
-    np.testing.assert_allclose(lenses[1] - lenses[0], [0, 0, 8, 0], atol=1e-9)
+    # Of 64x36 pixels, resized to 32 x 16 or 24 rows: as much upwards or more is cropped.
+    assert lenses[1][2] / lenses[1][0] > 1.5 * lenses[0][2] / lenses[0][0]
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_path_of_a_viewers_world_is_turned_back_or_warned_of(capture, weights, caplog, undone):
+    c2w = ring([5.0, 6.0, 9.0])
+    transform, scale = np.eye(4), 0.004
+    transform[:3] = np.linalg.inv(ring([70.0]))[0, :3]
+    viewed = transform @ c2w
+    viewed[:, :3, 3] *= scale
+    file, out = capture.parent / "path.json", capture.parent / "out"
+    write_camera_path(file, viewed, np.tile([50.0, 50, 50, 50], (3, 1)), (100, 100))
+    transforms = capture.parent / "dataparser_transforms.json"
+    transforms.write_text(json.dumps({"transform": transform[:3].tolist(), "scale": scale}))
+    options = ["--path", file, "--count", 3, "--export", out]
+    if undone:
+        options += ["--dataparser-transforms", transforms]
+    render(capture, weights, *options)
+    if undone:
+        np.testing.assert_allclose(open_scenes(out)[0].c2w, c2w, rtol=0, atol=1e-6)
+    assert ("another world" in caplog.text) != undone
 
 
 def test_path_through_inputs_rounds_frames_up_to_equal_pairs(capture, weights):
@@ -171,11 +211,15 @@ def test_one_of_several_scenes_must_be_named(tmp_path, weights):
         (["--path", "orbit", "--inputs", "8"], "--count says how many"),
         (["--path", "orbit", "--views", "0,1"], "--views is now --inputs"),
         (["--path", "orbit", "--full_circle"], "--full_circle is now --full-circle"),
+        (
+            ["--path", "orbit", "--dataparser-transforms", "a.json"],
+            "is about the world of a --path",
+        ),
         (["--path", "none.json", "--size", "16x32"], "says its shape; give a height"),
         (["--path", "orbit", "--inputs", "1,3,1"], "all different"),
         (["--path", "orbit", "--inputs", "1,5"], r"--inputs 5: scene capture has frames 0 to 4"),
         (["--path", "orbit", "--inputs", "1,-2"], r"--inputs -2"),
-        (["--path", "orbit", "--size", 20], "20 is not a multiple of patch size 8"),
+        (["--path", "orbit", "--size", 20], "multiples of the patch size 8"),
         (["--path", "orbit", "--inputs", "0,1", "--scene", "x"], "no scene named 'x'"),
         (["--path", "orbit", "--split", "val"], "split 'val'"),
     ],
