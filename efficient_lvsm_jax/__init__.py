@@ -3,9 +3,8 @@
 import efficient_lvsm_jax as elvsm
 
 model = elvsm.load("weights/")
-scene = elvsm.Session(model)
-view = scene.add(image, c2w, fxfycxcy)
-picture = scene.render(c2w, fxfycxcy, size=(256, 256))
+scene = elvsm.Session.from_capture(model, "my_capture", inputs=8)
+picture = scene.render(c2w, fxfycxcy)
 
 Names are loaded when they are first asked for (PEP 562), so that a data worker or a command that
 needs one room does not wait for all of them.

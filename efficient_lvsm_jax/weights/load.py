@@ -33,7 +33,10 @@ def load(path: str | Path) -> Model:
         return dataclasses.replace(model, params=jax.device_put(model.params))
     if (path / WEIGHTS_FILE).is_file():
         params, info = load_weights(path)
-        config, sizes = configure(info["family"], info["config"]), read_sizes(info, path)
+        config, sizes = (
+            configure(info["family"], info["config"]),
+            read_sizes(info, path / WEIGHTS_FILE),
+        )
         return Model(info["family"], config, params, sizes)
     if (path / MODEL_FILE).is_file():
         return load_workdir(path)

@@ -25,6 +25,13 @@ def test_a_workdir_belongs_to_one_model(tmp_path):
         claim_workdir(tmp_path / "run", "efficient_lvsm", other)
 
 
+def test_a_workdir_keeps_the_sizes_that_were_trained(small_model, tmp_path):
+    for sizes in ([(48, 48)], [(48, 48)], [(64, 64)]):
+        claim_workdir(tmp_path, "efficient_lvsm", SMALL, sizes)
+    saved(tmp_path, [1], small_model.params)
+    assert elvsm.load(tmp_path).trained_sizes == ((48, 48), (64, 64))
+
+
 def test_a_workdir_without_a_finished_step_says_so(tmp_path):
     claim_workdir(tmp_path / "run", "efficient_lvsm", SMALL)
     with pytest.raises(InputError, match="no finished checkpoint"):

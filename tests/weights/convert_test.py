@@ -15,7 +15,7 @@ from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.weights.folder import load_weights
-from efficient_lvsm_jax.weights.load import read_published
+from efficient_lvsm_jax.weights.load import load, read_published
 from efficient_lvsm_jax.weights.published import bring_in, count_tensors
 from efficient_lvsm_jax.weights.source import sha256
 from efficient_lvsm_jax.weights.workdir import claim_workdir
@@ -106,6 +106,8 @@ def test_a_weights_folder_says_where_it_comes_from(tmp_path):
         "sha256": sha256(source),
         "tensors": 54,
     }
+    convert(source, tmp_path / "sized", trained_size=(32, 48))
+    assert load(tmp_path / "sized").trained_sizes == ((32, 48),)
     assert done.parameters == sum(x.size for x in jax.tree.leaves(params))
     assert_same(params, read_published(source).params)
 

@@ -32,6 +32,24 @@ def test_weights_come_back_bit_for_bit(small_model, weights):
     assert model.config == SMALL and model.family == "efficient_lvsm"
 
 
+def test_a_folder_may_say_what_size_was_trained(small_model, weights, tmp_path):
+    assert elvsm.load(weights).trained_sizes == ()
+    assert elvsm.load(weights).trained_tokens == 32 * 32  # as of 256x256
+    info = {**INFO, "trained_sizes": [[48, 64], [16, 16]]}
+    save_weights(tmp_path / "sized", small_model.params, info)
+    model = elvsm.load(tmp_path / "sized")
+    assert model.trained_sizes == ((48, 64), (16, 16)) and model.trained_tokens == 48
+    assert model.unlike_training((64, 64)) == "" == model.unlike_training((16, 24))
+    assert "trained at 48x64, 16x16" in model.unlike_training((256, 256))
+
+
+@pytest.mark.parametrize("sizes", [48, [48, 64], [[48]], [[48.0, 64]], [[0, 64]], [["48", 64]]])
+def test_sizes_that_cannot_be_are_refused(small_model, tmp_path, sizes):
+    save_weights(tmp_path / "w", small_model.params, {**INFO, "trained_sizes": sizes})
+    with pytest.raises(InputError, match=r"weights.json: trained_sizes .* pairs \[height, width\]"):
+        elvsm.load(tmp_path / "w")
+
+
 def test_an_existing_folder_is_not_touched(small_model, weights):
     with pytest.raises(InputError, match="already exists"):
         save_weights(weights, small_model.params, INFO)
