@@ -29,7 +29,7 @@ MODULES = (
     "efficient_lvsm_jax.cost.flops",
     "efficient_lvsm_jax.metrics.pictures",
     "efficient_lvsm_jax.training.step",
-    "data_pipeline.procedural",
+    "data_pipeline.procedural.rooms",
 )
 
 

@@ -25,7 +25,12 @@ from PIL import Image
 
 from benchmarks.gpu.context import Context, Rows, memory_gib
 from data_pipeline.batches.views import draw_views
-from data_pipeline.procedural import ProceduralScenes, SceneRecipe, render_scenes, scene_parameters
+from data_pipeline.procedural.rooms import (
+    ProceduralScenes,
+    SceneRecipe,
+    render_scenes,
+    scene_parameters,
+)
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
 from efficient_lvsm_jax.geometry.cameras import Batch, Cameras, Views, normalise_poses
 from efficient_lvsm_jax.metrics.pictures import psnr

@@ -36,7 +36,7 @@ from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.pictures.scratch import scratch
 from data_pipeline.pictures.transforms import crop_into, portrait_to_square
-from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, scene_of_arrays
 from efficient_lvsm_jax.configuration import Settings, setting

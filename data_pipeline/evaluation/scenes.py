@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.evaluation.index import ChosenFrames, EvaluationIndex
 from data_pipeline.pictures.transforms import portrait_to_square, preprocess_frame
-from data_pipeline.procedural import ProceduralScenes
+from data_pipeline.procedural.rooms import ProceduralScenes
 from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Views, normalise_poses

@@ -16,7 +16,7 @@ from data_pipeline.evaluation.scenes import (
     same_views,
 )
 from data_pipeline.formats import open_scenes
-from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.read_options import AXES, ReadOptions
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from data_pipeline.batches.pipeline import DataConfig, InMemory, training_batches, training_dataset
-from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Scene, scene_of_arrays
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch, Views

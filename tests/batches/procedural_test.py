@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.procedural import NOISE, ProceduralScenes, SceneRecipe, scene_parameters
+from data_pipeline.procedural.rooms import NOISE, ProceduralScenes, SceneRecipe, scene_parameters
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 

@@ -18,7 +18,7 @@ from data_pipeline.evaluation.scenes import (
 )
 from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import preprocess_frame
-from data_pipeline.procedural import ProceduralScenes, SceneRecipe
+from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import normalise_poses

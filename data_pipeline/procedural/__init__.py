@@ -1,0 +1,1 @@
+"""Places drawn by code; `rooms` is imported by training, and loads JAX."""
