@@ -18,6 +18,7 @@ VERBS = {
     "inspect": ("data_pipeline.inspect", "is a capture usable, and if not, why"),
     "render": ("efficient_lvsm_jax.render", "a film or pictures of a capture"),
     "convert": ("efficient_lvsm_jax.convert", "weights from PyTorch, and back"),
+    "walk": ("data_pipeline.procedural", "draw a capture to try everything on, without a camera"),
     "prepare": ("data_pipeline.prepare", "data for training, from anything readable"),
     "train": ("train.py", "train a model from a configuration"),
     "eval": ("eval.py", "score a model, or others' pictures, on held-out scenes"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.pictures.distortion import FISHEYE, Distortion
 from data_pipeline.pictures.frames import opencv_from_opengl
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import write_json
@@ -20,6 +21,8 @@ from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 MAX_PICTURES = 100_000  # with five digits their order is that of their names
 INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
+PERSPECTIVE_FIELDS = ("k1", "k2", "p1", "p2", "k3")
+FISHEYE_FIELDS = ("k1", "k2", "k3", "k4")
 
 
 class CaptureWriter:
@@ -34,10 +37,25 @@ class CaptureWriter:
       InputError: `folder` exists, or cannot be written; then nothing is left behind.
     """
 
-    def __init__(self, folder: str | Path):
-        """`folder` must not exist; the one it is in is made."""
+    def __init__(self, folder: str | Path, *, lens: Distortion | None = None):
+        """`folder` must not exist; the one it is in is made. `lens` bent all pictures, if any did.
+
+        Raises:
+          InputError: a lens that the format does not hold.
+        """
         self.folder = Path(folder).absolute()
         self._frames: list[dict] = []
+        self._lens: dict = {"camera_model": "PINHOLE"}
+        if lens is not None and not lens.is_none:
+            model, names = "OPENCV", PERSPECTIVE_FIELDS
+            if lens.model == FISHEYE:
+                model, names = "OPENCV_FISHEYE", FISHEYE_FIELDS
+            if any(lens.coefficients[len(names) :]):
+                raise InputError(
+                    f"{folder}: lens {list(lens.coefficients)}: a capture holds {', '.join(names)}"
+                )
+            values = dict(zip(names, lens.coefficients, strict=False))
+            self._lens = {"camera_model": model, **values}
 
     def __enter__(self) -> CaptureWriter:
         if self.folder.exists():
@@ -109,7 +127,7 @@ class CaptureWriter:
         frames = [{k: v for k, v in frame.items() if k not in shared} for frame in self._frames]
         write_json(
             self._partial / "transforms.json",
-            {"camera_model": "PINHOLE", **shared, "frames": frames},
+            {**self._lens, **shared, "frames": frames},
         )
         self._partial.chmod(0o755)
         self._partial.rename(self.folder)

@@ -1,1 +1,1 @@
-"""Places drawn by code; `rooms` is imported by training, and loads JAX."""
+"""Places drawn by code: `rooms` to train on, `walk` as a capture to try things on."""

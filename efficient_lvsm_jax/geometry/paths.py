@@ -132,7 +132,7 @@ def orbit(c2w: np.ndarray, frames: int, *, full_circle: bool = False) -> np.ndar
     across = path_distance * np.cos(path_elevation)
     offsets = [np.cos(path_azimuth) * across, np.sin(path_azimuth) * across]
     offsets.append(path_distance * np.sin(path_elevation))
-    return _looking(focus + np.stack(offsets, axis=-1) @ basis, focus, down)
+    return looking(focus + np.stack(offsets, axis=-1) @ basis, focus, down)
 
 
 def spiral(c2w: np.ndarray, frames: int) -> np.ndarray:
@@ -162,12 +162,12 @@ def spiral(c2w: np.ndarray, frames: int) -> np.ndarray:
     spread = np.sqrt(((centres - middle) ** 2).sum(-1).mean())
     if focus is None or (focus - middle) @ forward < spread:
         focus = middle + 1e6 * spread * forward
-    axes = _looking(middle[None], focus, down)[0, :3, :3]  # world from the mean camera
+    axes = looking(middle[None], focus, down)[0, :3, :3]  # world from the mean camera
     offsets = (centres - middle) @ axes
     radii = np.minimum(offsets.std(0) / 2, np.minimum(offsets.max(0), -offsets.min(0)))
     turn = 4 * np.pi * np.arange(frames) / frames
     path = np.stack([np.cos(turn), np.sin(turn), np.sin(turn / 2)], axis=-1) * radii
-    return _looking(middle + path @ axes.T, focus, down)
+    return looking(middle + path @ axes.T, focus, down)
 
 
 def _path_cameras(c2w: np.ndarray, frames: int) -> np.ndarray:
@@ -213,7 +213,7 @@ def _covered(azimuth: np.ndarray) -> tuple[float, float]:
     return float(azimuth[(widest + 1) % len(azimuth)]), float(2 * np.pi - gaps[widest])
 
 
-def _looking(centres: np.ndarray, focus: np.ndarray, down: np.ndarray) -> np.ndarray:
+def looking(centres: np.ndarray, focus: np.ndarray, down: np.ndarray) -> np.ndarray:
     """Poses [F, 4, 4] at centres [F, 3] facing focus, image down as near to `down` as can be."""
     forward = _unit(focus - centres)
     right = np.cross(down, forward)
