@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 from capture_writers import nerfstudio, objects
-from conftest import GOLDENS, SMALL
+from conftest import SMALL
 from five_cameras import five_cameras
 from ml_collections import ConfigDict
+from re10k_sample import SAMPLE
 from scored_scenes import row, write
 
 import eval as program
@@ -19,7 +20,6 @@ from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.results import read_results
 from efficient_lvsm_jax.weights.folder import save_weights
 
-SAMPLE = GOLDENS / "re10k_sample"
 GENERATED = {
     "scenes": 6,
     "views": 4,

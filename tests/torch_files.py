@@ -94,7 +94,7 @@ def write_zip(path: Path, members: dict[str, bytes], *, compressed: bool = False
     kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     with zipfile.ZipFile(path, "w", kind) as archive:
         for member, data in members.items():
-            archive.writestr(member, data)
+            archive.writestr(zipfile.ZipInfo(member), data, kind)  # not the time of day
     return path
 
 
