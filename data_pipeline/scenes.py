@@ -1,6 +1,6 @@
 """Posed pictures in one form, whatever format they came in.
 
-    scenes = open_scenes("captures/fox")
+    scenes = open_scenes("captures/walk")
     frame = scenes[0].frames[3]
     frame.c2w, frame.fxfycxcy, frame.image()
 

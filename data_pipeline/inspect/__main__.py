@@ -1,6 +1,6 @@
 """What a capture or a data set is, and whether it suits a model trained on RealEstate10K.
 
-    python -m data_pipeline.inspect captures/fox --out cameras.png
+    python -m data_pipeline.inspect captures/walk --out cameras.png
 
 Prints frames, resolutions, fields of view and distances, checks the poses against the pictures, and
 says what differs from the training data and what to do about it. Several scenes are summed up.
