@@ -130,7 +130,7 @@ def draw(
     if not (abs(c2w[:3, 3] - place.centre[0]) < place.half[0]).all():
         raise InputError(f"camera at {c2w[:3, 3].tolist()}: outside of the room")
     height, width = size
-    rays = _rays(tuple(float(x) for x in fxfycxcy), size, lens)
+    rays = pixel_rays(tuple(float(x) for x in fxfycxcy), size, lens)
     colours = np.empty((rays.shape[1], 3))
     # A ray is this much wider for every metre that it goes.
     widening = 1 / (SAMPLES * float(fxfycxcy[0]))
@@ -146,8 +146,11 @@ def draw(
 
 
 @functools.lru_cache(maxsize=2)
-def _rays(fxfycxcy: tuple[float, ...], size: tuple[int, int], lens: Distortion) -> np.ndarray:
-    """Directions [3, R] in the camera's axes that its pixels' samples see, row by row."""
+def pixel_rays(fxfycxcy: tuple[float, ...], size: tuple[int, int], lens: Distortion) -> np.ndarray:
+    """Directions [3, R] in the camera's axes that SAMPLES² samples of every pixel see.
+
+    In the order of [Y, SAMPLES, X, SAMPLES]; arguments as of `draw`.
+    """
     at = [(np.arange(side * SAMPLES) + 0.5) / SAMPLES for side in size]
     y, x = (grid.ravel() for grid in np.meshgrid(*at, indexing="ij"))
     fx, fy, cx, cy = fxfycxcy

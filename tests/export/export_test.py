@@ -8,6 +8,7 @@ from five_cameras import assert_reads_as, five_cameras
 
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.formats import open_scenes
+from data_pipeline.pictures.distortion import FISHEYE, PERSPECTIVE, Distortion
 from efficient_lvsm_jax.errors import InputError
 
 
@@ -37,6 +38,30 @@ def test_intrinsics_stand_once_if_shared_and_poses_have_opengl_axes(tmp_path):
     assert stored["frames"][3]["file_path"] == "images/00003.png"
     right, up, backward, centre = np.array(stored["frames"][3]["transform_matrix"])[:3].T
     np.testing.assert_array_equal([right, -up, -backward, centre], truth.c2w[3, :3].T)
+
+
+@pytest.mark.parametrize(
+    ("lens", "fields"),
+    [
+        (None, {"camera_model": "PINHOLE"}),
+        (Distortion(PERSPECTIVE, (0, 0, 0, 0)), {"camera_model": "PINHOLE"}),
+        (
+            Distortion(PERSPECTIVE, (0.1, 0.2, 0.3, 0.4, 0.5)),
+            {"camera_model": "OPENCV", "k1": 0.1, "k2": 0.2, "p1": 0.3, "p2": 0.4, "k3": 0.5},
+        ),
+        (
+            Distortion(FISHEYE, (0.1, 0.2, 0.3, 0.4)),
+            {"camera_model": "OPENCV_FISHEYE", "k1": 0.1, "k2": 0.2, "k3": 0.3, "k4": 0.4},
+        ),
+    ],
+)
+def test_the_lens_stands_in_the_file(tmp_path, lens, fields):
+    truth = five_cameras(same_intrinsics=True)
+    with CaptureWriter(tmp_path / "capture", lens=lens) as capture:
+        capture.add(truth.image[0], truth.c2w[0], truth.fxfycxcy[0])
+    stored = json.loads((tmp_path / "capture" / "transforms.json").read_text())
+    shared = {"fl_x", "fl_y", "cx", "cy", "w", "h", "frames"}
+    assert {key: stored[key] for key in stored if key not in shared} == fields
 
 
 def test_folder_that_exists_is_left_alone(tmp_path):

@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from capture_writers.colmap import distorted
 
 from data_pipeline.formats import open_scenes
 from data_pipeline.inspect.pose_checks import check_poses
 from data_pipeline.pictures.distortion import PERSPECTIVE, Distortion
 from data_pipeline.procedural import __main__ as command
 from data_pipeline.procedural.furnished_room import furnished_room
-from data_pipeline.procedural.walk import LENSES, draw, walk, write_walk
+from data_pipeline.procedural.walk import LENSES, SAMPLES, draw, pixel_rays, walk, write_walk
 from efficient_lvsm_jax.errors import InputError
 
 SMALL = {"frames": 3, "size": (48, 64)}
@@ -58,6 +59,19 @@ def test_the_undistorted_picture_is_that_of_a_pinhole_camera(tmp_path, lens):
     assert abs(frame.image() - straight).mean() < 6
     shifted = draw(room, frame.c2w, frame.fxfycxcy * [1, 1, 1, 1.03], size).astype(float)
     assert abs(frame.image() - shifted).mean() > 12
+
+
+@pytest.mark.parametrize(
+    ("lens", "model"), [("pinhole", "PINHOLE"), ("opencv", "OPENCV"), ("fisheye", "OPENCV_FISHEYE")]
+)
+def test_rays_are_those_that_the_lens_bends_to_the_samples_of_pixels(lens, model):
+    height, width = 12, 16
+    x, y, z = pixel_rays((13.0, 14.0, 7.5, 6.5), (height, width), LENSES[lens])
+    bent = distorted(np.stack([x / z, y / z], -1), model, LENSES[lens].coefficients)
+    pixels = (bent * [13, 14] + [7.5, 6.5]).reshape(height, SAMPLES, width, SAMPLES, 2)
+    middles = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1)
+    np.testing.assert_allclose(pixels.mean((1, 3)), middles, atol=1e-9)
+    np.testing.assert_allclose(np.ptp(pixels, axis=(1, 3)), 1 - 1 / SAMPLES, atol=1e-9)
 
 
 def test_brightness_strays_by_the_exposure_and_no_more(tmp_path):
