@@ -26,11 +26,11 @@ from data_pipeline.formats import (
     realestate,
     torch_chunks,
 )
-from data_pipeline.pictures.frames import PICTURE_SUFFIXES
+from data_pipeline.pictures.frames import picture_files
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside
+from efficient_lvsm_jax.files.reading import inside, listing
 
 # In the order in which they are tried: a folder may look like several. Captures made with COLMAP
 # keep its model beside the file that was made of it; that file comes first, since it may leave
@@ -86,25 +86,13 @@ def _detect(path: Path) -> ModuleType | None:
     return next((reader for reader in _READERS if reader.detect(path)), None)
 
 
-def _has_pictures(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        file.suffix.lower() in PICTURE_SUFFIXES for file in folder.iterdir()
-    )
-
-
 def _captures(path: Path, options: ReadOptions) -> Scenes:
     """All captures of one format in the folders of `path`, or in theirs."""
     found: dict[Path, ModuleType] = {}
     other: list[Path] = []
     level = [path]
     for _ in range(CAPTURE_DEPTH):
-        folders = [
-            folder
-            for parent in level
-            if parent.is_dir()
-            for folder in sorted(parent.iterdir())
-            if folder.is_dir() and not folder.name.startswith(".")
-        ]
+        folders = [folder for parent in level for folder in listing(parent) if folder.is_dir()]
         readers = {folder: _detect(folder) for folder in folders}
         captures = {
             folder: reader for folder, reader in readers.items() if hasattr(reader, "read_scene")
@@ -115,7 +103,7 @@ def _captures(path: Path, options: ReadOptions) -> Scenes:
             break
     if not found:
         hint = ""
-        if _has_pictures(path) or _has_pictures(path / "images"):
+        if picture_files(path) or picture_files(path / "images"):
             hint = " (pictures without cameras: reconstruct those first, e.g. with COLMAP)"
         raise InputError(
             f"{path}: not a data set that can be read{hint}; looked for "

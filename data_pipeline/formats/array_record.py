@@ -23,7 +23,7 @@ from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside, read_json_object
+from efficient_lvsm_jax.files.reading import inside, listing, read_json_object
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 NAME = "posed_scenes"
@@ -224,9 +224,8 @@ def _reader(shard: Path) -> Any:
 
 
 def _splits(path: Path) -> dict[str, Path]:
-    folders = [folder for folder in (path, path / FOLDER) if folder.is_dir()]
     return {
         manifest.name.removeprefix("manifest-").removesuffix(".json"): manifest
-        for folder in folders
-        for manifest in sorted(folder.glob("manifest-*.json"))
+        for folder in (path, path / FOLDER)
+        for manifest in listing(folder, "manifest-*.json")
     }

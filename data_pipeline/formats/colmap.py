@@ -29,7 +29,7 @@ from data_pipeline.pictures.frames import PICTURE_FOLDERS, picture_frame
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Observations, Scene, check_unique, log, scene_of
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside
+from efficient_lvsm_jax.files.reading import inside, listing
 
 NAME = "colmap"
 LOOKS_FOR = "sparse/0 or the folder itself with cameras.bin and images.bin, or .txt"
@@ -92,11 +92,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
 def _models(path: Path) -> list[Path]:
     """The models in the first place that has any."""
     for place in (path / "sparse", path / "colmap" / "sparse"):
-        try:
-            below = sorted(folder for folder in place.iterdir() if model_suffix(folder))
-        except OSError:
-            continue
-        if below:
+        if below := [folder for folder in listing(place) if model_suffix(folder)]:
             return below
     return [folder for folder in (path / "sparse", path) if model_suffix(folder)][:1]
 

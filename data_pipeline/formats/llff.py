@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline.formats.json_values import MAX_SIDE, whole_number
 from data_pipeline.formats.npy_arrays import read_numbers
-from data_pipeline.pictures.frames import PICTURE_FOLDERS, PICTURE_SUFFIXES, picture_frame
+from data_pipeline.pictures.frames import PICTURE_FOLDERS, picture_files, picture_frame
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, scene_of
 from efficient_lvsm_jax.errors import InputError
@@ -62,9 +62,7 @@ def _pictures(folder: Path, count: int) -> list[Path]:
     for name in PICTURE_FOLDERS:
         if not os.path.isdir(folder / name):
             continue
-        names = sorted(
-            entry for entry in os.listdir(folder / name) if entry.lower().endswith(PICTURE_SUFFIXES)
-        )
+        names = [file.name for file in picture_files(folder / name)]
         if len(names) == count:
             return [inside(folder, f"{name}/{entry}", str(folder / name)) for entry in names]
         counts.append(f"{len(names)} pictures in {name}")

@@ -10,7 +10,6 @@ the focal length. A metadata.json tells about the object, nothing about cameras;
 from __future__ import annotations
 
 import math
-import os
 import re
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from data_pipeline.pictures.images import oriented_size
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, scene_of
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside
+from efficient_lvsm_jax.files.reading import inside, listing
 
 NAME = "objects"
 LOOKS_FOR = "renders 000.png with cameras 000.npy"
@@ -31,10 +30,7 @@ CAMERA, PICTURE = re.compile(r"([0-9]{3,9})\.npy"), re.compile(r"([0-9]{3,9})\.p
 
 def detect(path: Path) -> bool:
     """Whether path is a folder with a numbered camera and the picture to it."""
-    try:
-        names = os.listdir(path)
-    except (OSError, ValueError):
-        return False
+    names = [entry.name for entry in listing(path)]
     return not _numbers(names, CAMERA).isdisjoint(_numbers(names, PICTURE))
 
 
@@ -48,7 +44,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
         raise InputError(f"{path}: split {options.split!r}, but renders have none; leave it empty")
     if not path.is_dir():
         raise InputError(f"{path}: expected a folder with {LOOKS_FOR}")
-    names = os.listdir(path)
+    names = [entry.name for entry in listing(path)]
     cameras, pictures = _numbers(names, CAMERA), _numbers(names, PICTURE)
     if not cameras & pictures:
         raise InputError(f"{path}: expected {LOOKS_FOR}")

@@ -25,7 +25,7 @@ from data_pipeline.pictures.images import load_image
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside, read_json_object, read_text
+from efficient_lvsm_jax.files.reading import inside, is_data, listing, read_json_object, read_text
 
 NAME = "prepared"
 LOOKS_FOR = "metadata/SCENE.json beside images"
@@ -51,7 +51,7 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
         folder = (
             path if (path / "metadata").is_dir() else choose_split(path, _splits(path), options)
         )
-        names = sorted(file.stem for file in (folder / "metadata").glob("*.json"))
+        names = [file.stem for file in listing(folder / "metadata", "*.json")]
     return Scenes(NAME, path, names, lambda index: _scene(folder, names[index], options))
 
 
@@ -61,13 +61,15 @@ def _splits(path: Path) -> dict[str, Path]:
 
 
 def _listed(path: Path) -> list[str]:
-    """Scenes of a list of JSON files, whatever folders they once were in."""
+    """Scenes of a list of JSON files, whatever folders they once were in; none that is hidden."""
     names = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         name = _last_part(line.strip(), where).removesuffix(".json")
+        if not is_data(name):
+            continue
         if not inside(path.parent, f"metadata/{name}.json", where).is_file():
             raise InputError(f"{where}: no {name}.json in {path.parent / 'metadata'}")
         names.append(name)

@@ -14,7 +14,6 @@ OpenCV axes. The pictures are not part of the published set, and may have any si
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -27,7 +26,7 @@ from data_pipeline.pictures.images import load_image, oriented_size
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside, read_text
+from efficient_lvsm_jax.files.reading import inside, listing, read_text
 
 NAME = "realestate10k"
 LOOKS_FOR = "camera files named by 16 hex digits, .txt, perhaps in train or test"
@@ -40,7 +39,7 @@ _CAMERA_FILE = re.compile(r"([0-9a-f]{16})\.txt")
 
 def detect(path: Path) -> bool:
     """Whether `path` has camera files in it, or in its splits."""
-    return _has_camera_files(path) or bool(_splits(path))
+    return bool(_camera_files(path) or _splits(path))
 
 
 def open_data_set(path: Path, options: ReadOptions) -> Scenes:
@@ -52,31 +51,22 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
       InputError: no camera file, or no split chosen where there are several. Of a scene: a line
         that is no camera, or not one picture.
     """
-    if _has_camera_files(path) and not options.split:
+    if _camera_files(path) and not options.split:
         folder = path
     else:
         folder = choose_split(path, _splits(path), options)
-    names = sorted(_camera_files(folder))
+    names = _camera_files(folder)
     return Scenes(NAME, path, names, lambda index: _scene(path, folder, names[index], options))
 
 
 def _splits(path: Path) -> dict[str, Path]:
-    return {split: path / split for split in SPLITS if _has_camera_files(path / split)}
+    return {split: path / split for split in SPLITS if _camera_files(path / split)}
 
 
-def _has_camera_files(folder: Path) -> bool:
-    return next(_camera_files(folder), None) is not None
-
-
-def _camera_files(folder: Path):
-    """The names of the scenes in `folder`, in no order."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if match := _CAMERA_FILE.fullmatch(entry.name):
-                    yield match[1]
-    except OSError:
-        return
+def _camera_files(folder: Path) -> list[str]:
+    """The names of the scenes in `folder`."""
+    found = (_CAMERA_FILE.fullmatch(file.name) for file in listing(folder, "*.txt"))
+    return [match[1] for match in found if match]
 
 
 def _scene(root: Path, folder: Path, name: str, options: ReadOptions) -> Scene:

@@ -24,7 +24,7 @@ from data_pipeline.pictures.images import JPEG_START, decode_image, image_size
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import MAX_PICTURE_BYTES, inside, read_json_object
+from efficient_lvsm_jax.files.reading import MAX_PICTURE_BYTES, inside, listing, read_json_object
 from efficient_lvsm_jax.files.stored import StoredTensor
 from efficient_lvsm_jax.files.torch_file import open_torch
 from efficient_lvsm_jax.geometry.cameras import check_cameras
@@ -39,7 +39,7 @@ def detect(path: Path) -> bool:
     """Whether it is a chunk, or a folder with chunks or with splits of chunks."""
     if path.is_file():
         return path.suffix == ".torch"
-    return any(any(folder.glob("*.torch")) for folder in (path, *_splits(path).values()))
+    return bool(listing(path, "*.torch") or _splits(path))
 
 
 def open_data_set(path: Path, options: ReadOptions) -> Scenes:
@@ -52,7 +52,7 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
     if path.is_file():
         listed = [(name, path) for name in _names(path)]
     else:
-        folder = path if any(path.glob("*.torch")) else choose_split(path, _splits(path), options)
+        folder = path if listing(path, "*.torch") else choose_split(path, _splits(path), options)
         listed = _listed(folder)
     names = [name for name, _ in listed]
     return Scenes(NAME, path, names, lambda index: _scene(*listed[index], options))
@@ -60,7 +60,7 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
 
 def _splits(path: Path) -> dict[str, Path]:
     folders = {name: path / name for name in ("train", "test")}
-    return {name: folder for name, folder in folders.items() if any(folder.glob("*.torch"))}
+    return {name: folder for name, folder in folders.items() if listing(folder, "*.torch")}
 
 
 def _listed(folder: Path) -> list[tuple[str, Path]]:
@@ -72,7 +72,7 @@ def _listed(folder: Path) -> list[tuple[str, Path]]:
             path = inside(folder, chunk, f"{index}, scene {name!r}")
             listed.append((name, path))
         return listed
-    chunks = [inside(folder, chunk.name, str(folder)) for chunk in sorted(folder.glob("*.torch"))]
+    chunks = [inside(folder, chunk.name, str(folder)) for chunk in listing(folder, "*.torch")]
     return [(name, chunk) for chunk in chunks for name in _names(chunk)]
 
 

@@ -20,7 +20,7 @@ from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.shards import Preparation, open_source, sha256, write_shard
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import read_json_object
+from efficient_lvsm_jax.files.reading import listing, read_json_object
 from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.media.progress import Progress, counted
 
@@ -92,7 +92,7 @@ def verify(out: str | Path) -> list[str]:
     Raises:
       InputError: no manifest there, or a damaged one.
     """
-    manifests = sorted((Path(out) / FOLDER).glob("manifest-*.json"))
+    manifests = listing(Path(out) / FOLDER, "manifest-*.json")
     if not manifests:
         raise InputError(f"{out}: no prepared data (no {FOLDER}/manifest-SPLIT.json)")
     faults = []
@@ -245,7 +245,7 @@ def _describe_for_tfds(folder: Path, split: str, manifest: dict[str, Any]) -> No
     template = tfds.core.ShardedFileTemplate(
         dataset_name=folder.parent.name, data_dir=folder, filetype_suffix="array_record"
     )
-    manifests = {path: read_json_object(path) for path in sorted(folder.glob("manifest-*.json"))}
+    manifests = {path: read_json_object(path) for path in listing(folder, "manifest-*.json")}
     manifests[folder / f"manifest-{split}.json"] = manifest
     splits = []
     for path, each in manifests.items():

@@ -18,7 +18,7 @@ from PIL import Image
 from data_pipeline.evaluation.scenes import EvaluationScene
 from data_pipeline.pictures.images import load_image
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside, read_bytes
+from efficient_lvsm_jax.files.reading import inside, listing, read_bytes
 from efficient_lvsm_jax.files.writing import written_whole
 from efficient_lvsm_jax.media.levels import from_bytes
 from efficient_lvsm_jax.metrics.pictures import check_range
@@ -131,7 +131,7 @@ class Predictions:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.suffix.lower() in ENDINGS]
+    return [path for path in listing(folder) if path.suffix.lower() in ENDINGS]
 
 
 def _by_order(folder: Path, found: list[Path], count: int) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -48,6 +49,27 @@ def inside(root: Path, name: str, where: str) -> Path:
             "copy it there or open a folder further up"
         )
     return root / posix
+
+
+def listing(folder: Path, pattern: str = "*") -> list[Path]:
+    """What a folder of somebody's data holds, sorted by name; nothing if it cannot be listed.
+
+    Names that begin with a dot are no data (macOS leaves a ._X beside every X on foreign disks),
+    nor is __MACOSX, where its archives keep these.
+
+    Args:
+      pattern: that names match, as `fnmatch` understands it.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
+    return [folder / name for name in names if is_data(name) and fnmatch.fnmatchcase(name, pattern)]
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder of that name is any of the data; see `listing`."""
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def read_bytes(path: Path, limit: int = MAX_PICTURE_BYTES) -> bytes:
