@@ -26,7 +26,7 @@ from data_pipeline.formats import (
     realestate,
     torch_chunks,
 )
-from data_pipeline.pictures.frames import picture_files
+from data_pipeline.pictures.places import picture_files
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Scene, Scenes, log
 from efficient_lvsm_jax.errors import InputError

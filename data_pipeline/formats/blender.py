@@ -3,20 +3,20 @@
     scene/transforms_train.json, scene/transforms_val.json, scene/transforms_test.json
     scene/train/r_0.png …
 
-A frame's file_path mostly lacks the .png. Frames keep the order of the file, since that is how
-evaluation indices count them. Depth and normal maps in test/ are listed nowhere, so not read.
+A frame's file_path mostly lacks the suffix (`pictures.places`). Frames keep the order of the file,
+since that is how evaluation indices count them. Depth and normal maps in test/ are listed nowhere,
+so not read.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data_pipeline.formats.transforms_json import read_frames, read_listed
-from data_pipeline.pictures.frames import PICTURE_SUFFIXES
+from data_pipeline.pictures.places import find_pictures
 from data_pipeline.read_options import ReadOptions
-from data_pipeline.scenes import Scene, check_unique
+from data_pipeline.scenes import Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 
@@ -43,19 +43,8 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
     """
     description = _description(path, options.split)
     _, listed = read_frames(description, options)
-    listed = [
-        frame
-        if PurePosixPath(frame.name).suffix.lower() in PICTURE_SUFFIXES
-        else dataclasses.replace(frame, name=f"{frame.name}.png")
-        for frame in listed
-    ]
-    check_unique([frame.name for frame in listed], f"{description}: pictures of frames")
-    found = {
-        frame.name: inside(description.parent, frame.name, f"{frame.where}: file_path")
-        for frame in listed
-    }
-    found = {name: picture for name, picture in found.items() if os.path.isfile(picture)}
-    return read_listed(description, listed, found, options)
+    names = {frame.name: f"{frame.where}: file_path" for frame in listed}
+    return read_listed(description, listed, find_pictures([description.parent], names), options)
 
 
 def _description(path: Path, split: str) -> Path:

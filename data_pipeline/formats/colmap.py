@@ -1,8 +1,8 @@
 """A COLMAP reconstruction: a folder with a sparse model and the pictures it was made from.
 
 The model is looked for in sparse/0, sparse/1, …, in colmap/sparse/0, …, in sparse, and in the
-folder itself; of several in one place the one with most images counts. The pictures are in images,
-or in a smaller copy of it, images_2, images_4 or images_8; intrinsics are scaled to what is there.
+folder itself; of several in one place the one with most images counts. The pictures are in images
+or in smaller copies (`pictures.places`); intrinsics are scaled to what is there.
 
 Lenses: SIMPLE_PINHOLE and PINHOLE as they are; SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV and the
 fisheyes OPENCV_FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE undistorted; others are refused.
@@ -25,7 +25,8 @@ from data_pipeline.formats.colmap_model import (
     read_points,
 )
 from data_pipeline.pictures.distortion import undistortion
-from data_pipeline.pictures.frames import PICTURE_FOLDERS, picture_frame
+from data_pipeline.pictures.frames import picture_frame
+from data_pipeline.pictures.places import PICTURE_FOLDERS, find_pictures
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Observations, Scene, check_unique, log, scene_of
 from efficient_lvsm_jax.errors import InputError
@@ -61,7 +62,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
         where = f"{folder}, image {image.name!r}"
         if image.camera not in cameras:
             raise InputError(f"{where}: its camera {image.camera} is not among the model's cameras")
-        picture = pictures[image.name]
+        picture = pictures.get(f"images/{image.name}")
         if picture is None:
             absent.append(image.name)
             continue
@@ -121,23 +122,20 @@ def _largest(path: Path) -> tuple[Path, list[ModelImage]]:
     return folder, models[folder]
 
 
-def _pictures(path: Path, images: Sequence[ModelImage], folder: Path) -> dict[str, Path | None]:
-    """The picture of each image by name, from the first folder that has any; None: not there."""
-    for pictures in PICTURE_FOLDERS:
-        if not os.path.isdir(path / pictures):
-            continue
-        found: dict[str, Path | None] = {}
-        for image in images:
-            where = f"{folder}, image {image.name!r}"
-            inside(path / pictures, image.name, where)  # nor may it leave the folder of pictures
-            picture = inside(path, f"{pictures}/{image.name}", where)
-            found[image.name] = picture if os.path.isfile(picture) else None
-        if any(found.values()):
-            return found
-    raise InputError(
-        f"{path}: none of the model's {len(images)} pictures (e.g. {images[0].name!r}) is in "
-        f"{', '.join(PICTURE_FOLDERS)}; open the folder that holds these and the model"
-    )
+def _pictures(path: Path, images: Sequence[ModelImage], folder: Path) -> dict[str, Path]:
+    """The pictures that are there, by "images/" and the image's name."""
+    names = {}
+    for image in images:
+        where = f"{folder}, image {image.name!r}"
+        inside(path / "images", image.name, where)  # nor may it leave the folder of pictures
+        names[f"images/{image.name}"] = where
+    found = find_pictures([path], names).paths
+    if not found:
+        raise InputError(
+            f"{path}: none of the model's {len(images)} pictures (e.g. {images[0].name!r}) is in "
+            f"{', '.join(PICTURE_FOLDERS)}; open the folder that holds these and the model"
+        )
+    return found
 
 
 def _observations(

@@ -17,7 +17,8 @@ import numpy as np
 
 from data_pipeline.formats.json_values import MAX_SIDE, whole_number
 from data_pipeline.formats.npy_arrays import read_numbers
-from data_pipeline.pictures.frames import PICTURE_FOLDERS, picture_files, picture_frame
+from data_pipeline.pictures.frames import picture_frame
+from data_pipeline.pictures.places import PICTURE_FOLDERS, picture_files
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, scene_of
 from efficient_lvsm_jax.errors import InputError

@@ -1,7 +1,7 @@
 """Captures described by a nerfstudio transforms.json; instant-ngp and DL3DV-10K write it too.
 
     capture/transforms.json           or, as in DL3DV's sample, capture/colmap/transforms.json
-    capture/images/frame_00001.png    or scaled copies in images_2, images_4, images_8
+    capture/images/frame_00001.png    `pictures.places` says where else
 
 Frames are in the order of their file names. The lens is undistorted. Depth maps and masks are not
 read. applied_transform and applied_scale say how the world was moved before the file was written;
@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipeline.formats.json_values import items
 from data_pipeline.formats.transforms_json import ListedFrame, listed_name, read_frames, read_listed
-from data_pipeline.pictures.frames import COPIES
+from data_pipeline.pictures.places import find_pictures
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Scene
 from efficient_lvsm_jax.errors import InputError
@@ -39,8 +39,7 @@ def detect(path: Path) -> bool:
 def read_scene(path: Path, options: ReadOptions) -> Scene:
     """The capture in a folder, or described by a JSON file of any name.
 
-    If some of the listed pictures are not there, but scaled copies are, the copies are taken: of
-    all folders, the one with most of the pictures; among equals, the one with the largest.
+    `pictures.places` says where pictures are looked for.
 
     Raises:
       InputError: anything missing, malformed or contradictory; the message names file and frame.
@@ -49,7 +48,11 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
     common, listed = read_frames(description, options)
     listed.sort(key=lambda frame: PurePosixPath(frame.name))
     listed = _of_split(common, listed, description, options.split)
-    return read_listed(description, listed, _pictures(description, listed), options)
+    roots = [description.parent]
+    if description.parent.resolve().name == "colmap":
+        roots.append(description.parent.parent)  # DL3DV: the pictures are beside colmap
+    names = {frame.name: f"{frame.where}: file_path" for frame in listed}
+    return read_listed(description, listed, find_pictures(roots, names), options)
 
 
 def _description(path: Path) -> Path:
@@ -83,27 +86,3 @@ def _of_split(
     if unknown or not wanted:
         raise InputError(f"{where}: {unknown[0] + ' is not in frames' if unknown else 'is empty'}")
     return [frame for frame in listed if frame.name in wanted]
-
-
-def _pictures(description: Path, listed: Sequence[ListedFrame]) -> dict[str, Path]:
-    """Where pictures are, by frame name; all of them from folders of the same scale."""
-    folders = [description.parent]
-    if description.parent.resolve().name == "colmap":
-        folders.append(description.parent.parent)  # DL3DV: the pictures are beside colmap
-    best: dict[str, Path] = {}
-    for folder in folders:
-        for copy in COPIES:
-            found = {}
-            for frame in listed:
-                name = PurePosixPath(frame.name)
-                if copy and not name.parent.name:
-                    continue  # beside the JSON file: there is no folder to have copies of
-                name = name.parent.with_name(name.parent.name + copy) / name.name if copy else name
-                picture = inside(folder, str(name), f"{frame.where}: file_path")
-                if os.path.isfile(picture):
-                    found[frame.name] = picture
-            if len(found) > len(best):
-                best = found
-        if len(best) == len(listed):
-            break
-    return best

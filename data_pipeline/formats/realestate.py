@@ -23,6 +23,7 @@ import numpy as np
 from data_pipeline.formats.splits import choose_split
 from data_pipeline.pictures.frames import picture_frame, world_from_camera
 from data_pipeline.pictures.images import load_image, oriented_size
+from data_pipeline.pictures.places import find_pictures
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError
@@ -32,7 +33,6 @@ NAME = "realestate10k"
 LOOKS_FOR = "camera files named by 16 hex digits, .txt, perhaps in train or test"
 SPLITS = ("train", "test")
 PICTURE_FOLDERS = ("frames", "images", ".")
-SUFFIXES = (".jpg", ".png")
 FIELDS = 19
 _CAMERA_FILE = re.compile(r"([0-9a-f]{16})\.txt")
 
@@ -74,8 +74,11 @@ def _scene(root: Path, folder: Path, name: str, options: ReadOptions) -> Scene:
     timestamps, cameras = _read_cameras(path)
     pictures = _pictures(root, folder, name)
     frames: list[Frame | None] = []
+    below = pictures.relative_to(root).as_posix()
+    names = {f"{below}/{timestamp}": f"frame {timestamp}" for timestamp in timestamps}
+    found = find_pictures([root], names).paths
     for timestamp, camera in zip(timestamps, cameras, strict=True):
-        picture = _picture(root, pictures, timestamp)
+        picture = found.get(f"{below}/{timestamp}")
         where = f"{path}, frame {timestamp}"
         frames.append(
             None
@@ -93,7 +96,7 @@ def _scene(root: Path, folder: Path, name: str, options: ReadOptions) -> Scene:
     if not sizes:
         raise InputError(
             f"{path}: none of its {len(frames)} frames is in {pictures}, e.g. "
-            f"{timestamps[0]}{' or '.join(SUFFIXES)}; the published set has no pictures: put the "
+            f"{timestamps[0]}.jpg or .png; the published set has no pictures: put the "
             "films' frames there, and open the folder above the splits"
         )
     usual = sizes.most_common(1)[0][0]
@@ -112,7 +115,7 @@ def _absent_frame(
         world_from_camera(camera[6:].reshape(3, 4), f"{path}, frame {timestamp}"),
         _intrinsics(camera, size),
         *size,
-        lambda: load_image(pictures / f"{timestamp}{SUFFIXES[0]}"),
+        lambda: load_image(pictures / f"{timestamp}.jpg"),
         timestamp=timestamp,
     )
 
@@ -128,15 +131,6 @@ def _pictures(root: Path, folder: Path, name: str) -> Path:
     split = folder.relative_to(root)
     folders = [root / kind / split / name for kind in PICTURE_FOLDERS]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
-
-
-def _picture(root: Path, pictures: Path, timestamp: int) -> Path | None:
-    for suffix in SUFFIXES:
-        relative = (pictures / f"{timestamp}{suffix}").relative_to(root).as_posix()
-        picture = inside(root, relative, f"frame {timestamp}")
-        if picture.is_file():
-            return picture
-    return None
 
 
 def _read_cameras(path: Path) -> tuple[list[int], np.ndarray]:

@@ -28,6 +28,7 @@ from data_pipeline.formats.json_values import (
 from data_pipeline.pictures import distortion
 from data_pipeline.pictures.frames import opencv_from_opengl, picture_frame
 from data_pipeline.pictures.images import oriented_size
+from data_pipeline.pictures.places import Found, has_picture_suffix
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, check_unique, scene_of
 from efficient_lvsm_jax.errors import InputError
@@ -110,35 +111,51 @@ def listed_name(value: Any, where: str) -> str:
 def read_listed(
     path: Path,
     listed: Sequence[ListedFrame],
-    pictures: Mapping[str, Path],
+    pictures: Found,
     options: ReadOptions,
 ) -> Scene:
     """The scene of the listed frames whose picture is there.
 
+    A frame listed without the suffix of its picture is named with it.
+
     Args:
       path: of the transforms file.
-      pictures: where the picture of a frame is, by the frame's name.
+      pictures: by frames' names.
 
     Raises:
       InputError: no picture is there, or a picture, its intrinsics or its lens are unusable.
     """
-    absent = [frame.name for frame in listed if frame.name not in pictures]
+    paths = pictures.paths
+    usual = next((picture.suffix for picture in paths.values()), "")
+    names = {frame.name: _full_name(frame.name, paths.get(frame.name), usual) for frame in listed}
+    absent = [names[frame.name] for frame in listed if frame.name not in paths]
     if len(absent) == len(listed):
         raise InputError(
             f"{path}: none of the {len(listed)} listed pictures is there, e.g. {absent[0]}; "
             "put them beside it, as listed"
         )
-    frames = [_frame(frame, pictures[frame.name]) for frame in listed if frame.name in pictures]
+    frames = [
+        _frame(frame, names[frame.name], paths[frame.name], is_copy=bool(pictures.copy))
+        for frame in listed
+        if frame.name in paths
+    ]
     return scene_of(path.parent.resolve().name, frames, absent, options)
 
 
-def _frame(listed: ListedFrame, picture: Path) -> Frame:
+def _full_name(name: str, picture: Path | None, usual: str) -> str:
+    """A listed name with its picture's suffix, of one that is absent with the usual one."""
+    if has_picture_suffix(name) or (picture and picture.name == PurePosixPath(name).name):
+        return name
+    return name + (picture.suffix if picture else usual)
+
+
+def _frame(listed: ListedFrame, name: str, picture: Path, *, is_copy: bool) -> Frame:
     stated_size = _stated_size(listed)
-    fxfycxcy = _intrinsics(listed, picture, stated_size)
+    fxfycxcy = _intrinsics(listed, picture, stated_size, is_copy=is_copy)
     lens = _lens(listed)
     return picture_frame(
         picture,
-        listed.name,
+        name,
         listed.c2w,
         fxfycxcy,
         where=listed.where,
@@ -160,12 +177,11 @@ def _stated_size(listed: ListedFrame) -> tuple[int, int] | None:
 
 
 def _intrinsics(
-    listed: ListedFrame, picture: Path, stated_size: tuple[int, int] | None
+    listed: ListedFrame, picture: Path, stated_size: tuple[int, int] | None, *, is_copy: bool
 ) -> np.ndarray:
     """fxfycxcy [4] for a picture of the stated size, or of the picture's own if none is stated."""
     fx, fy, cx, cy = (listed.field(key, number) for key in ("fl_x", "fl_y", "cx", "cy"))
     in_pixels = any(value is not None for value in (fx, fy, cx, cy))
-    is_copy = not f"/{picture.as_posix()}".endswith(f"/{listed.name}")
     if in_pixels and stated_size is None and is_copy:
         raise InputError(
             f"{listed.where}: intrinsics in pixels without w and h, but only a scaled copy is "

@@ -12,13 +12,9 @@ from data_pipeline.pictures.distortion import Distortion, undistortion
 from data_pipeline.pictures.images import JPEG_START, load_alpha, oriented_size, read_oriented
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import listing, read_bytes
+from efficient_lvsm_jax.files.reading import read_bytes
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 
-# After the name of a folder of pictures: itself and its smaller copies, largest first.
-COPIES = ("", "_2", "_4", "_8")
-PICTURE_FOLDERS = tuple(f"images{copy}" for copy in COPIES)
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_STRETCH = 0.02  # by which a scaled copy's aspect ratio may differ, e.g. for rounded sides
 
 
@@ -103,11 +99,6 @@ def _stored_jpeg(path: Path) -> Callable[[], bytes] | None:
         if file.read(len(JPEG_START)) != JPEG_START:
             return None
     return functools.partial(read_bytes, path)
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, by their suffix, in the order of their names."""
-    return [file for file in listing(folder) if file.suffix.lower() in PICTURE_SUFFIXES]
 
 
 def opencv_from_opengl(c2w: np.ndarray) -> np.ndarray:

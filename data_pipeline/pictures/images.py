@@ -20,6 +20,7 @@ from PIL import Image
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_bytes
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")  # of files that are read, in any case
 MAX_PIXELS = 64_000_000  # larger pictures are refused before decoding
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # What undoes each EXIF orientation.

@@ -96,7 +96,9 @@ def test_absent_pictures_are_named_or_refused(scene_folder):
 def test_one_picture_under_two_names_is_refused(scene_folder):
     description = scene_folder / "transforms_train.json"
     edit(description, lambda _, frames: frames[1].update(file_path="train/r_0.png"))
-    with pytest.raises(InputError, match=r"transforms_train\.json: .*named 'train/r_0\.png'"):
+    with pytest.raises(
+        InputError, match=r"transforms_train\.json, frame 1 .*r_0\.png; list it once"
+    ):
         read(scene_folder)
 
 
