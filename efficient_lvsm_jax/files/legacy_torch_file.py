@@ -25,14 +25,14 @@ COUNT_BYTES = 8
 
 
 def read_legacy(path: Path, file: BinaryIO) -> Any:
-    """What the file holds: containers, numbers, strings and `StoredTensor`s.
+    """What the file holds: containers, numbers, strings, `StoredTensor`s and `Placeholder`s.
 
     Args:
       path: of the file, for messages.
       file: the open file; tensors can be read until it is closed.
 
     Raises:
-      InputError: not such a file, damaged, or asking for anything but tensors and containers.
+      InputError: not such a file, or damaged.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -65,7 +65,7 @@ def read_legacy(path: Path, file: BinaryIO) -> Any:
     if len(keys) != len(storages) or set(keys) != set(storages):
         raise InputError(
             f"{path}: has {len(keys)} storages, but describes {len(storages)}, or others; it is "
-            "damaged"
+            "damaged, or has storages of a kind that is not known here"
         )
     starts.update(_find_storages(path, file, pickles.tell(), size, keys, storages))
     return content

@@ -1,9 +1,12 @@
 """The machine that reads pickles of PyTorch checkpoints without running anything in them.
 
 A pickle is a program for a stack machine that may name any Python function and call it. The machine
-here knows the few instructions that plain containers and tensors need, in the dialects of all
-versions of PyTorch and of Python 2; names stand for themselves and are never imported, and every
-other name or instruction ends the reading with an error. Work and depth are bounded.
+here knows the instructions that containers, tensors and objects need, in the dialects of all
+versions of PyTorch and of Python 2. Names stand for themselves and are never imported. What the few
+that tensors need would return is built here; whatever else is named, called or filled becomes a
+`Placeholder`, so that a scheduler, arguments or random states beside a model do no harm: only who
+needs the value refuses it. Every other instruction ends the reading with an error. Work and depth
+are bounded.
 """
 
 from __future__ import annotations
@@ -11,14 +14,22 @@ from __future__ import annotations
 import dataclasses
 import pickletools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.stored import DTYPES, Storage, StoredTensor, printable
+from efficient_lvsm_jax.files.stored import (
+    DTYPES,
+    OVERLAPS,
+    Placeholder,
+    Storage,
+    StoredTensor,
+    described,
+    printable,
+)
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_INSTRUCTIONS = 2_000_000
@@ -38,6 +49,12 @@ STORAGES = {
     "torch.CharStorage": DTYPES["int8"],
     "torch.ByteStorage": DTYPES["uint8"],
     "torch.BoolStorage": DTYPES["bool"],
+    "torch.ComplexFloatStorage": DTYPES["complex64"],
+    "torch.ComplexDoubleStorage": DTYPES["complex128"],
+    # Known by size only: tensors of them are made by functions that are not known.
+    "torch.QInt8Storage": DTYPES["int8"],
+    "torch.QUInt8Storage": DTYPES["uint8"],
+    "torch.QInt32Storage": DTYPES["int32"],
     "torch.storage.UntypedStorage": DTYPES["uint8"],
 }
 ORDERED_DICT = "collections.OrderedDict"
@@ -111,7 +128,7 @@ class PickleMachine:
         """The object that `pickled` describes; a stream is left behind its end.
 
         Raises:
-          InputError: damaged, or asking for anything but tensors and containers.
+          InputError: damaged, or no pickle of tensors, containers and objects.
         """
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
@@ -153,8 +170,8 @@ class PickleMachine:
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
                 stack.append(argument)
             case "BINSTRING" | "SHORT_BINSTRING":  # of Python 2, decoded as Latin-1 by pickletools
-                stack.append(argument.encode("latin-1").decode())
-            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
+                stack.append(_text(argument.encode("latin-1")))
+            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
                 stack.append(argument)
             case "MARK":
                 self._marks.append(len(stack))
@@ -168,12 +185,22 @@ class PickleMachine:
                 stack.append([])
             case "APPEND" | "APPENDS":
                 items = [stack.pop()] if instruction == "APPEND" else self._arguments()
-                self._top(list).extend(items)
+                if not isinstance(stack[-1], Placeholder):
+                    self._top(list).extend(items)
+            case "EMPTY_SET":
+                stack.append(Placeholder("a set"))
+            case "FROZENSET":
+                self._arguments()
+                stack.append(Placeholder("a set"))
+            case "ADDITEMS":
+                self._arguments()
+                self._top(Placeholder)
             case "EMPTY_DICT":
                 stack.append({})
             case "SETITEM" | "SETITEMS":
                 items = self._arguments() if instruction == "SETITEMS" else _pop_pair(stack)
-                self._set_items(self._top(dict), items)
+                if not isinstance(stack[-1], Placeholder):
+                    self._set_items(self._top(dict), items)
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 place = len(self._memo) if instruction == "MEMOIZE" else argument
                 self._memo[place] = stack[-1]
@@ -181,18 +208,33 @@ class PickleMachine:
                     stack[-1].places.append(place)
             case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self._arguments()
             case "GLOBAL":
-                stack.append(self._name(argument.replace(" ", ".")))
+                stack.append(_named(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
-                stack.append(self._name(".".join(_pop_pair(stack))))
+                stack.append(_named(".".join(_pop_pair(stack))))
             case "BINPERSID":
                 stack.append(self._stored(stack.pop()))
             case "REDUCE":
                 function, arguments = _pop_pair(stack)
                 stack.append(self._call(function, arguments))
-            case "NEWOBJ" if _is_old_class(stack[-2]):
+            case "NEWOBJ" if _is_old_class(stack[-2]) or isinstance(stack[-2], Placeholder):
                 function, arguments = _pop_pair(stack)
                 stack.append(self._call(function, arguments))
+            case "NEWOBJ_EX" if isinstance(stack[-3], Placeholder):
+                del stack[-2:]
+                stack.append(self._call(stack.pop(), ()))
+            case "OBJ":
+                function, *arguments = self._arguments()
+                stack.append(self._call(function, tuple(arguments)))
+            case "INST":
+                arguments = tuple(self._arguments())
+                stack.append(self._call(_named(argument.replace(" ", ".")), arguments))
+            case "BUILD" if isinstance(stack[-2], Placeholder):
+                stack.pop()
             case "BUILD" if isinstance(stack[-2], _Unfilled):
                 unfilled, state = _pop_pair(stack)
                 stack.append(self._filled(state))
@@ -224,17 +266,12 @@ class PickleMachine:
 
     def _set_items(self, target: dict, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Hashing a nested tuple could take for ever.
+            # Hashing a nested tuple could take for ever; a placeholder is like nothing else.
             if type(key) not in (str, int, float, bool, type(None)):
-                raise self._refusal(f"uses a {type(key).__name__} as a key")
+                key = Placeholder(f"{described(key)} as a key")
             target[key] = value
 
-    def _name(self, name: str) -> _Name:
-        if name not in KNOWN_NAMES:
-            raise self._refusal(f"asks for {printable(name)}, which tensors do not need")
-        return _Name(name)
-
-    def _stored(self, reference: Any) -> Storage:
+    def _stored(self, reference: Any) -> Storage | Placeholder:
         """A reference ("storage", type, key, device, length) as the storage it means."""
         match reference:
             case ("storage", _Name(name), str(key), str(), int(length), *view) if (
@@ -248,10 +285,14 @@ class PickleMachine:
                     case [(str(), int(offset), int(count))] if 0 <= offset <= offset + count:
                         if offset + count <= length:
                             return storage.part(offset, count)
+            case ("storage", Placeholder() as kind, *_) if self._storage:
+                return kind
         raise self._refusal("refers to something that is not a storage")
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        """What the few known functions would return."""
+        """What the few known functions would return; a placeholder for any other, or of one."""
+        if isinstance(function, Placeholder):
+            return Placeholder(function.what)
         if not isinstance(function, _Name):
             raise self._refusal(f"calls a {type(function).__name__}")
         match function.name, arguments:
@@ -274,9 +315,9 @@ class PickleMachine:
                 return self._filled(state)
             case (
                 name,
-                (Storage() as storage, offset, tuple(shape), tuple(strides), bool(), _, *extra),
-            ) if name == TENSOR and extra in ([], [None]):
-                return self._tensor(storage, storage.dtype, shape, strides, offset)
+                (Storage() as storage, offset, tuple(shape), tuple(strides), bool(), _, *flags),
+            ) if name == TENSOR:
+                return self._tensor(storage, storage.dtype, shape, strides, offset, flags=flags)
             case (
                 name,
                 (
@@ -287,26 +328,58 @@ class PickleMachine:
                     bool(),
                     _,
                     _Name(dtype),
-                    *extra,
+                    *flags,
                 ),
-            ) if name == TENSOR_OF_BYTES and dtype in TENSOR_DTYPES and extra in ([], [None]):
-                return self._tensor(storage, TENSOR_DTYPES[dtype], shape, strides, offset)
+            ) if name == TENSOR_OF_BYTES and dtype in TENSOR_DTYPES:
+                dtype = TENSOR_DTYPES[dtype]
+                return self._tensor(storage, dtype, shape, strides, offset, flags=flags)
+        if placeholder := _placeholder_in(arguments):
+            return placeholder
         raise self._refusal(f"calls {function.name} with arguments it does not take")
 
-    def _filled(self, state: Any) -> StoredTensor:
+    def _filled(self, state: Any) -> StoredTensor | Placeholder:
         """The tensor that the state of an instance of an old class describes."""
         match state:
             case (Storage() as storage, offset, tuple(shape), tuple(strides)):
                 return self._tensor(storage, storage.dtype, shape, strides, offset)
             case (StoredTensor() as data, _, _, _, _):  # gradient, hooks and flags of a parameter
                 return data
+        if placeholder := _placeholder_in(state):
+            return placeholder
         raise self._refusal("fills a tensor with something else")
 
-    def _tensor(self, storage: Storage, dtype: np.dtype, *layout: Any) -> StoredTensor:
+    def _tensor(
+        self, storage: Storage, dtype: np.dtype, *layout: Any, flags: Sequence[Any] = ()
+    ) -> StoredTensor | Placeholder:
+        """A tensor; a placeholder of one that PyTorch may write and that is not read here."""
+        if list(flags) not in ([], [None]):
+            return Placeholder("a tensor with flags (negated or conjugated)")
         tensor = StoredTensor(storage, dtype, *layout)
-        if flaw := tensor.flaw():
+        flaw = tensor.flaw()
+        if flaw == OVERLAPS:
+            return Placeholder(f"a tensor that {flaw}, as an expanded one does")
+        if flaw:
             raise self._refusal(f"describes a tensor that {flaw}")
         return tensor
+
+
+def _named(name: str) -> _Name | Placeholder:
+    if name in KNOWN_NAMES:
+        return _Name(name)
+    return Placeholder(f"made by {printable(name)}, which is never run")
+
+
+def _placeholder_in(arguments: Any) -> Placeholder | None:
+    values = arguments if isinstance(arguments, tuple) else ()
+    return next((value for value in values if isinstance(value, Placeholder)), None)
+
+
+def _text(encoded: bytes) -> str | bytes:
+    """A string of Python 2: text, or what NumPy stores in one."""
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return encoded
 
 
 def _is_old_class(value: Any) -> bool:

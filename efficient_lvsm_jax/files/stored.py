@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,8 +22,30 @@ DTYPES = {
     "int8": np.dtype("i1"),
     "uint8": np.dtype("u1"),
     "bool": np.dtype("?"),
+    "complex64": np.dtype("<c8"),
+    "complex128": np.dtype("<c16"),
 }
 MAX_AXES = 16
+OVERLAPS = "repeats or overlaps its own elements"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placeholder:
+    """Stands for something in a file that is not read: nothing was imported or run for it.
+
+    Attributes:
+      what: what it is, for messages.
+    """
+
+    what: str
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def described(value: Any) -> str:
+    """What a value of a file is, for messages."""
+    return value.what if isinstance(value, Placeholder) else f"a {type(value).__name__}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +55,20 @@ class Storage:
     Attributes:
       nbytes: how many.
       dtype: what they hold.
-      read: returns them as uint8 [nbytes].
+      read: returns bytes of the file as uint8; the same function for all storages that are parts of
+        the same bytes, so that whoever wants several may read once.
+      start: of these bytes, where the storage begins.
     """
 
     nbytes: int
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    start: int = 0
 
     def part(self, offset: int, count: int) -> Storage:
         """`count` values from value `offset` on, as a storage of their own."""
         start, nbytes = offset * self.dtype.itemsize, count * self.dtype.itemsize
-        return Storage(nbytes, self.dtype, lambda: self.read()[start : start + nbytes])
+        return Storage(nbytes, self.dtype, self.read, self.start + start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +81,25 @@ class StoredTensor:
     strides: tuple[int, ...]
     offset: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """What its values take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def dense(self) -> bool:
+        """Whether its values lie side by side in C order."""
+        axes = zip(self.shape, self.strides, contiguous_strides(self.shape), strict=True)
+        return all(size == 1 or stride == dense for size, stride, dense in axes)
+
     def numpy(self) -> np.ndarray:
         """Reads the whole storage and returns this tensor's values, read-only."""
-        values = self.storage.read()[self.offset * self.dtype.itemsize :]
+        return self.laid_in(self.storage.read())
+
+    def laid_in(self, data: np.ndarray) -> np.ndarray:
+        """This tensor's values in what `storage.read` returned, read-only."""
+        values = data[self.storage.start :][: self.storage.nbytes]
+        values = values[self.offset * self.dtype.itemsize :]
         values = values[: values.nbytes // self.dtype.itemsize * self.dtype.itemsize]
         strides = [stride * self.dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(
@@ -80,7 +122,7 @@ class StoredTensor:
         axes = zip(self.strides, self.shape, strict=True)
         for stride, size in sorted(axis for axis in axes if axis[1] > 1):
             if stride <= last:
-                return "repeats or overlaps its own elements"
+                return OVERLAPS
             last += (size - 1) * stride
         if (self.offset + last + 1) * self.dtype.itemsize > self.storage.nbytes:
             return "reaches beyond its storage"

@@ -9,10 +9,11 @@ tensor's values are read only when asked for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,10 +32,10 @@ MAX_MEMBERS = 100_000
 def open_torch(path: Path) -> Iterator[Any]:
     """What a PyTorch file holds: containers, numbers, strings and `StoredTensor`s.
 
-    Tensors can be read until the context ends.
+    Tensors can be read until the context ends. Anything else is a `Placeholder`.
 
     Raises:
-      InputError: not such a file, damaged, or asking for anything but tensors and containers.
+      InputError: not such a file, or damaged.
     """
     try:
         file = path.open("rb")
@@ -66,6 +67,7 @@ def _open_zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
     members = _members(path, archive)
+    reads: dict[str, Callable[[], np.ndarray]] = {}
 
     def storage(key: str, dtype: np.dtype, length: int) -> Storage:
         member = members.get(f"data/{key}")
@@ -76,7 +78,8 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
                 f"{path}: storage {key} is said to have {length} values of {dtype}, but has "
                 f"{member.file_size} bytes; the file is damaged"
             )
-        return Storage(member.file_size, dtype, lambda: _read(path, archive, member))
+        read = reads.setdefault(key, functools.partial(_read, path, archive, member))
+        return Storage(member.file_size, dtype, read)
 
     pickled = _read(path, archive, members["data.pkl"]).tobytes()
     return PickleMachine(path, storage).run(pickled)
