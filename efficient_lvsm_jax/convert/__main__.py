@@ -1,6 +1,6 @@
 """Published PyTorch weights to a weights folder, or weights to a published .safetensors file.
 
-    python -m efficient_lvsm_jax.convert SOURCE --out OUT [--reference REF.npz]
+    python -m efficient_lvsm_jax.convert SOURCE --out OUT [--entry NAME] [--reference REF.npz]
     python -m efficient_lvsm_jax.convert --lpips vgg16-397923af.pth vgg.pth --out OUT
 
 PyTorch is not needed, and nothing in a file is run. Published weights keep their own licence.
@@ -24,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sources",
         metavar="SOURCE",
         nargs="+",
-        help=".pt, .pth or .safetensors file, or hf://OWNER/REPO/FILE; to write a .safetensors "
-        "file also a weights folder or training workdir; with --lpips several files",
+        help=".pt, .pth, .ckpt or .safetensors file, the index of several (or its folder), or "
+        "hf://OWNER/REPO/FILE; to write a .safetensors file also a weights folder or training "
+        "workdir; with --lpips several files",
     )
     parser.add_argument(
         "--out", required=True, help="new folder, or new file ending in .safetensors"
@@ -36,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="HxW",
         help="of the pictures that the model was trained on, which files do not say: for the size "
         "of films if not told, and warnings",
+    )
+    parser.add_argument(
+        "--entry",
+        metavar="NAME",
+        help="entry of the file to take, with dots between entries of entries, e.g. ema, or what "
+        "the names of its tensors begin with (default: model or state_dict)",
     )
     parser.add_argument(
         "--reference",
@@ -50,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.lpips:
-        if arguments.reference or arguments.size:
-            parser.error("--reference and --size are about models, not --lpips weights")
+        if arguments.reference or arguments.size or arguments.entry:
+            parser.error("--reference, --size and --entry are about models, not --lpips weights")
         return _convert_lpips(arguments.sources, arguments.out)
     if arguments.size and arguments.out.endswith(".safetensors"):
         parser.error("--size: published files hold no size; it belongs to a weights folder")
@@ -64,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from efficient_lvsm_jax.weights.load import load
 
     reference = read_reference(arguments.reference) if arguments.reference else None
-    done = convert(arguments.sources[0], arguments.out, trained_size=arguments.size)
+    source, size, entry = arguments.sources[0], arguments.size, arguments.entry
+    done = convert(source, arguments.out, trained_size=size, entry=entry)
     numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())
     print(
         f"{arguments.out}: {done.family} ({numbers}), {done.parameters} parameters in "

@@ -25,7 +25,7 @@ class Conversion:
       family, config: of the model.
       parameters: number of values.
       tensors: number of published tensors.
-      sha256: of the source file; of the written file if the source is a folder.
+      sha256: of the source, see `sha256`; of the written file if the source is a folder of ours.
       left_out: number of tensors that were not taken over, by reason.
     """
 
@@ -38,17 +38,23 @@ class Conversion:
 
 
 def convert(
-    source: str | Path, destination: str | Path, *, trained_size: tuple[int, int] | None = None
+    source: str | Path,
+    destination: str | Path,
+    *,
+    trained_size: tuple[int, int] | None = None,
+    entry: str | None = None,
 ) -> Conversion:
     """Converts published weights to a weights folder, or any weights to a published file.
 
     Args:
-      source: a .pt, .pth or .safetensors file in the published layout, or hf://OWNER/REPO/FILE;
-        also a weights folder or training workdir if the destination is a file.
+      source: a .pt, .pth, .ckpt or .safetensors file in the published layout, the index of several
+        or its folder, or hf://OWNER/REPO/FILE; also a weights folder or training workdir if the
+        destination is a file.
       destination: a new folder; or a new file that ends in .safetensors, which gets the published
         names and layout.
       trained_size: (height, width) of the pictures it was trained on, which published files do not
         say; kept in a folder, see `Model.trained_sizes`.
+      entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
 
     Raises:
       InputError: the source is not what it should be, or damaged; the destination exists or cannot
@@ -58,11 +64,11 @@ def convert(
     if os.path.lexists(destination):
         raise InputError(f"{destination} already exists; name another, or remove it first")
     to_file = destination.suffix == ".safetensors"
-    if to_file and not source_name.startswith(HUB) and Path(source).is_dir():
-        published, digest = _published_from_folder(Path(source)), None
+    path = fetch(source)
+    if to_file and path.is_dir():
+        published, digest = _published_from_folder(path, entry), None
     else:
-        path = fetch(source)
-        published, digest = read_file(path), sha256(path)
+        published, digest = read_file(path, entry), sha256(path)
 
     if to_file:
         tensors = bring_out(published.params, published.family, published.config)
@@ -78,6 +84,8 @@ def convert(
         }
         if trained_size is not None:
             info[weights.SIZES] = [trained_size]
+        if entry is not None:
+            info["entry"] = entry
         weights.save_weights(destination, published.params, info)
     parameters = sum(x.size for x in jax.tree.leaves(published.params))
     return Conversion(
@@ -90,7 +98,7 @@ def convert(
     )
 
 
-def _published_from_folder(folder: Path) -> Published:
-    model = load(folder)
+def _published_from_folder(folder: Path, entry: str | None) -> Published:
+    model = load(folder, entry=entry)
     tensors = count_tensors(model.family, model.config)
     return Published(model.family, model.params, model.config, tensors, {})

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from efficient_lvsm_jax.backbones.backbone import Teacher, TeacherConfig
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.weights.entries import bare_name
 from efficient_lvsm_jax.weights.source import fetch, open_state_dict
 from efficient_lvsm_jax.weights.table import Layout, Votes, most_voted, rules_of
-from efficient_lvsm_jax.weights.tensors import bare_name, params_of
+from efficient_lvsm_jax.weights.tensors import params_of
 
 # Published name (* is the layer), parameter, published axes, our axes; see `Rule`.
 SHARED = """

@@ -12,25 +12,30 @@ from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.weights.folder import WEIGHTS_FILE, load_weights, read_sizes
 from efficient_lvsm_jax.weights.published import Published, bring_in
+from efficient_lvsm_jax.weights.shards import find_index
 from efficient_lvsm_jax.weights.source import fetch, open_state_dict
 from efficient_lvsm_jax.weights.workdir import MODEL_FILE, load_workdir
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, entry: str | None = None) -> Model:
     """A model from a weights folder, a training workdir or a PyTorch checkpoint file.
 
     Args:
       path: folder written by `python -m efficient_lvsm_jax.convert`, `--workdir` of train.py (its
-        newest step; the averaged parameters if it keeps them), or a `.pt`, `.pth` or
-        `.safetensors` file in the published layout (converted in memory on every load).
+        newest step; the averaged parameters if it keeps them), or a `.pt`, `.pth`, `.ckpt` or
+        `.safetensors` file in the published layout (converted in memory on every load), or several
+        with an index (`model.safetensors.index.json`), by their folder or the index.
+      entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
 
     Raises:
       InputError: nothing usable there; the message names the file and what was expected.
     """
     path = Path(path)
-    if path.is_file():
-        model = read_published(path)
+    if path.is_file() or (path.is_dir() and not _is_ours(path) and find_index(path)):
+        model = read_published(path, entry=entry)
         return dataclasses.replace(model, params=jax.device_put(model.params))
+    if entry is not None and _is_ours(path):
+        raise InputError(f"{path}: has no entries to choose from; published files have")
     if (path / WEIGHTS_FILE).is_file():
         params, info = load_weights(path)
         config, sizes = (
@@ -46,21 +51,25 @@ def load(path: str | Path) -> Model:
     raise InputError(
         f"{path} {what}: expected a folder with {WEIGHTS_FILE} (made by python -m "
         f"efficient_lvsm_jax.convert), a workdir with {MODEL_FILE} (made by train.py), or a .pt, "
-        ".pth or .safetensors file"
+        ".pth, .ckpt or .safetensors file or an index of several"
     )
 
 
-def read_published(source: str | Path) -> Model:
+def _is_ours(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS_FILE, MODEL_FILE))
+
+
+def read_published(source: str | Path, *, entry: str | None = None) -> Model:
     """The model of a published file, its parameters float32 NumPy arrays.
 
     Raises:
       InputError: as `convert`.
     """
-    published = read_file(fetch(source))
+    published = read_file(fetch(source), entry)
     return Model(published.family, published.config, published.params)
 
 
-def read_file(path: Path) -> Published:
+def read_file(path: Path, entry: str | None = None) -> Published:
     """A file in the published layout. Errors as `read_published`."""
-    with open_state_dict(path) as state:
+    with open_state_dict(path, entry) as state:
         return bring_in(path, state)

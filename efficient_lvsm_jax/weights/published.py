@@ -11,8 +11,9 @@ import numpy as np
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.stored import printable
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
+from efficient_lvsm_jax.weights.entries import bare_name
 from efficient_lvsm_jax.weights.layouts import LAYOUTS, layout_named, layout_of
-from efficient_lvsm_jax.weights.tensors import Published, bare_name, params_of, tensors_of
+from efficient_lvsm_jax.weights.tensors import Published, params_of, tensors_of
 
 
 def bring_in(path: Path, state: Mapping[str, Any]) -> Published:
@@ -20,7 +21,7 @@ def bring_in(path: Path, state: Mapping[str, Any]) -> Published:
 
     Args:
       path: the file, for messages; no more bytes are read than it has.
-      state: tensors by published name, with or without prefixes.
+      state: tensors by published name, with or without words of wrappers.
 
     Raises:
       InputError: tensors of no family that is known; or as `params_of`.

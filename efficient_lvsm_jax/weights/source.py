@@ -1,4 +1,4 @@
-"""From where weights come: a file here, or one of the Hugging Face hub."""
+"""From where weights come: files here, or of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors
-from efficient_lvsm_jax.files.stored import StoredTensor, printable
 from efficient_lvsm_jax.files.torch_file import open_torch
+from efficient_lvsm_jax.weights.entries import choose_entry
+from efficient_lvsm_jax.weights.shards import END, SUFFIXES, files_of, find_index, open_shards
 
 HUB = "hf://"
+TORCH = (".pt", ".pth", ".ckpt")
 
 
 def fetch(source: str | Path) -> Path:
     """The local file of `source`: a path, or hf://OWNER/REPO/FILE, which is downloaded once.
+
+    Of a folder with an index of weights it is the index; of an index of the hub all files come.
 
     Downloads go through the `huggingface_hub` library and its cache; its variables HF_ENDPOINT and
     HF_HOME apply.
@@ -27,7 +31,8 @@ def fetch(source: str | Path) -> Path:
       InputError: no such file, or the library is missing.
     """
     if not str(source).startswith(HUB):
-        return Path(source)
+        path = Path(source)
+        return (find_index(path) if path.is_dir() else None) or path
     parts = re.fullmatch(r"([\w.-]+/[\w.-]+)/([^\\]+)", str(source).removeprefix(HUB))
     if parts is None or ".." in parts[2].split("/"):
         raise InputError(f"{source}: expected hf://OWNER/REPO/FILE")
@@ -39,46 +44,55 @@ def fetch(source: str | Path) -> Path:
             "pip install 'efficient-lvsm-jax[hub]'"
         ) from error
     try:
-        return Path(huggingface_hub.hf_hub_download(repo_id=parts[1], filename=parts[2]))
+        path = Path(huggingface_hub.hf_hub_download(repo_id=parts[1], filename=parts[2]))
     # Network, missing repository or file, refused access, invalid names: all errors of the request.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{source}: cannot be downloaded ({reason})") from error
+    if path.name.endswith(END):
+        folder = str(source).rpartition("/")[0]
+        for shard in files_of(path):
+            fetch(f"{folder}/{shard.name}")
+    return path
 
 
 @contextlib.contextmanager
-def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
+def open_state_dict(path: Path, entry: str | None = None) -> Iterator[Mapping[str, Any]]:
     """The model's tensors by name; they can be read until the context ends.
 
+    Args:
+      path: of a file, or of the index of several.
+      entry: as `choose_entry`.
+
     Raises:
-      InputError: not a .pt, .pth or .safetensors file, damaged, hostile, or without tensors.
+      InputError: not a .pt, .pth, .ckpt or .safetensors file or an index of such, damaged, or
+        without tensors; or as `choose_entry`.
     """
+    expected = "a .pt, .pth, .ckpt or .safetensors file, or an index of shards"
     if path.is_dir():
-        raise InputError(f"{path} is a folder; expected a .pt, .pth or .safetensors file")
-    if path.suffix == ".safetensors":
-        yield read_safetensors(path)
-    elif path.suffix in (".pt", ".pth"):
-        with open_torch(path) as content:
-            yield _state_dict(path, content)
+        raise InputError(f"{path} is a folder without an index; expected {expected}")
+    if path.name.endswith(SUFFIXES):
+        opened = open_shards(
+            path, _open_safetensors if path.name.endswith(SUFFIXES[0]) else open_torch
+        )
+    elif path.suffix == ".safetensors":
+        opened = _open_safetensors(path)
+    elif path.suffix in TORCH:
+        opened = open_torch(path)
     else:
-        raise InputError(f"{path}: expected a file that ends in .pt, .pth or .safetensors")
+        raise InputError(f"{path}: expected {expected} ({' or '.join(SUFFIXES)})")
+    with opened as content:
+        yield choose_entry(path, content, entry)
+
+
+def _open_safetensors(path: Path) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext(read_safetensors(path))
 
 
 def sha256(path: Path) -> str:
-    """Of the file's content, in hex."""
+    """Of the file's content, in hex; of an index, of the lines that sha256sum says of its files."""
+    if path.name.endswith(END):
+        lines = (f"{sha256(file)}  {file.name}\n" for file in files_of(path))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _state_dict(path: Path, content: Any) -> Mapping[str, Any]:
-    """The entry `model` of a training checkpoint, or the content itself."""
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        return content["model"]
-    if isinstance(content, dict) and any(isinstance(x, StoredTensor) for x in content.values()):
-        return content
-    has = type(content).__name__
-    if isinstance(content, dict):
-        has = f"dict with {', '.join(printable(str(key)) for key in list(content)[:10])}"
-    raise InputError(
-        f"{path}: holds a {has}; expected tensors by name, or an entry `model` with them"
-    )

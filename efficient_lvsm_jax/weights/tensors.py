@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.stored import StoredTensor, printable
+from efficient_lvsm_jax.files.stored import Placeholder, StoredTensor, described, printable
+from efficient_lvsm_jax.weights.entries import bare_name
+from efficient_lvsm_jax.weights.shards import files_of
 from efficient_lvsm_jax.weights.table import TIMES, Layout, Places, Rule, Votes
 
-PREFIXES = re.compile(r"(module\.|_orig_mod\.)*")  # of data-parallel and compiled training
 FLOATS = ("float32", "float16", "bfloat16")
 CONSTANTS = "constants, equal to ours"
 
@@ -39,19 +41,15 @@ class Published:
     left_out: dict[str, int]
 
 
-def bare_name(name: Any) -> str:
-    """A published name without the prefixes that wrappers of training add."""
-    return PREFIXES.sub("", str(name), count=1)
-
-
 def params_of(files: Sequence[tuple[Path, Mapping[str, Any]]], layout: Layout) -> Published:
     """Parameters and configuration from published tensors.
 
-    Values are read one tensor at a time, and no more bytes than the files have.
+    Values are read one tensor at a time, the bytes that tensors are parts of once, and no more of
+    them than the files have.
 
     Args:
-      files: one or several that together have all tensors, each with its entries by published
-        name, with or without prefixes.
+      files: one or several (or the index of several) that together have all tensors, each with its
+        entries by published name, with or without words of wrappers.
 
     Raises:
       InputError: one report of all tensors that are missing, unexpected, given twice, of a wrong
@@ -79,10 +77,13 @@ def params_of(files: Sequence[tuple[Path, Mapping[str, Any]]], layout: Layout) -
     found = {name: tensor for name, tensor in tensors.items() if not misfits[name]}
     # Other names of a tensor do not count: a saved module may have one tensor under both.
     first = (next(filter(found.get, names), None) for rows in places.values() for names in rows)
-    needed = sum(found[name].storage.nbytes for name in first if name)
-    if needed > (size := sum(path.stat().st_size for path, _ in files)):
+    needed = {name: found[name] for name in first if name}
+    size = sum(file.stat().st_size for path, _ in files for file in files_of(path))
+    total = sum(tensor.nbytes for tensor in needed.values())
+    problems += _overlaps(needed)
+    if total > size:
         problems.append(
-            f"its tensors share their values ({needed} bytes would be read of {size}); save copies "
+            f"its tensors share their values ({total} bytes would be read of {size}); save copies "
             "of them"
         )
     elif sizes is not None:
@@ -130,13 +131,19 @@ def _sort_out(
     """Entries of the network by bare name, how many others were left out why, what is repeated."""
     entries: dict[str, Any] = {}
     left_out: dict[str, str] = {}
+    full_names: dict[str, str] = {}
     twice = []
     for full_name, value in (item for _, state in files for item in state.items()):
         name = bare_name(full_name)
         reasons = (why for what, why in layout.left_out.items() if re.fullmatch(what, name))
-        if name in entries or name in left_out:
-            twice.append(f"twice: {printable(name)}")
-        elif reason := next(reasons, None):
+        if name in full_names:
+            twice.append(
+                f"twice: {printable(name)}, as {printable(str(full_names[name]))} and "
+                f"{printable(str(full_name))}"
+            )
+            continue
+        full_names[name] = full_name
+        if reason := next(reasons, None):
             left_out[name] = reason
         else:
             entries[name] = value
@@ -160,9 +167,10 @@ def _misfits(
 ) -> list[str]:
     """Why an entry is not the tensor that its place is for."""
     if rule is None:
-        return [f"unexpected: {printable(name)}"]
+        what = f", {value.what}" if isinstance(value, Placeholder) else ""
+        return [f"unexpected: {printable(name)}{what}"]
     if not isinstance(value, StoredTensor):
-        return [f"not a tensor: {name} is a {type(value).__name__}"]
+        return [f"not a tensor: {name} is {described(value)}"]
     problems = []
     if value.dtype.name not in FLOATS:
         problems.append(f"dtype: {name} is {value.dtype}, expected one of {', '.join(FLOATS)}")
@@ -174,14 +182,32 @@ def _misfits(
     return problems
 
 
+def _overlaps(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """Which tensors lie over each other in part; the same tensor may have several names."""
+    extents = sorted(
+        (id(tensor.storage.read), start, start + tensor.nbytes, name)
+        for name, tensor in tensors.items()
+        if tensor.dense
+        for start in [tensor.storage.start + tensor.offset * tensor.dtype.itemsize]
+    )
+    return [
+        f"overlapping: {one} and {other} share some of their values; save copies of them"
+        for (file, start, end, one), (again, next_start, next_end, other) in itertools.pairwise(
+            extents
+        )
+        if file == again and next_start < end and (start, end) != (next_start, next_end)
+    ]
+
+
 def _read(
     found: Mapping[str, StoredTensor], places: Places, sizes: Mapping[str, int], *, keep: bool
 ) -> tuple[dict, list[str]]:
     """Parameters, empty unless `keep`, and what is wrong with values."""
     params: dict = {}
     problems: list[str] = []
+    read = _reader(found)
     for rule, rows in places.items():
-        values = (_values(found, names, problems) for names in rows)
+        values = (_values(found, names, read, problems) for names in rows)
         keeps = keep and rule.constant is None
         stacked = np.empty((len(rows), *rule.target_shape(sizes)), np.float32) if keeps else None
         for layer, value in enumerate(values):
@@ -197,14 +223,33 @@ def _read(
     return params, problems
 
 
+def _reader(found: Mapping[str, StoredTensor]) -> Callable[[StoredTensor], np.ndarray]:
+    """Reads each of the tensors once, and the bytes that several are parts of once."""
+    waiting = collections.Counter(tensor.storage.read for tensor in found.values())
+    kept: dict[Callable, np.ndarray] = {}
+
+    def read(tensor: StoredTensor) -> np.ndarray:
+        source = tensor.storage.read
+        data = kept.pop(source) if source in kept else source()
+        waiting[source] -= 1
+        if waiting[source]:
+            kept[source] = data
+        return tensor.laid_in(data)
+
+    return read
+
+
 def _values(
-    found: Mapping[str, StoredTensor], names: Sequence[str], problems: list[str]
+    found: Mapping[str, StoredTensor],
+    names: Sequence[str],
+    read: Callable[[StoredTensor], np.ndarray],
+    problems: list[str],
 ) -> np.ndarray | None:
     """The values of the tensor with one of these names, float32; problems are added."""
     names = [name for name in names if name in found]
     first = None
     for name in names:
-        value = found[name].numpy().astype(np.float32, copy=False)
+        value = read(found[name]).astype(np.float32, copy=False)
         if not np.isfinite(value).all():
             problems.append(f"not finite: {name} has NaN or infinite values")
         elif first is None:
