@@ -49,7 +49,7 @@ class Guard:
     """Watches what the interpreter does while `folder` is set; never leaves the process."""
 
     HARMLESS = re.compile(
-        r"os\.(listdir|scandir)|glob\.|pathlib\.|(mmap|array)\.__new__|sys\._getframe"
+        r"os\.(listdir|scandir)|glob\.|pathlib\.|builtins\.id$|(mmap|array)\.__new__|sys\._getframe"
     )
 
     def __init__(self, violation: type[BaseException]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import gzip
 import io
 import json
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from capture_writers import (
 )
 from five_cameras import HEIGHT, WIDTH, five_cameras
 from PIL import Image
+from torch_files import ORDERED_DICT, Raw, rebuilt, storage, write_legacy, write_torch
 from vgg19_files import drawn_convolutions, layers, write_layers
 
 from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
@@ -35,7 +38,10 @@ from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.safetensors_file import write_safetensors
+from efficient_lvsm_jax.files.stored import StoredTensor
 from efficient_lvsm_jax.geometry.cameras import check_cameras
+from efficient_lvsm_jax.weights.source import open_state_dict
 from efficient_lvsm_jax.weights.vgg19 import read_vgg19
 
 TRUTH, OTHER = five_cameras(), five_cameras(seed=1)
@@ -91,6 +97,9 @@ def targets() -> dict[str, Target]:
         "evaluation index": Target([_written(_index)], _read_indices, is_data_set=False),
         "camera path": Target([_written(_camera_path)], _read_camera_paths, is_data_set=False),
         "vgg19": Target([_written(_vgg19)], _read_vgg19s, is_data_set=False),
+        "checkpoint": Target(
+            [_written(_checkpoints), _written(_shards)], _read_checkpoints, is_data_set=False
+        ),
     }
 
 
@@ -172,6 +181,33 @@ def _vgg19(folder: Path) -> None:
     write_layers(folder / "b.mat", layers(params, older=True), compressed=True)
 
 
+def _checkpoints(folder: Path) -> None:
+    """With objects beside the model, and parameters that are parts of one buffer."""
+    folder.mkdir()
+    beside = pickle.dumps([np.float64(3), argparse.Namespace(rate=0.1), {(1, 2): {3}}], 2)[2:-1]
+    for write, file, view in (
+        (write_torch, "new.pt", ()),
+        (write_legacy, "old.pth", (None,)),
+    ):
+        model = {
+            f"module.blocks.{i}._orig_mod.weight": rebuilt(
+                storage("0", 8, view=view), 4 * i, (2, 2), (2, 1), False, ORDERED_DICT
+            )
+            for i in range(2)
+        }
+        content = {"model": model, "ema": model, "beside": Raw(beside), "step": 3}
+        values = np.arange(8, dtype=np.float32)
+        write(folder / file, content, {"0": values if view else values.tobytes()})
+
+
+def _shards(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_safetensors(folder / f"{name}.safetensors", {name: np.ones(3, np.float32)})
+    index = {"weight_map": {name: f"{name}.safetensors" for name in ("a", "b")}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 # Reading all of it
 
 
@@ -241,6 +277,16 @@ def _read_vgg19s(folder: Path) -> list[InputError]:
             for name, layer in read_vgg19(path).items():
                 if not all(np.isfinite(values).all() for values in layer.values()):
                     raise Violation(f"{name} is not finite")
+    return refusals
+
+
+def _read_checkpoints(folder: Path) -> list[InputError]:
+    refusals: list[InputError] = []
+    for path in sorted(folder.iterdir()):
+        with _refusing(refusals), open_state_dict(path) as tensors:
+            for tensor in tensors.values():
+                if isinstance(tensor, StoredTensor):
+                    tensor.numpy().sum()
     return refusals
 
 
