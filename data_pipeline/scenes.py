@@ -95,6 +95,7 @@ class Scene:
       holes: indices of frames whose picture is not there or cannot be read, as its `image()` will
         say: they keep their place where evaluation indices count frames. Other formats leave such
         frames out.
+      held_out: indices of frames that were held out of training, in the split that holds them.
       observations: reads what the source knows about points, if anything.
 
     Raises:
@@ -105,6 +106,7 @@ class Scene:
     frames: Sequence[Frame]
     absent: tuple[str, ...] = ()
     holes: tuple[int, ...] = ()
+    held_out: tuple[int, ...] = ()
     observations: Callable[[], Observations] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
@@ -197,7 +199,7 @@ def scene_of(
         if options.strict:
             raise InputError(f"{line} (refused because reading is strict)")
         log.warning("%s; going on with the other %d", line, listed - len(absent))
-    return Scene(name, frames, absent, tuple(holes), observations)
+    return Scene(name, frames, absent, tuple(holes), observations=observations)
 
 
 def scene_of_arrays(name: str, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Scene:

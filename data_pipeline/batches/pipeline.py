@@ -33,6 +33,7 @@ from data_pipeline.batches.views import (
 )
 from data_pipeline.batches.workers import Watch, serve_parent
 from data_pipeline.formats import open_scenes
+from data_pipeline.formats.array_record import hold_out_of
 from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.pictures.scratch import scratch
 from data_pipeline.pictures.transforms import crop_into, portrait_to_square
@@ -58,7 +59,7 @@ class DataConfig(Settings):
 
     Attributes:
       path: what `formats.open_scenes` reads; "" trains on generated scenes.
-      split: of that data set, if it has several.
+      split: of that data set, if it has several; "" is the one of which a part was held out.
       scenes, views: generated scenes and their views.
       size: height and width of the pictures. Frames of another size are resized and cropped
         (`transforms.crop_into`).
@@ -145,7 +146,8 @@ def training_batches(
         `skip_unreadable`.
     """
     if config.path:
-        scenes: Sequence[Scene] = open_scenes(config.path, ReadOptions(split=config.split))
+        split = ReadOptions(split=training_split(config))
+        scenes: Sequence[Scene] = open_scenes(config.path, split)
     else:
         recipe = SceneRecipe(size=config.size, views=config.views)
         scenes = InMemory(
@@ -154,6 +156,19 @@ def training_batches(
             )
         )
     return TrainingBatches(training_dataset(scenes, config, seed=seed, process=process), config)
+
+
+def training_split(config: DataConfig) -> str:
+    """The split that is trained on; InputError if it was held out."""
+    hold_out = hold_out_of(config.path, config.split)
+    if hold_out is None:
+        return config.split
+    if config.split == hold_out.split:
+        raise InputError(
+            f"data.split={config.split!r}: was held out when {config.path} was prepared, so it is "
+            f"for evaluation alone; train on {hold_out.of!r}"
+        )
+    return hold_out.of
 
 
 class TrainingBatches(grain.DatasetIterator):

@@ -6,12 +6,17 @@
 Opens OUT or the innermost folder; `posed_scenes_dataset_builder` says what a record holds. A scene
 opens without reading any picture, and a picture is read without its neighbours. Frames whose
 picture was unreadable when the data was prepared keep their place and say so when asked.
+
+Of a capture of which frames were held out (`prepare --hold-out`), the split to train on has the
+others alone. The split that holds them opens as the whole capture, in its order, and says which
+they are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +47,108 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
 
     Raises:
       InputError: a damaged manifest, a shard that is not there or of another size than the
-        manifest says.
+        manifest says, or frames held out of a split that is not there.
     """
-    manifest_path = choose_split(path, _splits(path), options)
+    splits = _splits(path)
+    manifest_path = choose_split(path, splits, options)
     manifest = read_json_object(manifest_path)
+    own = _stored_scenes(path, manifest_path, manifest, options)
+    hold_out = _hold_out(path, splits, manifest_path, manifest)
+    positions = hold_out.frames if hold_out else ()
+    if not positions or manifest_path.name != f"manifest-{hold_out.split}.json":
+        return own
+    others = choose_split(path, splits, dataclasses.replace(options, split=hold_out.of))
+    kept = _stored_scenes(path, others, read_json_object(others), options)
+    if kept.names != own.names:
+        raise InputError(
+            f"{manifest_path}: frames of {own.names} were held out, {others} has {kept.names}; "
+            "prepare both again"
+        )
+
+    def read(index: int) -> Scene:
+        return _whole_capture(kept[index], own[index], positions, manifest_path)
+
+    return Scenes(NAME, path, own.names, read)
+
+
+class HoldOut(NamedTuple):
+    """What `prepare --hold-out` held out of a split.
+
+    of: the split to train on. split: the one held out. frames: of a single capture, the positions
+    of those held out; () if whole scenes were.
+    """
+
+    of: str
+    split: str
+    frames: tuple[int, ...]
+
+
+def hold_out_of(path: str | Path, split: str = "") -> HoldOut | None:
+    """What was held out of prepared data; None where nothing was, and of any other data.
+
+    Args:
+      path: of the data.
+      split: either of the two; "" finds them.
+
+    Raises:
+      InputError: a damaged manifest.
+    """
+    path, splits = Path(path), _splits(Path(path))
+    for name in [split] if split else splits:
+        if name in splits:
+            manifest_path = choose_split(path, splits, ReadOptions(split=name))
+            found = _hold_out(path, splits, manifest_path, read_json_object(manifest_path))
+            if found is not None:
+                return found
+    return None
+
+
+def _hold_out(
+    path: Path, splits: Mapping[str, Path], manifest_path: Path, manifest: dict[str, Any]
+) -> HoldOut | None:
+    """What a manifest says of a hold-out; the other split's, if there, must say the same."""
+    if "held_out" not in manifest:
+        return None
+    try:
+        stored = manifest["held_out"]
+        frames = tuple(map(int, stored["frames"]))
+        found = HoldOut(str(stored["of"]), str(stored["split"]), frames)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _damaged(manifest_path, error) from error
+    if found.of == found.split or list(frames) != sorted({*frames}) or min(frames, default=0) < 0:
+        raise InputError(f"{manifest_path}: damaged manifest ({found}); prepare again")
+    for name in {found.of, found.split} & {*splits}:
+        other_path = choose_split(path, splits, ReadOptions(split=name))
+        other = read_json_object(other_path)
+        if any(other.get(key) != manifest.get(key) for key in ("held_out", "plan")):
+            raise InputError(
+                f"{manifest_path}: {found.split} was held out of {found.of}, but {other_path} was "
+                "prepared otherwise; delete both splits and prepare them again"
+            )
+    return found
+
+
+def _whole_capture(kept: Scene, held: Scene, positions: tuple[int, ...], where: Path) -> Scene:
+    """A capture of which frames were held out, in its order; `positions` of those."""
+    count = len(kept.frames) + len(held.frames)
+    if len(positions) != len(held.frames) or positions[-1] >= count:
+        raise InputError(
+            f"{where}: lists {len(held.frames)} frames of the {count} in both splits, but "
+            f"{positions} as held out; prepare both again"
+        )
+    others = iter(range(len(kept.frames)))
+    places = [
+        (held, positions.index(at)) if at in positions else (kept, next(others))
+        for at in range(count)
+    ]
+    holes = tuple(at for at, (scene, index) in enumerate(places) if index in scene.holes)
+    return Scene(held.name, CaptureFrames(places), holes=holes, held_out=positions)
+
+
+def _stored_scenes(
+    path: Path, manifest_path: Path, manifest: dict[str, Any], options: ReadOptions
+) -> Scenes:
+    """The scenes that a manifest lists, of its own shards."""
     try:
         names = [str(name) for name, *_ in manifest["scenes"]]
         rows = [
@@ -78,6 +181,20 @@ def open_data_set(path: Path, options: ReadOptions) -> Scenes:
         return Scene(names[index], stored, holes=holes)
 
     return Scenes(NAME, path, names, read)
+
+
+class CaptureFrames(Sequence):
+    """The frames of a capture that lies in two splits: (scene of a split, index there) of each."""
+
+    def __init__(self, places: Sequence[tuple[Scene, int]]):
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Frame:
+        scene, at = self._places[index]
+        return scene.frames[at]
 
 
 class ListedShard(NamedTuple):

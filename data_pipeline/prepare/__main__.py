@@ -10,6 +10,10 @@ shard each, beside, and rename it when it is complete and its SHA-256 is known. 
 moment, the same command goes on with the shards that are not complete. `manifest-SPLIT.json`,
 written last, lists shards, hashes, scenes, listed frames that were absent, and every rejected scene
 with its reason.
+
+--hold-out 0.1 writes a tenth of the scenes, or of the frames of a single capture, as the split
+`test` instead, evenly spread. Training never sees it; pictures drawn while training, and eval.py,
+show how well it is predicted.
 """
 
 from __future__ import annotations
@@ -54,12 +58,20 @@ def main() -> int:
     parser.add_argument("--patch", type=int, default=8, help="patch size of the model (default: 8)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs made (default: 95)")
     parser.add_argument("--min-frames", type=int, default=2, help="fewer: scene rejected")
+    parser.add_argument(
+        "--hold-out",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="of the scenes, or of the frames of a single capture, to write as split test instead",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()
     # Here, so that --help need not wait for it.
     from data_pipeline.posed_scenes import FOLDER
     from data_pipeline.prepare.data_set import prepare, verify
-    from data_pipeline.prepare.shards import Preparation
+    from data_pipeline.prepare.shards import HELD_OUT, Preparation
+    from efficient_lvsm_jax.files.reading import read_json_object
 
     if arguments.verify:
         if arguments.source is not None:
@@ -82,17 +94,30 @@ def main() -> int:
         patch=arguments.patch,
         quality=arguments.quality,
         min_frames=arguments.min_frames,
+        hold_out=arguments.hold_out,
     )
-    manifest_path = arguments.out / FOLDER / f"manifest-{preparation.split}.json"
-    complete = manifest_path.exists()
-    manifest = prepare(preparation, arguments.out, workers=arguments.workers)
-    if complete:
-        print(f"{manifest_path}: complete already; the source was not read again")
-    for name, frames in manifest.get("absent", ()):
-        print(f"{name}: {len(frames)} listed frames are absent and left out, e.g. {frames[0]}")
-    for name, reason in manifest["rejected"]:
-        print(f"rejected {name}: {reason}")
-    print(json.dumps(manifest["counts"]))
+    folder = arguments.out / FOLDER
+    splits = [HELD_OUT, preparation.split] if preparation.hold_out else [preparation.split]
+    paths = [folder / f"manifest-{split}.json" for split in splits]
+    complete = [path for path in paths if path.exists()]
+    prepare(preparation, arguments.out, workers=arguments.workers)
+    manifests = [read_json_object(path) for path in paths]
+    lines = [f"{path}: complete already; the source was not read again" for path in complete]
+    for manifest in manifests:
+        for name, frames in manifest.get("absent", ()):
+            left_out = f"{len(frames)} listed frames are absent and left out, e.g. {frames[0]}"
+            lines.append(f"{name}: {left_out}")
+        lines += [f"rejected {name}: {reason}" for name, reason in manifest["rejected"]]
+    for line in dict.fromkeys(lines):  # both splits of a capture say the same
+        print(line)
+    if preparation.hold_out:
+        held, kept = (manifest["counts"] for manifest in manifests)
+        unit = "frames" if manifests[0]["held_out"]["frames"] else "scenes"
+        print(
+            f"held out as split {HELD_OUT}: {held[unit]} of {held[unit] + kept[unit]} {unit}; "
+            f"in split {preparation.split} are:"
+        )
+    print(json.dumps(manifests[-1]["counts"]))
     return 0
 
 

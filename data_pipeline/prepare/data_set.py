@@ -11,14 +11,22 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.batches.workers import end_when_closed, interrupts_held
 from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
-from data_pipeline.prepare.shards import Preparation, open_source, sha256, write_shard
+from data_pipeline.prepare.shards import (
+    HELD_OUT,
+    Preparation,
+    held_out,
+    open_source,
+    sha256,
+    write_shard,
+)
+from data_pipeline.scenes import Scenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import listing, read_json_object
 from efficient_lvsm_jax.files.writing import write_json
@@ -38,12 +46,12 @@ def prepare(preparation: Preparation, out: str | Path, *, workers: int = 1) -> d
       workers: processes.
 
     Returns:
-      The manifest.
+      The manifest of its split; that of the split HELD_OUT, if any, is beside it.
 
     Raises:
       InputError: nothing readable at the source, `out` is the source, holds another preparation of
-        this split, is being written to by another process, or cannot be written; every scene was
-        rejected.
+        one of the splits, is being written to by another process, or cannot be written; every scene
+        of a split was rejected.
     """
     if workers < 1:
         raise InputError(f"workers={workers}: must be at least 1")
@@ -59,31 +67,64 @@ def prepare(preparation: Preparation, out: str | Path, *, workers: int = 1) -> d
         "scenes": len(scenes),
         "scene_names_sha256": hashlib.sha256("\n".join(scenes.names).encode()).hexdigest(),
     }
-    with _writing(folder, preparation.split):
-        manifest_path = folder / f"manifest-{preparation.split}.json"
-        if manifest_path.exists():
-            manifest = read_json_object(manifest_path)
-            shards = folder / f"posed_scenes-{preparation.split}.array_record-*"
-            _same_plan(manifest.get("plan"), plan, manifest_path, f"{manifest_path} and {shards}")
-            return manifest
-        parts = folder / f".parts-{preparation.split}"
-        if (parts / PLAN).exists():
-            _same_plan(read_json_object(parts / PLAN), plan, parts / PLAN, str(parts))
-        else:  # whatever is there, no one knows of what it was made
-            shutil.rmtree(parts, ignore_errors=True)
-            parts.mkdir()
-            write_json(parts / PLAN, plan)
-        shards = _write_parts(preparation, parts, len(scenes), workers)
-        if not any(shard["frames"] for shard in shards):
-            shutil.rmtree(parts)  # so that the same command looks again
-            name, reason = shards[0]["rejected"][0]
-            raise InputError(
-                f"{preparation.source}: every scene was rejected, the first ({name}) because "
-                f"{reason}"
-            )
-        manifest = _publish(preparation, folder, parts, shards, plan)
-        shutil.rmtree(parts)
-        return manifest
+    splits = [preparation.split, HELD_OUT] if preparation.hold_out else [preparation.split]
+    with contextlib.ExitStack() as stack:
+        for split in splits:
+            stack.enter_context(_writing(folder, split))
+        manifests = {split: folder / f"manifest-{split}.json" for split in splits}
+        for split, path in manifests.items():  # before anything is written
+            if path.exists():
+                found, shards = read_json_object(path), f"posed_scenes-{split}.array_record-*"
+                _same_plan(found.get("plan"), plan, path, f"{path} and {folder / shards}")
+        if not all(path.exists() for path in manifests.values()):
+            parts, held = _parts(preparation, scenes)
+            missing = [part for part in parts if not manifests[part.preparation.split].exists()]
+            # Of all before one is published: a split is of no use without the other.
+            written = [_write_parts(part, folder, plan, workers) for part in missing]
+            for part, shards in zip(missing, written, strict=True):
+                if not any(shard["frames"] for shard in shards):
+                    for each in missing:  # so that the same command looks again
+                        shutil.rmtree(_unfinished(folder, each.preparation.split))
+                    name, reason = shards[0]["rejected"][0]
+                    raise InputError(
+                        f"{preparation.source}: every scene was rejected, the first ({name}) "
+                        f"because {reason}"
+                        + (" (of those held out)" if part is not parts[-1] else "")
+                    )
+            for part, shards in zip(missing, written, strict=True):
+                _publish(part.preparation.split, folder, shards, {"plan": plan} | held)
+        return read_json_object(manifests[preparation.split])
+
+
+class Part(NamedTuple):
+    """What of a source becomes a split.
+
+    preparation: of the split. scenes: their numbers. frames: of a single capture, the positions of
+    those in the split; None for all.
+    """
+
+    preparation: Preparation
+    scenes: Sequence[int]
+    frames: Sequence[int] | None = None
+
+
+def _parts(preparation: Preparation, scenes: Scenes) -> tuple[list[Part], dict[str, Any]]:
+    """The splits to write, and what their manifests say of a hold-out, see `HoldOut`."""
+    everything = range(len(scenes))
+    if not preparation.hold_out:
+        return [Part(preparation, everything)], {}
+    test = dataclasses.replace(preparation, split=HELD_OUT, hold_out=0.0)
+    names = {"of": preparation.split, "split": HELD_OUT}
+    if len(scenes) > 1:
+        held = held_out(len(scenes), preparation.hold_out)
+        kept = sorted({*everything} - {*held})
+        return [Part(test, held), Part(preparation, kept)], {"held_out": names | {"frames": []}}
+    count = len(scenes[0].frames)
+    held = held_out(count, preparation.hold_out)
+    kept = sorted({*range(count)} - {*held})
+    test = dataclasses.replace(test, min_frames=1)
+    parts = [Part(test, everything, held), Part(preparation, everything, kept)]
+    return parts, {"held_out": names | {"frames": held}}
 
 
 def verify(out: str | Path) -> list[str]:
@@ -126,9 +167,11 @@ def _writing(folder: Path, split: str) -> Iterator[None]:
 
 def _same_plan(found: Any, plan: dict, path: Path, files: str) -> None:
     """Raises an InputError unless what was found in `path`, of the said files, is the plan."""
-    if found != plan:
-        found = found if isinstance(found, dict) else {}
-        old = {**found, **found.get("settings", {})}
+    found = found if isinstance(found, dict) else {}
+    # Data prepared before there were hold-outs says nothing of them.
+    settings = {"hold_out": 0.0} | found.get("settings", {})
+    if found | {"settings": settings} != plan:
+        old = {**found, **settings}
         new = {**plan, **plan["settings"]}
         differing = ", ".join(
             f"{key} {old.get(key)!r} is now {new[key]!r}"
@@ -141,12 +184,25 @@ def _same_plan(found: Any, plan: dict, path: Path, files: str) -> None:
         )
 
 
+def _unfinished(folder: Path, split: str) -> Path:
+    """The folder of shards that are not published yet."""
+    return folder / f".parts-{split}"
+
+
 def _write_parts(
-    preparation: Preparation, parts: Path, num_scenes: int, workers: int
+    part: Part, folder: Path, plan: dict[str, Any], workers: int
 ) -> list[dict[str, Any]]:
-    """All shards' descriptions; writes those that are not complete."""
+    """All shards' descriptions; writes those that are not complete to a folder of their own."""
+    preparation, num_scenes = part.preparation, len(part.scenes)
+    parts = _unfinished(folder, preparation.split)
+    if (parts / PLAN).exists():
+        _same_plan(read_json_object(parts / PLAN), plan, parts / PLAN, str(parts))
+    else:  # whatever is there, no one knows of what it was made
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        write_json(parts / PLAN, plan)
     size = max(1, min(SCENES_PER_SHARD, math.ceil(num_scenes / MIN_SHARDS)))
-    ranges = [range(start, min(start + size, num_scenes)) for start in range(0, num_scenes, size)]
+    ranges = [part.scenes[start : start + size] for start in range(0, num_scenes, size)]
     done = {
         number: read_json_object(parts / f"{number:05d}.json")
         for number in range(len(ranges))
@@ -169,7 +225,9 @@ def _write_parts(
         try:
             with interrupts_held():  # workers inherit that: Ctrl-C is for the parent alone
                 waiting = {
-                    pool.submit(write_shard, preparation, parts, number, ranges[number]): number
+                    pool.submit(
+                        write_shard, preparation, parts, number, ranges[number], part.frames
+                    ): number
                     for number in missing
                 }
             for future in concurrent.futures.as_completed(waiting):
@@ -189,18 +247,18 @@ def _write_parts(
 
 
 def _publish(
-    preparation: Preparation,
-    folder: Path,
-    parts: Path,
-    shards: list[dict[str, Any]],
-    plan: dict[str, Any],
-) -> dict[str, Any]:
-    """Names the shards as TFDS expects, writes its descriptions, then the manifest."""
+    split: str, folder: Path, shards: list[dict[str, Any]], beginning: dict[str, Any]
+) -> None:
+    """Names the shards as TFDS expects, writes its descriptions, then the manifest.
+
+    beginning: of the manifest, what was asked for.
+    """
+    parts = _unfinished(folder, split)
     full = [number for number, shard in enumerate(shards) if shard["frames"]]
     rejected = [entry for shard in shards for entry in shard["rejected"]]
     absent = [entry for shard in shards for entry in shard["absent"]]
     names = {
-        number: f"posed_scenes-{preparation.split}.array_record-{i:05d}-of-{len(full):05d}"
+        number: f"posed_scenes-{split}.array_record-{i:05d}-of-{len(full):05d}"
         for i, number in enumerate(full)
     }
     for number, name in names.items():
@@ -208,7 +266,7 @@ def _publish(
         if part.exists():  # an earlier call may have been stopped in between
             os.replace(part, folder / name)
     manifest = {
-        "plan": plan,
+        **beginning,
         "counts": {
             "scenes": sum(len(shard["scenes"]) for shard in shards),
             "frames": sum(shard["frames"] for shard in shards),
@@ -230,9 +288,9 @@ def _publish(
             for name, first, count, holes in shards[number]["scenes"]
         ],
     }
-    _describe_for_tfds(folder, preparation.split, manifest)
-    write_json(folder / f"manifest-{preparation.split}.json", manifest)
-    return manifest
+    _describe_for_tfds(folder, split, manifest)
+    write_json(folder / f"manifest-{split}.json", manifest)
+    shutil.rmtree(parts)
 
 
 def _describe_for_tfds(folder: Path, split: str, manifest: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import simplejpeg
 from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import portrait_to_square, resize_and_crop
 from data_pipeline.read_options import AXES, ReadOptions
-from data_pipeline.scenes import Frame, Scene, Scenes
+from data_pipeline.scenes import Frame, Scenes
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import write_json
+
+HELD_OUT = "test"  # name of the split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Preparation(Settings):
       patch: the model's patch size, to which the resized width is rounded.
       quality: of the JPEGs made here, 1 to 100; originals that are JPEGs are copied as they are.
       min_frames: scenes with fewer readable frames are rejected.
+      hold_out: fraction of the scenes, or of the frames of a single capture, that are written as
+        the split HELD_OUT instead, see `held_out`.
     """
 
     source: str
@@ -49,6 +54,7 @@ class Preparation(Settings):
     patch: int = setting(8, at_least=1)
     quality: int = setting(95, at_least=1, at_most=100)
     min_frames: int = setting(2, at_least=1)
+    hold_out: float = setting(0.0, at_least=0, at_most=0.5)
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,6 +64,19 @@ class Preparation(Settings):
             raise InputError(
                 f"size {self.size}: expected a multiple of the patch size {self.patch}"
             )
+        if self.hold_out and self.split == HELD_OUT:
+            raise InputError(
+                f"split {self.split!r}: is what the held-out part is called; name another --split"
+            )
+
+
+def held_out(count: int, fraction: float) -> list[int]:
+    """Which of `count` scenes or frames are held out: one at least, in the middle of equal parts.
+
+    So they are spread evenly, and the ends of a film are not among them.
+    """
+    number = max(1, round(fraction * count))
+    return [(2 * part + 1) * count // (2 * number) for part in range(number)]
 
 
 def open_source(preparation: Preparation) -> Scenes:
@@ -72,7 +91,11 @@ def open_source(preparation: Preparation) -> Scenes:
 
 
 def write_shard(
-    preparation: Preparation, parts: Path, number: int, indices: range
+    preparation: Preparation,
+    parts: Path,
+    number: int,
+    indices: Sequence[int],
+    frames: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Writes one shard and its description; runs in a process of its own.
 
@@ -81,6 +104,7 @@ def write_shard(
       parts: folder of unfinished work.
       number: of the shard; its files are named after it.
       indices: of the scenes in it.
+      frames: of those, the positions of the frames in it; None for all.
 
     Returns:
       {"frames", "bytes", "sha256", "scenes": [name, first record, records, holes], "absent":
@@ -106,7 +130,13 @@ def write_shard(
             name = scenes.names[index]
             try:
                 scene = scenes[index]
-                records, holes = _records(preparation, scene)
+                if scene.held_out:
+                    raise InputError(
+                        f"{len(scene.held_out)} of its frames are held out, which this would mix "
+                        "with those to train on; prepare what that data was made of instead"
+                    )
+                chosen = scene.frames if frames is None else [scene.frames[i] for i in frames]
+                records, holes = _records(preparation, scene.name, chosen)
             except InputError as error:
                 rejected.append([name, str(error)])
                 continue
@@ -115,7 +145,7 @@ def write_shard(
                 example = tf_example_pb2.Example.FromString(FEATURES.serialize_example(record))
                 writer.write(example.SerializeToString(deterministic=True))
             written.append([name, count, len(records), holes])
-            there = {record["frame"] for record in records}
+            there = {frame.name for frame in scene.frames} if scene.absent else set()
             if left_out := [frame for frame in scene.absent if frame not in there]:
                 absent.append([name, left_out])
             count += len(records)
@@ -141,10 +171,12 @@ def write_shard(
     return description
 
 
-def _records(preparation: Preparation, scene: Scene) -> tuple[list[dict[str, Any]], list[int]]:
-    """A scene's records, and the indices of those whose picture cannot be read."""
+def _records(
+    preparation: Preparation, scene: str, frames: Sequence[Frame]
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """The records of a scene's frames, and the indices of those whose picture cannot be read."""
     records, holes = [], []
-    for index, frame in enumerate(scene.frames):
+    for index, frame in enumerate(frames):
         fxfycxcy, width, height = frame.fxfycxcy, frame.width, frame.height
         try:
             jpeg, fxfycxcy, width, height = _picture(preparation, frame)
@@ -155,7 +187,7 @@ def _records(preparation: Preparation, scene: Scene) -> tuple[list[dict[str, Any
             holes.append(index)
         records.append(
             {
-                "scene": scene.name,
+                "scene": scene,
                 "index": index,
                 "frame": frame.name,
                 "timestamp": -1 if frame.timestamp is None else frame.timestamp,
