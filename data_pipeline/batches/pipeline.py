@@ -323,12 +323,13 @@ class _BatchMaker(grain.transforms.Map):
         epoch, position = divmod(place, len(self.scenes))
         index = int(_order(len(self.scenes), self.seed, epoch)[position])
         rng = np.random.default_rng([self.seed, place])
-        replaced = unreadable = 0
+        replaced = unreadable = longest = 0
         for _ in range(MAX_REPLACEMENTS):
             try:
-                if self._write(batch, row, self.scenes[index], num_inputs, rng):
+                scene = self.scenes[index]
+                if self._write(batch, row, scene, num_inputs, rng):
                     return replaced, unreadable
-                replaced += 1
+                replaced, longest = replaced + 1, max(longest, len(scene.frames))
             except InputError as error:
                 if not self.config.skip_unreadable:
                     raise
@@ -338,8 +339,25 @@ class _BatchMaker(grain.transforms.Map):
         raise InputError(
             f"none of {MAX_REPLACEMENTS} scenes drawn could be used: {replaced} too short for "
             f"{num_inputs} inputs and {self.config.num_targets} targets at least "
-            f"{self.config.min_distance} frames apart, {unreadable} unreadable; change the data "
-            "settings or prepare the data again"
+            f"{self.config.min_distance} frames apart, {unreadable} unreadable; "
+            + (self._fitting(longest) if replaced else "prepare the data again")
+        )
+
+    def _fitting(self, frames: int) -> str:
+        """Advice for films of at most so many frames, all too short for the windows asked for."""
+        config = self.config
+        views = max(config.num_inputs_cycle) + config.num_targets
+        if views > frames - 2:
+            return (
+                f"the longest has {frames} frames, so a window holds at most {max(frames - 2, 0)} "
+                "views: lower data.num_inputs_cycle or data.num_targets"
+                + (", or set data.max_distance=0" if views <= frames else "")
+            )
+        return (
+            f"the longest has {frames} frames: set data.min_distance to at most {frames - 2} and "
+            f"data.max_distance above that and {views}, for instance data.min_distance="
+            f"{max(frames // 4, 1)} data.max_distance={frames - 1}, or data.max_distance=0 to draw "
+            "any views"
         )
 
     def _write(
@@ -401,7 +419,10 @@ class _BatchMaker(grain.transforms.Map):
                     shuffle_inputs=config.shuffle_inputs,
                 )
             else:
-                config.check_views(count)
+                try:
+                    config.check_views(count)
+                except InputError as error:
+                    raise InputError(f"{scene.name}: {error}") from None
                 chosen = draw_views(
                     rng,
                     count,

@@ -271,6 +271,41 @@ def test_only_short_films_is_an_error_that_says_so():
         training_dataset(Films(20, 5), FILMS, seed=0)[0]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "change", "advice"),
+    [
+        (
+            (20, 5),
+            {},
+            r"min_distance to at most 18 and .* above that and 8, .*=5 data\.max_dist.*=19,",
+        ),
+        ((60,), {"max_distance": 1000, "min_distance": 100}, r"at most 58 and .*=15 .*=59,"),
+        ((100,), {"max_distance": 8, "min_distance": 1}, r"longest has 100 .* above that and 8,"),
+        ((9, 3), {}, r"has 9 frames, so a window holds at most 7 views: .*max_distance=0$"),
+        ((5,), {}, r"at most 3 views: lower data\.num_inputs_cycle or data\.num_targets$"),
+    ],
+)
+def test_films_that_are_all_too_short_are_said_with_windows_that_fit(lengths, change, advice):
+    config = dataclasses.replace(FILMS, **change)
+    with pytest.raises(InputError, match=rf"none of 100 .* 100 too short for .*{advice}") as raised:
+        training_dataset(Films(*lengths), config, seed=0)[0]
+    example = re.search(
+        r"instance data.min_distance=(\d+) data.max_distance=(\d+)", str(raised.value)
+    )
+    if example:
+        fitting = {"min_distance": int(example[1]), "max_distance": int(example[2])}
+        batch, _ = training_dataset(
+            Films(*lengths), dataclasses.replace(config, **fitting), seed=0
+        )[0]
+        assert numbers(batch, 1).max() < max(lengths)
+
+
+def test_a_scene_with_too_few_views_is_named():
+    config = dataclasses.replace(FILMS, max_distance=0)
+    with pytest.raises(InputError, match=r"^0: 2 inputs and 6 targets: .* have 7 views"):
+        training_dataset(Films(7), config, seed=0)[0]
+
+
 def test_views_are_drawn_from_windows():
     dataset = training_dataset(Films(100, 90), FILMS, seed=0)
     for step in range(10):
