@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=flags.seed,
         progress=True,
     )
-    print(f"{flags.out}: {flags.frames} pictures of a walk")
+    print(f"{flags.out}: {flags.frames} picture{'s' * (flags.frames != 1)} of a walk")
     return 0
 
 

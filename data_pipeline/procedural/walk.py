@@ -36,6 +36,7 @@ FOCAL = {PERSPECTIVE: 0.95, FISHEYE: 0.6}  # over the picture's shorter side
 LAMP = np.array([0.5, -0.3, 2.4])
 AMBIENT = 0.6
 SAMPLES = 2  # rays per pixel along each image axis
+MAX_SIDE = 2048  # pixels; their rays take a gigabyte
 RAYS_AT_ONCE = 1 << 16  # some 50 MB of arrays
 
 
@@ -53,19 +54,25 @@ def write_walk(
 
     Args:
       folder: must not exist.
-      size: height and width in pixels.
+      size: height and width in pixels, 8 to 2048.
       lens: that the pictures are taken with.
       exposure: stops by which the brightness strays from frame to frame, either way.
-      seed: of the room and of the walk, at least 0.
+      seed: of the room and of the walk, 0 <= seed < 2**32.
       progress: say on standard error how far it is.
 
     Raises:
       InputError: arguments that make no walk, a folder that exists or cannot be written.
     """
-    if frames < 1 or min(size) < 8 or seed < 0 or not 0 <= exposure <= 4:
+    if not (
+        frames >= 1
+        and 8 <= min(size) <= max(size) <= MAX_SIDE
+        and 0 <= exposure <= 4
+        and 0 <= seed < 2**32
+    ):
         raise InputError(
             f"a walk of frames={frames}, size={size[0]}x{size[1]}, exposure={exposure}, "
-            f"seed={seed}: expected at least 1 frame of 8x8 pixels, 0 to 4 stops, a seed from 0"
+            f"seed={seed}: expected at least 1 frame, sides of 8 to {MAX_SIDE} pixels, 0 to 4 "
+            "stops, a seed from 0 to 2**32 - 1"
         )
     focal = FOCAL[lens.model] * min(size)
     fxfycxcy = np.array([focal, focal, size[1] / 2, size[0] / 2])

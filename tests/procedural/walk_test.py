@@ -119,9 +119,11 @@ def test_the_command_writes_a_capture_once(tmp_path, capsys):
     ("changed", "message"),
     [
         ({"frames": 0}, "frames=0.*at least 1 frame"),
-        ({"size": (4, 64)}, "size=4x64.*8x8 pixels"),
+        ({"size": (4, 64)}, "size=4x64.*sides of 8 to 2048"),
+        ({"size": (64, 100_000)}, "size=64x100000"),
         ({"exposure": float("nan")}, "exposure=nan"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed=4294967296"),
         ({"lens": Distortion(PERSPECTIVE, (-0.9, 0, 0, 0))}, "shows nothing in parts"),
         ({"lens": Distortion(PERSPECTIVE, (0, 0, 0, 0, 0, 0.1, 0, 0))}, "holds k1, k2, p1, p2, k3"),
     ],
