@@ -39,6 +39,7 @@ class Frame:
       encoded: the bytes of a JPEG that decodes to exactly that picture, or None if there is none
         (another file format, or the picture is undistorted, turned or blended after decoding).
       timestamp: in the source's own unit, if it has one.
+      file: of the picture, where it has one of its own.
       alpha: reads how opaque each pixel was before it was blended over white, uint8 [Y, X]; returns
         None, or is None, where that is not known.
     """
@@ -51,6 +52,7 @@ class Frame:
     read: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
     encoded: Callable[[], bytes] | None = dataclasses.field(default=None, repr=False, compare=False)
     timestamp: int | None = None
+    file: Path | None = dataclasses.field(default=None, repr=False, compare=False)
     alpha: Callable[[], np.ndarray | None] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )

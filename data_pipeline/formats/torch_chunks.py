@@ -20,7 +20,8 @@ import numpy as np
 
 from data_pipeline.formats.splits import choose_split
 from data_pipeline.pictures.frames import world_from_camera
-from data_pipeline.pictures.images import JPEG_START, decode_image, image_size
+from data_pipeline.pictures.images import decode_image, image_size
+from data_pipeline.pictures.jpeg import JPEG_START
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     header = f"{flags.path}: {scenes.format}, {len(scenes)} scene{'s' * (len(scenes) > 1)}"
     if one is not None:
         scene = scenes[one]
-        inspections, unread = [inspect_scene(scene, root=_capture_folder(scenes, one))], {}
+        inspections, unread = [inspect_scene(scene)], {}
         text = describe(inspections[0])
     else:
         inspections, unread, scene = _inspect_some(scenes, flags.count)
@@ -119,19 +119,13 @@ def _inspect_some(
     for index in np.unique(np.linspace(0, len(scenes) - 1, count).round().astype(int)).tolist():
         try:
             scene = scenes[index]
-            found = inspect_scene(scene, pairs=SUMMARY_PAIRS, root=_capture_folder(scenes, index))
+            found = inspect_scene(scene, pairs=SUMMARY_PAIRS)
         except InputError as error:
             unread[scenes.names[index]] = str(error)
             continue
         inspections.append(found)
         first = first or scene
     return inspections, unread, first
-
-
-def _capture_folder(scenes: Scenes, index: int) -> Path:
-    """Folder to which the names of a capture's frames are likely relative."""
-    folder = scenes.path if scenes.path.is_dir() else scenes.path.parent
-    return folder if len(scenes) == 1 else folder / scenes.names[index]
 
 
 if __name__ == "__main__":

@@ -15,18 +15,16 @@ The limits of the cautions are our judgement, not measured.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.inspect.pose_checks import check_poses
-from data_pipeline.pictures.images import exif_orientation
+from data_pipeline.pictures.images import decode_image, exif_orientation
+from data_pipeline.pictures.jpeg import JPEG_START, jpeg_warning
 from data_pipeline.scenes import Frame, Scene
-from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import inside
+from efficient_lvsm_jax.files.reading import read_bytes
 from efficient_lvsm_jax.geometry.epipolar import PoseCheck
 
 TRAINING_SIZE = (640, 360)
@@ -36,7 +34,7 @@ VIEW_TOLERANCE = 15.0  # degrees by which the field of view may differ
 CENTRE_TOLERANCE = 0.05  # of the side, by which a principal point may be off
 FOCAL_TOLERANCE = 0.01  # by which focal lengths may differ within a scene
 SAME_DIRECTION = 0.3  # length of the mean viewing direction, below which cameras look all around
-EXIF_SAMPLE = 50  # pictures in which a rotation is looked for
+SAMPLE = 50  # pictures whose files are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +75,11 @@ class Inspection:
     cautions: tuple[Caution, ...]
 
 
-def inspect_scene(scene: Scene, *, pairs: int = 8, root: Path | None = None) -> Inspection:
+def inspect_scene(scene: Scene, *, pairs: int = 8) -> Inspection:
     """Looks at a scene.
 
     Args:
       pairs: of pictures that are matched where the source has no observations.
-      root: folder of the capture, in which picture files are looked up for their EXIF rotation.
 
     Raises:
       InputError: a picture that is looked at cannot be read.
@@ -120,7 +117,7 @@ def inspect_scene(scene: Scene, *, pairs: int = 8, root: Path | None = None) -> 
             *_pose_cautions(c2w, square),
             *_absence_cautions(scene),
             *_length_cautions(frames),
-            *_rotation_cautions(frames, root),
+            *_file_cautions(frames),
             *_check_cautions(poses),
         ),
     )
@@ -233,12 +230,11 @@ def _length_cautions(frames: Sequence[Frame]) -> Iterator[Caution]:
         )
 
 
-def _rotation_cautions(frames: Sequence[Frame], root: Path | None) -> Iterator[Caution]:
-    if root is None:
-        return
-    chosen = np.unique(np.linspace(0, len(frames) - 1, EXIF_SAMPLE).round().astype(int))
-    files = [_picture_file(root, frames[index].name) for index in chosen]
-    turns = [exif_orientation(file) for file in files if file]
+def _file_cautions(frames: Sequence[Frame]) -> Iterator[Caution]:
+    """Of the pictures' files, a sample: rotations, and what the decoder warns of."""
+    chosen = np.unique(np.linspace(0, len(frames) - 1, SAMPLE).round().astype(int))
+    sample = [frames[index] for index in chosen]
+    turns = [exif_orientation(frame.file) for frame in sample if frame.file]
     if turned := [turn for turn in turns if turn != 1]:
         yield Caution(
             "EXIF rotation",
@@ -247,18 +243,20 @@ def _rotation_cautions(frames: Sequence[Frame], root: Path | None) -> Iterator[C
             "They are used as stored, unless the intrinsics are of the rotated shape; if they lie "
             "on their side, rotate the files for good and calibrate again",
         )
-
-
-def _picture_file(root: Path, name: str) -> Path | None:
-    """The file of a frame, where its name is a path, as it is in single captures."""
-    for candidate in (name, f"images/{name}"):
-        try:
-            path = inside(root, candidate, "frame")
-        except InputError:  # not a path
-            continue
-        if os.path.isfile(path):
-            return path
-    return None
+    warnings = {}
+    for frame in sample:
+        data = read_bytes(frame.file) if frame.file else frame.encoded and frame.encoded()
+        if data and data.startswith(JPEG_START) and (warning := jpeg_warning(data)):
+            decode_image(data, str(frame.file or frame.name))  # raises if there is more to it
+            warnings[frame.name] = warning
+    if warnings:
+        names = ", ".join(list(warnings)[:3]) + (", …" if len(warnings) > 3 else "")
+        yield Caution(
+            "decoder warnings",
+            f"{len(warnings)} of {len(sample)} pictures looked at have bytes that are no part of "
+            f"them ({names}; {next(iter(warnings.values()))}). All their pixels are there and are "
+            "read; other programs may refuse these files",
+        )
 
 
 def _check_cautions(poses: PoseCheck) -> Iterator[Caution]:

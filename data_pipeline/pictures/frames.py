@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.pictures.distortion import Distortion, undistortion
-from data_pipeline.pictures.images import JPEG_START, load_alpha, oriented_size, read_oriented
+from data_pipeline.pictures.images import load_alpha, oriented_size, read_oriented
+from data_pipeline.pictures.jpeg import JPEG_START
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_bytes
@@ -29,7 +30,7 @@ def picture_frame(
     distortion: Distortion | None = None,
     timestamp: int | None = None,
 ) -> Frame:
-    """A frame whose picture is a JPEG or PNG file. Only the file's header is read here.
+    """A frame whose picture is a file. Only the file's header is read here.
 
     Args:
       path: of the picture, which exists (`files.reading.inside` first).
@@ -60,6 +61,7 @@ def picture_frame(
                 lambda: read_oriented(path, stated_size),
                 _stored_jpeg(path) if upright else None,
                 timestamp,
+                path,
                 functools.partial(load_alpha, path) if upright else None,
             )
         lens = (fxfycxcy, size, distortion, str(path))
@@ -70,6 +72,7 @@ def picture_frame(
             *size,
             lambda: undistortion(*lens).image(read_oriented(path, stated_size)),
             timestamp=timestamp,
+            file=path,
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

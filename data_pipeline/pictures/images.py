@@ -1,4 +1,7 @@
-"""Decoding one picture safely: what a JPEG or PNG of unknown origin holds, as RGB bytes.
+"""Decoding one picture safely: what a file of unknown origin holds, as RGB bytes.
+
+JPEG and PNG; WebP, TIFF and AVIF where they hold one picture; of HEIC, with pillow-heif, the main
+one. They are told apart by their content. Of 16-bit colour the upper 8 bits count.
 
 Sizes are read from the header and checked before anything is decoded. Pixels come as stored: an
 EXIF rotation is not applied here, since intrinsics belong to the stored picture (`read_oriented`
@@ -12,17 +15,23 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-import simplejpeg
-from PIL import Image
+from PIL import Image, features
 
+from data_pipeline.pictures.jpeg import JPEG_START, decode_jpeg, jpeg_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_bytes
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")  # of files that are read, in any case
+# Of files that are read, in any case; of several files of one name the first counts.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+KINDS = "JPEG, PNG, WebP, TIFF, AVIF or HEIC"
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")  # Pillow's
 MAX_PIXELS = 64_000_000  # larger pictures are refused before decoding
-JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+HEAD_BYTES = 64  # in which a file says what it is
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+ORIENTATION = 0x0112  # the EXIF tag
 # What undoes each EXIF orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,38 +45,40 @@ UPRIGHT = {
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) in pixels, from the header of a JPEG or PNG.
+    """(width, height) in pixels, from the header of a picture.
 
     Args:
       data: the file's content; its beginning is enough for a PNG.
       name: what to call it in messages.
 
     Raises:
-      InputError: not a JPEG or PNG, a damaged header, or more than 64 million pixels.
+      InputError: no picture of a kind that is read, a damaged header, or more than 64 million
+        pixels.
     """
     with _decoding(name):
         if data[:3] == JPEG_START:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        elif data[:8] == PNG_START:
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                width, height = image.size
+            size = jpeg_size(data)
         else:
-            raise InputError(f"{name}: cannot be read as JPEG or PNG: {_found(data)}")
-    _check_pixels(width, height, name)
-    return width, height
+            with _opened(io.BytesIO(data), name) as image:
+                size = image.size
+    _check_pixels(*size, name)
+    return size
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """A JPEG or PNG as RGB, uint8 [Y, X, 3]; grey becomes RGB, alpha is blended over white.
+    """A picture as RGB, uint8 [Y, X, 3]; grey becomes RGB, alpha is blended over white.
 
     Raises:
-      InputError: as `image_size`, and for damaged or truncated data and 16-bit grey.
+      InputError: as `image_size`, and for damaged or truncated data, several pictures in a file,
+        16-bit grey and other modes that are not 8-bit grey or RGB.
     """
-    image_size(data, name)
+    width, height = image_size(data, name)
     with _decoding(name):
         if data[:3] == JPEG_START:
-            return simplejpeg.decode_jpeg(data)
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            out = np.empty((height, width, 3), np.uint8)
+            decode_jpeg(data, out)
+            return out
+        with _opened(io.BytesIO(data), name) as image:
             return rgb(image, name)
 
 
@@ -75,12 +86,11 @@ def rgb(image: Image.Image, name: str) -> np.ndarray:
     """A PIL image as RGB, uint8 [Y, X, 3]; grey becomes RGB, alpha is blended over white.
 
     Raises:
-      InputError: 16-bit grey, or floats.
+      InputError: 16-bit grey and other modes that are not 8-bit grey or RGB.
     """
-    if image.mode.startswith(("I", "F")):
-        raise InputError(
-            f"{name}: 16-bit grey picture (mode {image.mode}); save it as 8-bit RGB or grey"
-        )
+    if image.mode not in MODES:
+        what = "16-bit grey picture" if image.mode[0] in "IF" else "picture"
+        raise InputError(f"{name}: {what} (mode {image.mode}); save it as 8-bit RGB or grey")
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
@@ -95,11 +105,11 @@ def decode_jpeg_into(data: bytes, out: np.ndarray, name: str) -> None:
             "height); its intrinsics would not fit"
         )
     with _decoding(name):
-        simplejpeg.decode_jpeg(data, buffer=out)
+        decode_jpeg(data, out)
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a JPEG or PNG file as RGB, uint8 [Y, X, 3]. Errors as `decode_image`."""
+    """Reads a picture file as RGB, uint8 [Y, X, 3]. Errors as `decode_image`."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such image file")
@@ -114,10 +124,7 @@ def load_alpha(path: Path) -> np.ndarray | None:
     """
     data = read_bytes(path)
     image_size(data, str(path))
-    with (
-        _decoding(str(path)),
-        Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image,
-    ):
+    with _decoding(str(path)), _opened(io.BytesIO(data), str(path)) as image:
         if not image.has_transparency_data:
             return None
         return np.asarray(image.convert("RGBA").getchannel("A"))
@@ -127,7 +134,7 @@ def read_oriented(path: Path, stated_size: tuple[int, int] | None) -> np.ndarray
     """As `load_image`, turned upright where its intrinsics are those of the upright picture.
 
     Args:
-      path: JPEG or PNG.
+      path: of the picture.
       stated_size: (width, height) that the intrinsics belong to, if known. If it is the stored size
         turned by 90°, and the EXIF orientation says so too, the orientation is applied.
     """
@@ -144,7 +151,7 @@ def oriented_size(path: Path, stated_size: tuple[int, int] | None) -> tuple[int,
     """
     with _decoding(str(path)):
         try:
-            with Image.open(path, formats=["JPEG", "PNG"]) as image:
+            with path.open("rb") as file, _opened(file, str(path)) as image:
                 stored = image.size
         except FileNotFoundError:
             raise InputError(f"{path}: no such image file") from None
@@ -155,8 +162,8 @@ def oriented_size(path: Path, stated_size: tuple[int, int] | None) -> tuple[int,
 def exif_orientation(path: Path) -> int:
     """The EXIF orientation, 1 to 8; 1, upright, if there is none."""
     try:
-        with Image.open(path, formats=["JPEG", "PNG"]) as image:
-            orientation = image.getexif().get(0x0112, 1)
+        with path.open("rb") as file, _opened(file, str(path)) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # of any kind, see `_decoding`
         return 1  # decoding says what is wrong with the picture
     return orientation if orientation in tuple(UPRIGHT) else 1
@@ -170,6 +177,64 @@ def _turn(
         return None
     orientation = exif_orientation(path)
     return UPRIGHT[orientation] if orientation >= 5 else None
+
+
+def _opened(file: IO[bytes], name: str) -> Image.Image:
+    """Pillow's picture, of which only the header is read so far.
+
+    Raises:
+      InputError: none of the kinds that are read, a kind that needs what is not installed, or
+        several pictures in a file; Pillow's own errors if it is damaged.
+    """
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    format = _format(head)
+    if not format:
+        raise InputError(f"{name}: cannot be read as {KINDS}: {_found(head)}")
+    if format == "HEIF":
+        _read_heif(name)
+    if format == "AVIF" and not features.check("avif"):
+        raise InputError(
+            f"{name}: this Pillow cannot read AVIF; pip install --upgrade pillow, or save the "
+            "picture as PNG or JPEG"
+        )
+    image = Image.open(file, formats=[format])
+    if format in ("WEBP", "TIFF", "AVIF") and (count := getattr(image, "n_frames", 1)) > 1:
+        raise InputError(f"{name}: {count} pictures in one {format} file; save each by itself")
+    # Pillow turns these, and nothing else, while decoding.
+    if format == "TIFF" and (turn := image.getexif().get(ORIENTATION, 1)) != 1:
+        raise InputError(f"{name}: TIFF of orientation {turn}; save it upright, as orientation 1")
+    return image
+
+
+def _format(head: bytes) -> str:
+    """Pillow's name for what a file is, by its first bytes; "" for what is not read."""
+    if head[:3] == JPEG_START:
+        return "JPEG"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if head[4:8] == b"ftyp":
+        if head[8:12] in (b"avif", b"avis") or b"avif" in head[16:]:
+            return "AVIF"
+        if head[8:12] in HEIF_BRANDS:
+            return "HEIF"
+    return ""
+
+
+def _read_heif(name: str) -> None:
+    """Teaches Pillow HEIC."""
+    try:
+        import pillow_heif  # nothing but HEIC needs it
+    except ImportError:
+        raise InputError(
+            f"{name}: HEIC needs pillow-heif: pip install 'efficient-lvsm-jax[heif]', or save the "
+            "picture as PNG or JPEG"
+        ) from None
+    pillow_heif.register_heif_opener()
 
 
 @contextlib.contextmanager
@@ -186,7 +251,7 @@ def _decoding(name: str) -> Iterator[None]:
     except Exception as error:
         # Damaged files make PIL raise nearly anything: SyntaxError, IndexError, AssertionError, …
         reason = str(error) or type(error).__name__
-        raise InputError(f"{name}: cannot be read as JPEG or PNG: {reason}") from error
+        raise InputError(f"{name}: cannot be read as {KINDS}: {reason}") from error
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:

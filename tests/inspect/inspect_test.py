@@ -185,10 +185,27 @@ def test_exif_rotation_is_warned_of(tmp_path):
         exif[0x0112] = 3
         with Image.open(tmp_path / "images" / name) as image:
             image.convert("RGB").save(tmp_path / "images" / name, "JPEG", exif=exif)
-    found = inspect_scene(open_scenes(tmp_path)[0], root=tmp_path)
+    found = inspect_scene(open_scenes(tmp_path)[0])
     messages = {caution.kind: caution.message for caution in found.cautions}
     assert "2 of 5 pictures" in messages["EXIF rotation"]
     assert "orientation 3" in messages["EXIF rotation"]
+
+
+def test_files_that_the_decoder_warns_of_are_named(tmp_path):
+    truth, names = five_cameras(), [f"{view}.jpg" for view in range(5)]
+    colmap.write(tmp_path, truth, names=names)
+    for view, name in enumerate(names):
+        data = jpeg(truth.image[view])
+        if view in (1, 3):
+            data = data[:-2] + bytes(range(200)) + data[-2:]
+        (tmp_path / "images" / name).write_bytes(data)
+    found = inspect_scene(open_scenes(tmp_path)[0])
+    messages = {caution.kind: caution.message for caution in found.cautions}
+    assert "2 of 5 pictures" in messages["decoder warnings"]
+    assert "1.jpg, 3.jpg; Corrupt JPEG data" in messages["decoder warnings"]
+    (tmp_path / "images/4.jpg").write_bytes(jpeg(truth.image[4])[:-900] + b"\xff\xd9")
+    with pytest.raises(InputError, match=r"4\.jpg: cannot be read"):
+        inspect_scene(open_scenes(tmp_path)[0])
 
 
 def test_fields_of_view_are_those_of_the_pictures(textured):

@@ -18,6 +18,7 @@ import pytest
 from capture_writers import nerfstudio, prepared, torch_chunks
 from capture_writers.torch_chunks import chunk_scene, write_chunk
 from five_cameras import five_cameras
+from PIL import Image
 
 from data_pipeline.formats import open_scenes
 from data_pipeline.pictures.transforms import resize_and_crop
@@ -69,6 +70,29 @@ def test_jpeg_frames_are_kept_byte_for_byte(tmp_path):
     prepare(Preparation(str(tmp_path / "0.torch")), tmp_path / "out")
     stored = [frame.encoded() for frame in open_scenes(tmp_path / "out")[0].frames]
     assert stored == [image.tobytes() for image in scene["images"]]
+
+
+@pytest.mark.parametrize("size", [0, 48])
+def test_pictures_that_decoders_warn_of_and_of_other_kinds_are_prepared(tmp_path, size):
+    truth, names = (
+        five_cameras(same_intrinsics=True),
+        ["0.jpg", "1.jpg", "2.webp", "3.tif", "4.png"],
+    )
+    folder = nerfstudio.write(tmp_path / "source", truth, names=names)
+    for name, image in zip(names, truth.image, strict=True):
+        Image.fromarray(image).save(folder / "images" / name, quality=95)
+    junk = folder / "images/1.jpg"
+    junk.write_bytes(junk.read_bytes()[:-2] + bytes(range(200)) + b"\xff\xd9")
+    manifest = prepare(Preparation(str(folder), size=size), tmp_path / "out")
+    assert manifest["counts"]["frames"] == 5 and not manifest["rejected"]
+    for read, frame in zip(
+        open_scenes(tmp_path / "out")[0].frames, open_scenes(folder)[0].frames, strict=True
+    ):
+        image = frame.image()
+        if size:
+            image, _ = resize_and_crop(image, frame.fxfycxcy, size)
+        assert np.abs(read.image().astype(int) - image).mean() < 4
+        assert size or not frame.encoded or read.encoded() == frame.encoded()
 
 
 def test_tfds_reads_the_result_without_tensorflow(complete):
