@@ -49,6 +49,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation import comparison
@@ -59,6 +60,7 @@ from efficient_lvsm_jax.evaluation.protocol import (
     MachineConfig,
     open_evaluation,
     protocol_of,
+    settings_of_run,
 )
 from efficient_lvsm_jax.evaluation.renderers import FolderRenderer, ModelRenderer
 from efficient_lvsm_jax.evaluation.report import write_report
@@ -70,6 +72,7 @@ from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.sharding import make_mesh
 from efficient_lvsm_jax.runs.profiling import StepTrace
+from efficient_lvsm_jax.runs.provenance import trained_on
 from efficient_lvsm_jax.weights.folder import digest
 from efficient_lvsm_jax.weights.load import load
 from efficient_lvsm_jax.weights.lpips import find_lpips
@@ -104,7 +107,7 @@ def evaluate(
         raise InputError("evaluation runs in one process, over all devices of one machine")
     values = complete(config, settings_of).to_dict()
     machine = build(MachineConfig, {name: values[name] for name in ("seed", "mesh")}, "config")
-    settings = build(EvaluationConfig, values["evaluation"], "evaluation")
+    settings = settings_of_run(values)
     mesh = make_mesh(machine.mesh)
     if isinstance(source, Model):
         renderer = ModelRenderer(source, settings, mesh, weights=options.weights)
@@ -169,7 +172,7 @@ def evaluate(
 
 def settings_of(config: ConfigDict) -> dict[str, type]:
     """What the groups of a configuration become; "" is what belongs to none."""
-    return {"": MachineConfig, "evaluation": EvaluationConfig}
+    return {"": MachineConfig, "data": DataConfig, "evaluation": EvaluationConfig}
 
 
 def main() -> None:
@@ -186,6 +189,13 @@ def main() -> None:
         source = Predictions(values.predictions, named=values["predictions-named"].value)
     else:
         source = load(values.weights or values.workdir)
+        given = config.evaluation.data or config.data.path or values.weights
+        if not given and (path := trained_on(Path(values.workdir))):
+            raise InputError(
+                f"{values.workdir}: was trained on {path}, but generated scenes would be scored; "
+                f"add --config.data.path={path} to score what was held out of it, name other data "
+                f"in --config.evaluation.data, or add --weights {values.workdir} to score those"
+            )
     weights = str(values.weights or values.workdir)
     options = Options(save_predictions, values.restart, weights, values.profile)
     metrics = evaluate(config, source, folder, options)

@@ -133,7 +133,7 @@ def loop(
     config, step, ended_by = run.config, int(state.step), 0
     recipe, data, frozen = run.asked.recipe, run.asked.data, run.asked.frozen
     shown = {"every": run.log.pictures_every, "count": run.log.pictures, "seed": config.seed}
-    heldout = heldout_of(run.all_settings["evaluation"], **shown)
+    heldout = heldout_of(run.all_settings, **shown)
     clock = StepClock(peak=peak_flops())
     cycle = len(data.num_inputs_cycle)  # each number of inputs is a program of its own
     trace = StepTrace(

@@ -16,7 +16,7 @@ from data_pipeline.pictures.transforms import portrait_to_square, preprocess_fra
 from data_pipeline.procedural.rooms import ProceduralScenes
 from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import Views, normalise_poses
+from efficient_lvsm_jax.geometry.cameras import Views, normalise_poses, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +188,47 @@ def same_views(
                 "complete the scene, or set evaluation.missing=report: positions then count the "
                 "frames that are there",
             )
-        others = targets or tuple(v for v in range(len(scene.frames)) if v not in inputs)
+        may = scene.held_out or range(len(scene.frames))
+        others = targets or tuple(view for view in may if view not in inputs)
         if not others:
             raise InputError(f"{scene.name}: all {len(scene.frames)} views are inputs: no target")
         return _prepared(scene, ChosenFrames(inputs, others), prepare)
+
+    return EvaluationScenes(scenes.names, read)
+
+
+def held_out_views(
+    scenes: Scenes, *, num_inputs: int, num_targets: int, prepare: Preparation
+) -> EvaluationScenes:
+    """The scenes of a held-out split, with views chosen by one rule.
+
+    Inputs: `num_inputs` frames that were not held out, spread over the scene (`cameras.spread`).
+    Targets: held-out frames; of a scene held out whole, all that are no inputs. `num_targets` of
+    them, evenly chosen, or all if that is 0.
+
+    Reading a scene fails (InputError) if it has too few readable frames for that.
+    """
+
+    def read(i: int) -> EvaluationScene:
+        scene = scenes[i]
+        free = [at for at in scene.usable if at not in scene.held_out]
+        if num_inputs > len(free):
+            raise InputError(
+                f"scene {scene.name}: {num_inputs} inputs asked for, it has {len(free)} readable "
+                "frames that may be; lower evaluation.num_inputs"
+            )
+        cameras = np.stack([scene.frames[at].c2w for at in free])
+        inputs = tuple(free[at] for at in spread(cameras, num_inputs))
+        unseen = scene.held_out or free
+        targets = [at for at in scene.usable if at in unseen and at not in inputs]
+        if num_targets > len(targets) or not targets:
+            raise InputError(
+                f"scene {scene.name}: {num_targets or 'some'} targets asked for, beside "
+                f"{num_inputs} inputs it has {len(targets)} readable frames that may be; lower "
+                "evaluation.num_targets or num_inputs"
+            )
+        evenly = np.linspace(0, len(targets) - 1, num_targets or len(targets)).round().astype(int)
+        return _prepared(scene, ChosenFrames(inputs, tuple(targets[at] for at in evenly)), prepare)
 
     return EvaluationScenes(scenes.names, read)
 
@@ -222,6 +259,13 @@ def _prepared(scene: Scene, chosen: ChosenFrames, prepare: Preparation) -> Evalu
         raise InputError(
             f"scene {scene.name}: frame {max(wanted)} is to be scored or shown, it has frames 0 to "
             f"{count - 1}; is it complete, and does the index belong to this data set?"
+        )
+    seen = [at for at in chosen.targets if scene.held_out and at not in scene.held_out]
+    if seen:
+        raise InputError(
+            f"scene {scene.name}: target {seen[0]} is trained on; held out are "
+            f"{', '.join(map(str, scene.held_out))}: name such evaluation.targets, or leave "
+            "evaluation.inputs and targets empty"
         )
     prepared = [_prepare_frame(scene, i, prepare) for i in wanted]
     images, intrinsics = zip(*prepared, strict=True)

@@ -91,8 +91,10 @@ def hold_out_of(path: str | Path, split: str = "") -> HoldOut | None:
       split: either of the two; "" finds them.
 
     Raises:
-      InputError: a damaged manifest.
+      InputError: nothing there, a damaged manifest, or two that do not belong together.
     """
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file or folder")
     path, splits = Path(path), _splits(Path(path))
     for name in [split] if split else splits:
         if name in splits:

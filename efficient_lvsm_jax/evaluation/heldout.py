@@ -17,13 +17,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.evaluation.index import ChosenFrames
 from data_pipeline.evaluation.scenes import EvaluationScene
-from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
+from efficient_lvsm_jax.evaluation.protocol import (
+    EvaluationConfig,
+    open_evaluation,
+    settings_of_run,
+)
 from efficient_lvsm_jax.evaluation.scoring import model_renders, padded_size
 from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.parallel.processes import say
 
 MOST_TARGETS = 3  # of a scene; a sheet is as wide as its inputs and twice this
 SMALL, LARGE = 128, 256  # pixels: smaller pictures are enlarged, larger ones reduced
@@ -36,7 +40,7 @@ def heldout_of(
     """The scenes of the pictures that training draws; none if it draws none.
 
     Args:
-      values: settings of the group `evaluation`.
+      values: settings of all groups.
       every: steps between two pictures, 0 for none.
       seed, count: see `open_heldout`.
 
@@ -45,12 +49,19 @@ def heldout_of(
     """
     if not every:
         return []
-    if not (values["data"] or values["scenes"]):
+    evaluation, path = values["evaluation"], values["data"]["path"]
+    if not (evaluation["data"] or evaluation["scenes"] or path):
         raise InputError(
             f"log.pictures_every={every} needs evaluation.data or evaluation.scenes, which say "
             "what the held-out scenes are; 0 draws no pictures"
         )
-    return open_heldout(build(EvaluationConfig, values, "evaluation"), seed=seed, count=count)
+    try:
+        settings = settings_of_run(values)
+    except InputError as error:
+        raise InputError(f"{error} (log.pictures_every=0 draws no pictures)") from None
+    if settings.data and not evaluation["data"]:
+        say(f"held-out pictures: of {settings.data}, split {settings.split}")
+    return open_heldout(settings, seed=seed, count=count)
 
 
 def open_heldout(settings: EvaluationConfig, *, seed: int, count: int) -> list[EvaluationScene]:

@@ -12,13 +12,15 @@ from data_pipeline.evaluation.scenes import (
     EvaluationScenes,
     Preparation,
     generated_scenes,
+    held_out_views,
     indexed_scenes,
     same_views,
 )
 from data_pipeline.formats import open_scenes
+from data_pipeline.formats.array_record import HoldOut, hold_out_of
 from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.read_options import AXES, ReadOptions
-from efficient_lvsm_jax.configuration import Settings, setting
+from efficient_lvsm_jax.configuration import Settings, build, setting
 from efficient_lvsm_jax.errors import InputError
 
 # What a number of this name is.
@@ -35,6 +37,7 @@ FOREGROUND = (
 )
 # What a format leaves to the settings.
 LEFT_OPEN = {"nerfstudio": "axes", "blender": "axes", "objects": "vertical_fov"}
+HELD_OUT_INPUTS = 4  # of a scene, if not told
 MEANS = "over the targets of a scene, then over scenes, in float64; pictures compared in float32"
 
 
@@ -56,13 +59,16 @@ class EvaluationConfig(Settings):
     """Which views of which scenes are scored, and how.
 
     Attributes:
-      data: path of a data set; "" draws held-out scenes.
+      data: path of a data set; "" is the held-out part of the data that is trained on, or draws
+        held-out scenes where that is generated.
       scenes, views: how many are drawn, and views of each.
       split, vertical_fov, axes: how to read it, see `data_pipeline.read_options.ReadOptions`.
       index: an evaluation index file, or "re10k", the published one; "" takes the same views of
-        every scene, `inputs` and `targets`.
-      num_inputs, num_targets: with an index, how many of each.
-      inputs, targets: without one, positions of the views; no targets: all that are no inputs.
+        every scene, `inputs` and `targets`, or those of a hold-out.
+      num_inputs, num_targets: with an index or a hold-out, how many of each; of a hold-out, 0 is 4
+        inputs, and all targets there are.
+      inputs, targets: without index, positions of the views; no targets: all that are no inputs;
+        no inputs: those of a hold-out, see `held_out_views`.
       missing: "error", or "report": score what can be scored, and list the scenes of the index
         that are not in the data and those that cannot be read. Without an index, positions then
         count the frames of a capture that are there.
@@ -120,11 +126,11 @@ class EvaluationConfig(Settings):
         if self.index:
             self._check_indexed()
             return
-        if not self.inputs:
+        if not self.inputs and (not self.data or self.targets or self.added_one_by_one):
             raise InputError("evaluation.inputs=(): must name at least one view, or give an index")
-        if self.num_inputs or self.num_targets:
+        if self.inputs and (self.num_inputs or self.num_targets):
             raise InputError(
-                "evaluation.num_inputs and num_targets choose from an index; without "
+                "evaluation.num_inputs and num_targets choose from an index or a hold-out; without "
                 "evaluation.index name the views in evaluation.inputs and evaluation.targets"
             )
         if not self.targets and (not self.data or self.added_one_by_one):
@@ -143,6 +149,30 @@ class EvaluationConfig(Settings):
                 raise InputError(f"evaluation.{name}=0: must be at least 1 with an index")
 
 
+def settings_of_run(values: dict[str, Any]) -> EvaluationConfig:
+    """The settings of the group `evaluation`, of all groups.
+
+    Where they name no data and training has some, they are those of its hold-out: what counts views
+    of generated scenes does not apply then.
+
+    Raises:
+      InputError: settings that cannot be, or data of which nothing was held out.
+    """
+    evaluation, path = values["evaluation"], values["data"]["path"]
+    if path and not (evaluation["data"] or evaluation["index"]):
+        hold_out = hold_out_of(path, values["data"]["split"])
+        if hold_out is None:
+            raise InputError(
+                f"data.path={path}: nothing of it was held out to be scored; train on what python "
+                f"-m data_pipeline.prepare {path} --hold-out 0.1 writes, or name other data in "
+                "evaluation.data"
+            )
+        generated = ("scenes", "views", "inputs", "targets", "added_one_by_one")
+        evaluation = {key: value for key, value in evaluation.items() if key not in generated}
+        evaluation |= {"data": path, "split": hold_out.split}
+    return build(EvaluationConfig, evaluation, "evaluation")
+
+
 @dataclasses.dataclass(frozen=True)
 class OpenedScenes:
     """The scenes of an evaluation, and where they come from.
@@ -151,6 +181,7 @@ class OpenedScenes:
       scenes: what is scored.
       more: the same scenes with the inputs that join one by one, if any.
       index: None where none chose the views.
+      hold_out: what was held out, if that chose the views.
       source: "generated scenes", or format and path of the data set.
       read_as: what the settings said that the format leaves open.
     """
@@ -159,6 +190,7 @@ class OpenedScenes:
     more: EvaluationScenes | None
     index: EvaluationIndex | None
     source: str
+    hold_out: HoldOut | None = None
     read_as: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -181,9 +213,9 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
             more = generated_scenes(source, inputs=settings.added_one_by_one, **how)
         return OpenedScenes(scenes, more, None, "generated scenes")
 
-    options = ReadOptions(
-        split=settings.split, vertical_fov=settings.vertical_fov, axes=settings.axes
-    )
+    hold_out = None if settings.index or settings.inputs else _hold_out(settings)
+    split = hold_out.split if hold_out else settings.split
+    options = ReadOptions(split=split, vertical_fov=settings.vertical_fov, axes=settings.axes)
     data = open_scenes(settings.data, options)
     prepare = Preparation(
         settings.size,
@@ -196,6 +228,11 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
     origin = f"{data.format}, {settings.data}"
     left_open = LEFT_OPEN.get(data.format)
     read_as = {left_open: getattr(settings, left_open)} if left_open else {}
+    if hold_out:
+        counts = {"num_inputs": settings.num_inputs or HELD_OUT_INPUTS}
+        counts["num_targets"] = settings.num_targets
+        scenes = held_out_views(data, **counts, prepare=prepare)
+        return OpenedScenes(scenes, None, None, f"{origin}, split {split}", hold_out, read_as)
     if not settings.index:
         how = {
             "targets": settings.targets,
@@ -205,13 +242,29 @@ def open_evaluation(settings: EvaluationConfig, *, seed: int) -> OpenedScenes:
         scenes = same_views(data, inputs=settings.inputs, **how)
         if settings.added_one_by_one:
             more = same_views(data, inputs=settings.added_one_by_one, **how)
-        return OpenedScenes(scenes, more, None, origin, read_as)
+        return OpenedScenes(scenes, more, None, origin, read_as=read_as)
 
     index = read_index(settings.index)
     counts = {"num_inputs": settings.num_inputs, "num_targets": settings.num_targets}
     scenes = indexed_scenes(data, index, **counts, prepare=prepare)
     _check_coverage(scenes.coverage, settings, index)
-    return OpenedScenes(scenes, None, index, origin, read_as)
+    return OpenedScenes(scenes, None, index, origin, read_as=read_as)
+
+
+def _hold_out(settings: EvaluationConfig) -> HoldOut:
+    """What was held out of the data; InputError if nothing was, or the split is trained on."""
+    hold_out = hold_out_of(settings.data, settings.split)
+    if hold_out is None:
+        raise InputError(
+            "evaluation.inputs=(): must name at least one view, or give an index, since nothing "
+            f"was held out of {settings.data} (python -m data_pipeline.prepare --hold-out)"
+        )
+    if settings.split == hold_out.of:
+        raise InputError(
+            f"evaluation.split={settings.split!r}: is trained on; what was held out is "
+            f"{hold_out.split!r}. To score the former nonetheless, name evaluation.inputs"
+        )
+    return hold_out
 
 
 def _check_coverage(coverage: Coverage, settings: EvaluationConfig, index: EvaluationIndex) -> None:
@@ -246,6 +299,12 @@ def protocol_of(
     index = opened.index
     if index is not None:
         views = {"num_inputs": settings.num_inputs, "num_targets": settings.num_targets}
+    elif opened.hold_out is not None:
+        views = {
+            "held_out": list(opened.hold_out.frames) or "whole scenes",
+            "num_inputs": settings.num_inputs or HELD_OUT_INPUTS,
+            "num_targets": settings.num_targets or "all",
+        }
     else:
         targets = list(settings.targets) or "all that are no inputs"
         views = {"inputs": list(settings.inputs), "targets": targets}

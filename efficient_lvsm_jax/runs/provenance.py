@@ -96,6 +96,14 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     return starts
 
 
+def trained_on(workdir: Path) -> str:
+    """What a workdir's newest start trained on, `data.path`; "" if generated, or unknown."""
+    starts = read_starts(workdir) if (workdir / RUN_FILE).exists() else []
+    config = starts[-1].get("config") if starts else None
+    data = config.get("data") if isinstance(config, dict) else None
+    return str(data.get("path", "")) if isinstance(data, dict) else ""
+
+
 def package_versions() -> dict[str, str]:
     """Python and the packages that decide what is computed."""
     versions = {"python": platform.python_version()}

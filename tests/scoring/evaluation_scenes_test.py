@@ -13,6 +13,7 @@ from data_pipeline.evaluation.index import ChosenFrames, EvaluationIndex
 from data_pipeline.evaluation.scenes import (
     Preparation,
     generated_scenes,
+    held_out_views,
     indexed_scenes,
     same_views,
 )
@@ -104,6 +105,54 @@ def test_frames_that_cannot_be_read_but_keep_their_place_do_no_harm():
 def test_without_targets_all_other_views_are_targets():
     (item,) = same_views(data_set(scene("a")), inputs=(0, 3), targets=(), prepare=PREPARE)
     assert item.chosen == ChosenFrames((0, 3), (1, 2, 4))
+
+
+def held(scene: Scene, *, num_inputs: int = 2, num_targets: int = 0):
+    """The views chosen of a held-out scene whose cameras stand in a row, from 0 on."""
+    for at, frame in enumerate(scene.frames):
+        frame.c2w[:3, 3] = at, 0, 0
+    counts = {"num_inputs": num_inputs, "num_targets": num_targets}
+    return held_out_views(data_set(scene), **counts, prepare=PREPARE)[0].chosen
+
+
+def test_held_out_frames_are_targets_of_inputs_spread_over_the_others():
+    assert held(scene("a", held_out=(0, 2))) == ChosenFrames((1, 4), (0, 2))
+    assert held(scene("a", held_out=(0, 2)), num_inputs=3) == ChosenFrames((1, 3, 4), (0, 2))
+    assert held(scene("a", held_out=(0, 1, 2)), num_targets=2) == ChosenFrames((3, 4), (0, 2))
+
+
+def test_of_a_scene_held_out_whole_all_but_the_inputs_are_targets():
+    assert held(scene("a")) == ChosenFrames((0, 4), (1, 2, 3))
+    assert held(scene("a"), num_targets=2) == ChosenFrames((0, 4), (1, 3))
+
+
+def test_frames_that_cannot_be_read_are_neither_inputs_nor_targets_of_a_hold_out():
+    chosen = held(scene("a", held_out=(1, 2), holes=(2, 4)))
+    assert chosen == ChosenFrames((0, 3), (1,))
+    with pytest.raises(InputError, match=r"scene a: some targets asked for, .* it has 0 readable"):
+        held(scene("a", held_out=(2,), holes=(2,)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"num_inputs": 4}, "scene a: 4 inputs asked for, it has 3 readable"),
+        ({"num_targets": 3}, "3 targets asked for, beside 2 inputs it has 2 readable"),
+    ],
+)
+def test_a_hold_out_with_too_few_frames_is_named(counts, message):
+    with pytest.raises(InputError, match=message):
+        held(scene("a", held_out=(0, 2)), **counts)
+
+
+def test_targets_that_are_trained_on_are_refused():
+    data = data_set(scene("a", held_out=(0, 2)))
+    with pytest.raises(InputError, match="scene a: target 1 is trained on; held out are 0, 2:"):
+        same_views(data, inputs=(3,), targets=(0, 1), prepare=PREPARE)[0]
+    with pytest.raises(InputError, match="target 1 is trained on"):
+        indexed(data, index("a"))[0]
+    (item,) = same_views(data, inputs=(1, 3), targets=(), prepare=PREPARE)
+    assert item.chosen.targets == (0, 2)
 
 
 def test_poses_stay_as_they_are_where_they_are_not_normalised():
