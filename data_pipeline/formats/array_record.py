@@ -30,6 +30,7 @@ from data_pipeline.scenes import Frame, Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside, listing, read_json_object
 from efficient_lvsm_jax.geometry.cameras import check_cameras
+from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
 
 NAME = "posed_scenes"
 LOOKS_FOR = "manifest-SPLIT.json of python -m data_pipeline.prepare"
@@ -271,6 +272,7 @@ class StoredFrames(Sequence):
                 f"{index} of {self._scene!r}; shard and manifest do not belong together"
             )
         check_cameras(record["c2w"], record["fxfycxcy"], where)
+        check_intrinsics(record["fxfycxcy"], (record["width"], record["height"]), where)
         data, size = record["image"], (record["height"], record["width"])
 
         def picture() -> np.ndarray:

@@ -29,6 +29,7 @@ from efficient_lvsm_jax.files.reading import MAX_PICTURE_BYTES, inside, listing,
 from efficient_lvsm_jax.files.stored import StoredTensor
 from efficient_lvsm_jax.files.torch_file import open_torch
 from efficient_lvsm_jax.geometry.cameras import check_cameras
+from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
 
 NAME = "pixelsplat"
 LOOKS_FOR = "*.torch chunks"
@@ -129,6 +130,7 @@ def _scene(name: str, chunk: Path, options: ReadOptions) -> Scene:
         c2w = world_from_camera(cameras[number, 6:].reshape(3, 4), camera)
         fxfycxcy = cameras[number, :4] * [width, height, width, height]
         check_cameras(c2w, fxfycxcy, camera)
+        check_intrinsics(fxfycxcy, (width, height), camera)
         frames.append(
             Frame(
                 label,

@@ -1,14 +1,16 @@
 """Lens distortion: from a picture of a real lens to the pinhole picture the model expects.
 
 The pinhole picture has the size of the distorted one and shows the largest part of the scene for
-which every pixel is known; so its focal lengths differ. OpenCV does the work; its pixel centres are
-at whole numbers, ours at +0.5.
+which every pixel is known; so its focal lengths differ. Known is what the lens maps one to one: a
+polynomial that folds back before the corner, or a view of 180 degrees and more, is used up to
+there. OpenCV does the work; its pixel centres are at whole numbers, ours at +0.5.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -17,6 +19,10 @@ import numpy as np
 from efficient_lvsm_jax.errors import InputError
 
 PERSPECTIVE, FISHEYE = "perspective", "fisheye"
+OUTSIDE = 0.01  # of the long side, by which OpenCV's pinhole picture may reach beyond the lens's
+MAX_RESIDUAL = 1.0  # pixels; where undoing a lens is further off, it has not been undone
+MARGIN = 1.02  # by which a picture is narrower than found, as looking has steps
+MIN_ZOOM, MAX_ZOOM = 0.5, 4.0  # focal lengths of a pinhole picture, times the lens's
 MAX_COEFFICIENT = 1e3  # far beyond any lens; larger ones are damage
 
 
@@ -71,15 +77,18 @@ class Undistortion:
         return cv2.remap(image, *self._maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     def pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Where distorted pixels (x, y) [M, 2] are in the pinhole picture."""
+        """Where distorted pixels (x, y) [M, 2] are in the pinhole picture; NaN: not known."""
         matrix, new_matrix, distortion = self._lens
         points = np.ascontiguousarray(pixels, np.float64).reshape(-1, 1, 2) - 0.5
         if not len(points):
             return np.zeros((0, 2))
         undistort = cv2.fisheye if distortion.model == FISHEYE else cv2
         coefficients = np.array(distortion.coefficients)
-        moved = undistort.undistortPoints(points, matrix, coefficients, P=new_matrix)
-        return moved.reshape(-1, 2) + 0.5
+        rays = undistort.undistortPoints(points, matrix, coefficients).reshape(-1, 2)
+        back = _distorted(rays, matrix, distortion)
+        known = np.linalg.norm(back - points.reshape(-1, 2), axis=-1) < MAX_RESIDUAL
+        moved = rays * np.diag(new_matrix)[:2] + new_matrix[:2, 2] + 0.5
+        return np.where(known[:, None], moved, np.nan)
 
 
 def undistortion(
@@ -119,8 +128,89 @@ def _undistortion(
     else:
         new_matrix, _ = cv2.getOptimalNewCameraMatrix(matrix, coefficients, size, alpha=0)
         make_maps = cv2.initUndistortRectifyMap
-    if not np.isfinite(new_matrix).all() or min(new_matrix[0, 0], new_matrix[1, 1]) <= 0:
-        raise ValueError("no focal length fits")
+    # OpenCV returns numbers, without a word, where a lens has no pinhole picture of its whole view.
+    if not _is_known(matrix, new_matrix, size, distortion, outside=OUTSIDE * max(size)):
+        new_matrix = _widest(matrix, size, distortion)
     maps = make_maps(matrix, coefficients, np.eye(3), new_matrix, size, cv2.CV_16SC2)
     new = np.array([new_matrix[0, 0], new_matrix[1, 1], *(new_matrix[:2, 2] + 0.5)])
     return Undistortion(new, (matrix, new_matrix, distortion), maps)
+
+
+def _widest(matrix: np.ndarray, size: tuple[int, int], distortion: Distortion) -> np.ndarray:
+    """The pinhole picture of the same principal point that shows most and is known everywhere.
+
+    What a narrower one shows is part of what a wider one shows, so it is found by halving.
+    """
+
+    def scaled(zoom: float) -> np.ndarray:
+        return matrix * [[zoom, 1, 1], [1, zoom, 1], [1, 1, 1]]
+
+    def fits(zoom: float) -> bool:
+        return _is_known(matrix, scaled(zoom), size, distortion, outside=0.5)
+
+    if fits(MIN_ZOOM):
+        return scaled(MIN_ZOOM)
+    wrong, right = MIN_ZOOM, MAX_ZOOM
+    if not fits(right):
+        raise ValueError(
+            "it folds back or leaves the picture close to its centre; calibrate again, or "
+            "undistort the pictures to a smaller view first"
+        )
+    for _ in range(12):
+        middle = math.sqrt(wrong * right)
+        wrong, right = (wrong, middle) if fits(middle) else (middle, right)
+    return scaled(right * MARGIN)
+
+
+def _is_known(
+    matrix: np.ndarray,
+    new_matrix: np.ndarray,
+    size: tuple[int, int],
+    distortion: Distortion,
+    *,
+    outside: float,
+) -> bool:
+    """Whether a pinhole picture shows only what the lens maps one to one, from inside its picture.
+
+    From the axis to the border of the pinhole picture, all around, the distance from the principal
+    point must grow and directions must keep their order. `outside`: pixels by which the border may
+    lie outside of the lens's picture.
+    """
+    focal, centre = np.diag(new_matrix)[:2], new_matrix[:2, 2]
+    if not np.isfinite(new_matrix).all() or not (focal > 0).all():
+        return False
+    ratio = focal / np.diag(matrix)[:2]
+    if ratio.min() < 1 / MAX_ZOOM or ratio.max() > MAX_ZOOM:
+        return False
+    steps = np.linspace(0, 1, 33)
+    sides = [np.stack([steps, 0 * steps], 1), np.stack([1 + 0 * steps, steps], 1)]
+    around = np.concatenate([*sides, *(1 - side for side in sides)]) * size - 0.5  # [N, 2]
+    rays = (around - centre) / focal
+    shown = _distorted((steps[1:, None, None] * rays).reshape(-1, 2), matrix, distortion)
+    shown = shown.reshape(len(steps) - 1, -1, 2)  # [steps, N, 2]
+    if not np.isfinite(shown).all():
+        return False
+    from_centre = (shown - matrix[:2, 2]) / np.diag(matrix)[:2]
+    grows = np.diff(np.linalg.norm(from_centre, axis=-1), axis=0) > 0
+    turn, expected = _cross(from_centre), _cross(rays[None])
+    keeps_order = turn * np.sign(expected) >= 0
+    border = shown[-1]
+    off = np.maximum(-0.5 - border, border + 0.5 - size).max()
+    return bool(grows.all() and keeps_order.all() and off <= outside)
+
+
+def _cross(points: np.ndarray) -> np.ndarray:
+    """Of each point [..., N, 2] and its next, [..., N - 1]: positive for a turn of one sense."""
+    first, second = points[..., :-1, :], points[..., 1:, :]
+    return first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
+
+
+def _distorted(rays: np.ndarray, matrix: np.ndarray, distortion: Distortion) -> np.ndarray:
+    """Where the lens shows rays (x, y) [M, 2] of the plane z = 1, in OpenCV's pixels."""
+    coefficients = np.array(distortion.coefficients)
+    if distortion.model == FISHEYE:
+        points = np.ascontiguousarray(rays).reshape(-1, 1, 2)
+        return cv2.fisheye.distortPoints(points, matrix, coefficients).reshape(-1, 2)
+    points = np.hstack([rays, np.ones((len(rays), 1))])
+    zero = np.zeros(3)
+    return cv2.projectPoints(points, zero, zero, matrix, coefficients)[0].reshape(-1, 2)

@@ -15,6 +15,7 @@ from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_bytes
 from efficient_lvsm_jax.geometry.cameras import check_cameras
+from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
 
 MAX_STRETCH = 0.02  # by which a scaled copy's aspect ratio may differ, e.g. for rounded sides
 
@@ -44,13 +45,14 @@ def picture_frame(
 
     Raises:
       InputError: a file that is no picture, a size that is no scaled copy of the stated one, a
-        camera that cannot be, or a lens that cannot be undone.
+        camera that cannot be or is of another picture, or a lens that cannot be undone.
     """
     try:
         size = oriented_size(path, stated_size)
         upright = oriented_size(path, None) == size
         fxfycxcy = _scaled(np.asarray(fxfycxcy, np.float64), path, size, stated_size)
         check_cameras(c2w, fxfycxcy, "its camera")
+        check_intrinsics(fxfycxcy, size, str(path))
         c2w = np.asarray(c2w, np.float64)
         if distortion is None or distortion.is_none:
             return Frame(

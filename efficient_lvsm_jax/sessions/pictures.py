@@ -13,7 +13,7 @@ from data_pipeline.pictures.images import load_image, rgb
 from data_pipeline.pictures.transforms import fit
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
+from efficient_lvsm_jax.geometry.intrinsics import check_view
 
 Picture = np.ndarray | Image.Image | str | os.PathLike | Frame
 
@@ -48,7 +48,7 @@ def photo(
         image = rgb(picture, name) if is_image else load_image(picture)
     fxfycxcy = np.asarray(fxfycxcy, np.float64)
     if fxfycxcy.shape == (4,):  # otherwise refused as a camera
-        check_intrinsics(fxfycxcy, image.shape[:2], name)
+        check_view(fxfycxcy, image.shape[:2], name)
     return image, np.asarray(c2w, np.float64), fxfycxcy
 
 

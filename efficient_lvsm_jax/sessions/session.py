@@ -22,7 +22,7 @@ from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, check_cameras
 from efficient_lvsm_jax.geometry.epipolar import epipolar_check
-from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics, other_size
+from efficient_lvsm_jax.geometry.intrinsics import check_view, other_size
 from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.model import Model
@@ -278,7 +278,7 @@ class Session:
         if not many:
             c2w, fxfycxcy = c2w[None], fxfycxcy[None]
         check_cameras(c2w, fxfycxcy, "render camera")
-        check_intrinsics(fxfycxcy if many else fxfycxcy[0], size, "render camera")
+        check_view(fxfycxcy if many else fxfycxcy[0], size, "render camera")
         if not len(c2w):
             return np.zeros((0, *size, 3), np.float32)
         if not self.views:
@@ -486,7 +486,7 @@ class Session:
         check_cameras(c2w, fxfycxcy, "camera")
         if c2w.ndim != 2:
             raise InputError(f"c2w of shape {c2w.shape}: expected one camera, [4, 4]")
-        check_intrinsics(fxfycxcy, size, "camera")
+        check_view(fxfycxcy, size, "camera")
         if doubt := other_size(fxfycxcy, size):
             warnings.warn(f"camera: {doubt}", stacklevel=3)
         return Views(image.astype(np.float32), c2w, fxfycxcy)

@@ -513,10 +513,10 @@ def test_a_picture_is_of_the_inputs_size_unless_told_and_one_number_is_a_square(
         (("none.jpg", np.eye(4), [20, 20, 8, 8]), "none.jpg: no such image"),
         (("none.jpg",), "a picture without camera"),
         ((Image.new("RGB", (64, 36)),), "a picture without camera"),
-        ((Image.new("RGB", (64, 36)), np.eye(4), [1, 1, 0.5, 0.5]), "divided by the picture's"),
-        ((Image.new("RGB", (64, 36)), np.eye(4), [120, 120, 64, 36]), "lies outside"),
+        ((Image.new("RGB", (64, 36)), np.eye(4), [1, 1, 0.5, 0.5]), "divided by its width"),
+        ((Image.new("RGB", (64, 36)), np.eye(4), [120, 120, 64, 36]), "2 times as large"),
         ((np.zeros((16, 24, 3)),), "image without camera"),
-        ((np.zeros((16, 24, 3)), np.eye(4), [1.1, 1.1, 0.5, 0.5]), "divided by the picture's"),
+        ((np.zeros((16, 24, 3)), np.eye(4), [1.1, 1.1, 0.5, 0.5]), "divided by its width"),
         ((np.zeros((16, 24, 3)), np.eye(4), [400, 400, 12, 8]), "degrees across"),
     ],
 )
@@ -530,7 +530,7 @@ def test_pictures_and_cameras_that_cannot_be_are_refused(small_model, added, mes
 def test_a_target_with_impossible_intrinsics_is_refused(small_model):
     session, _ = session_of(small_model, [0, 1])
     c2w, fxfycxcy, size = targets()
-    with pytest.raises(InputError, match=r"render camera\[0\].*divided by the picture's size"):
+    with pytest.raises(InputError, match=r"render camera\[0\].*divided by its width and height"):
         session.render(c2w, fxfycxcy / 24, size)
 
 
