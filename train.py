@@ -31,6 +31,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from efficient_lvsm_jax.runs.settings import LogConfig
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.training.divergence import TrainingDivergedError, check_skips
 from efficient_lvsm_jax.training.interruption import Interruption, exit_by
+from efficient_lvsm_jax.training.optimizer import TIMES
 from efficient_lvsm_jax.training.settings import TrainingConfig
 from efficient_lvsm_jax.training.start import first_state, save_state
 from efficient_lvsm_jax.training.step import TrainState, train_step
@@ -65,8 +67,8 @@ DIVERGED = 4  # exit status
 class Run:
     """A run as its configuration describes it, before anything is computed.
 
-    `all_settings` are plain values, defaults among them, for the record; `asked` is what is to be
-    trained, on what.
+    `all_settings` are plain values, defaults among them, for the record, with updates in place of
+    fractions of the run; `asked` is what is to be trained, on what.
     """
 
     all_settings: dict[str, Any]
@@ -87,6 +89,10 @@ class Run:
         sizes = [(asked.data.size, asked.data.size)]
         claim_workdir(workdir, chosen.family, asked.recipe.model, sizes)
         asked = dataclasses.replace(asked, frozen=replicate(mesh, asked.frozen))
+        optimizer = asked.recipe.optimizer
+        values["optimizer"] |= {name: getattr(optimizer, name) for name in TIMES}
+        for doubt in optimizer.doubts(chosen.steps):
+            logging.warning("%s", doubt)
         return cls(values, chosen, log, mesh, asked)
 
 

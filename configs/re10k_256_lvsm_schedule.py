@@ -16,5 +16,5 @@ def get_config() -> ConfigDict:
     """Settings for train.py."""
     config = re10k_256.get_config()
     config.data.batch_size = 512
-    config.optimizer.update(schedule="cosine", decay_end=100_000, clip_norm=1.0, skip_factor=5.0)
+    config.optimizer.update(schedule="cosine", decay_end=1.0, clip_norm=1.0, skip_factor=5.0)
     return config

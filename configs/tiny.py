@@ -9,10 +9,9 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """Settings for train.py and eval.py; each group becomes a frozen dataclass there."""
-    steps = 1300
     return ConfigDict(
         {
-            "steps": steps,
+            "steps": 1300,
             "checkpoint_every": 500,
             "checkpoints_to_keep": 2,
             "log": {"pictures_every": 500},
@@ -21,10 +20,10 @@ def get_config() -> ConfigDict:
             "optimizer": {
                 "name": "muon",
                 "learning_rate": 6e-3,
-                "warmup_steps": steps // 25,
+                "warmup_steps": 0.04,  # of the steps, however many
                 "schedule": "linear",
-                "decay_start": steps * 3 // 10,
-                "decay_end": steps,
+                "decay_start": 0.3,
+                "decay_end": 1.0,
                 "final_fraction": 0.02,
                 "clip_norm": 1.0,
                 "ema_decay": 0.98,

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from efficient_lvsm_jax.configuration import Settings, check_key, expected, meanings
+from efficient_lvsm_jax.configuration import Settings, check_key, expected, meanings, takes
 from efficient_lvsm_jax.errors import InputError
 
 OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
@@ -181,10 +181,31 @@ def _overridden(config: ConfigDict, overrides: Sequence[str], settings: Groups) 
     config = complete(config, settings)
     for override in overrides:
         _check_override(config, override)
+    overrides = [each for each in overrides if not _set_number(config, each, settings)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=overrides)
     values(["", *overrides])
     return values.config
+
+
+def _set_number(config: ConfigDict, override: str, settings: Groups) -> bool:
+    """Sets a setting that is an integer or a fraction, whichever it was; False of any other."""
+    name, _, text = override.removeprefix("--config.").partition("=")
+    group, _, field = name.rpartition(".")
+    settings_class = settings(config).get(group)
+    if settings_class is None or not takes(settings_class, field, int | float):
+        return False
+    try:
+        value = float(text) if set(text) & set(".eE") else int(text)
+    except ValueError as error:
+        raise InputError(
+            f"--config.{name}={text}: expected an integer, or a fraction with a point: 0.5 or 1.0"
+        ) from error
+    values = config[group] if group else config
+    with values.unlocked():
+        del values[field]  # it would make the new value one of the same type
+        values[field] = value
+    return True
 
 
 def complete(config: ConfigDict, settings: Groups) -> ConfigDict:

@@ -96,6 +96,11 @@ def _fits(value: Any, kind: Any, rules: Mapping[str, Any]) -> bool:
     return all(BOUNDS[word](value, limit) for word, limit in bounds.items())
 
 
+def takes(settings_class: type, name: str, kind: Any) -> bool:
+    """Whether a field has just this type."""
+    return _types(settings_class).get(name) == kind
+
+
 def expected(settings_class: type, field: dataclasses.Field) -> str:
     """In words, what a field may be: "a number, at least 0 and below 1"."""
     return _in_words(_types(settings_class)[field.name], field.metadata)

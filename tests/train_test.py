@@ -18,7 +18,7 @@ from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.training.objective import LossConfig
-from efficient_lvsm_jax.training.optimizer import OptimizerConfig
+from efficient_lvsm_jax.training.optimizer import TIMES, OptimizerConfig
 
 ROOT = Path(trainer.__file__).parent
 
@@ -54,6 +54,15 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert rows(tmp_path) == rows(whole_dir)
     assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6]
+
+
+def test_the_record_has_the_updates_of_the_schedule_and_doubts_are_said(tmp_path, caplog):
+    config = small_config(40)
+    with config.optimizer.ignore_type():
+        config.optimizer.update(warmup_steps=0.1, decay_start=0.25, decay_end=30)
+    recorded = trainer.Run.open(config, tmp_path).all_settings["optimizer"]
+    assert [recorded[name] for name in TIMES] == [4, 10, 30]
+    assert "the last 10 updates have 0.02 of the peak" in caplog.text
 
 
 def test_the_record_has_every_setting_listed_or_not(uninterrupted):

@@ -16,20 +16,26 @@ import optax
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 
+TIMES = ("warmup_steps", "decay_start", "decay_end")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Settings):
     """How parameters move. The defaults are the published ones.
 
+    `warmup_steps`, `decay_start` and `decay_end` are updates, or fractions of the run's `steps`,
+    from 0.0 to 1.0, which change along with it; `over` makes updates of all.
+
     Attributes:
       name: "adamw", or "muon" (Muon on the matrices of the layers, AdamW on the rest).
       learning_rate: peak; update k (from 0) uses learning_rate * min(1, k / warmup_steps), times
         what `schedule` says.
-      warmup_steps: updates until the peak.
+      warmup_steps: updates until the peak; 3000, or 0.03 of `steps`.
       schedule: "constant"; or "linear" or "cosine" (half a cosine) from 1 at decay_start to
         final_fraction at decay_end, which it keeps.
-      decay_start: update at which the decay begins; 0 begins it where the warm-up ends.
-      decay_end: update at which the decay ends.
+      decay_start: update at which the decay begins, or 0.3 of `steps`; 0 begins it where the
+        warm-up ends.
+      decay_end: update at which the decay ends; 1.0 is the end of the run.
       final_fraction: of the peak, after the decay.
       beta1, beta2, epsilon: AdamW. beta1 is also Muon's momentum.
       weight_decay: on kernels and latents, not on norm scales and biases; with Muon on what Muon
@@ -42,10 +48,10 @@ class OptimizerConfig(Settings):
     group = "optimizer"
     name: str = setting("adamw", choices=("adamw", "muon"))
     learning_rate: float = setting(4e-4, at_least=0)
-    warmup_steps: int = setting(3000, at_least=0)
+    warmup_steps: int | float = setting(3000, at_least=0)
     schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
-    decay_start: int = setting(0, at_least=0)
-    decay_end: int = setting(0, at_least=0)
+    decay_start: int | float = setting(0, at_least=0)
+    decay_end: int | float = setting(0, at_least=0)
     final_fraction: float = setting(0.0, at_least=0)
     beta1: float = setting(0.9, at_least=0, below=1)
     beta2: float = setting(0.95, at_least=0, below=1)
@@ -57,25 +63,69 @@ class OptimizerConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in TIMES:
+            value = getattr(self, name)
+            if isinstance(value, float) and value > 1:
+                if not value.is_integer():
+                    raise InputError(
+                        f"optimizer.{name}={value}: expected a whole number of updates, or a "
+                        "fraction of config.steps from 0.0 to 1.0"
+                    )
+                # A ConfigDict makes 8.0 of an 8 that replaces a fraction.
+                object.__setattr__(self, name, int(value))
         if self.schedule == "constant" and (self.decay_start or self.decay_end):
             raise InputError(
                 "optimizer.schedule='constant' has no decay_start and decay_end: set them to 0, or "
                 "choose linear or cosine"
             )
-        if self.schedule != "constant" and self.decay_end <= self.decay_begins:
+        comparable = isinstance(self.decay_end, float) == isinstance(self.decay_begins, float)
+        if self.schedule != "constant" and comparable and self.decay_end <= self.decay_begins:
             raise InputError(
                 f"optimizer.decay_end={self.decay_end}: expected an update after "
                 f"{self.decay_begins}, where the decay begins"
             )
 
     @property
-    def decay_begins(self) -> int:
-        """Update at which the decay begins."""
+    def decay_begins(self) -> int | float:
+        """Update, or fraction of the run, at which the decay begins."""
         return self.decay_start or self.warmup_steps
+
+    def over(self, steps: int) -> OptimizerConfig:
+        """With updates in place of fractions of a run of `steps`.
+
+        Raises:
+          InputError: the decay then ends before it begins.
+        """
+        values = {name: getattr(self, name) for name in TIMES}
+        return dataclasses.replace(
+            self,
+            **{
+                name: round(value * max(steps, 1)) if isinstance(value, float) else value
+                for name, value in values.items()
+            },
+        )
+
+    def doubts(self, steps: int) -> list[str]:
+        """What is plainly no plan for a run of `steps` updates; this one has no fractions."""
+        found = []
+        if 0 < steps <= self.warmup_steps:
+            found.append(
+                f"optimizer.warmup_steps={self.warmup_steps}: the learning rate never reaches its "
+                f"peak in config.steps={steps}"
+            )
+        if self.schedule != "constant" and 0 < steps != self.decay_end:
+            what = "the decay never ends"
+            if (left := steps - self.decay_end) > 0:
+                what = f"the last {left} updates have {self.final_fraction} of the peak"
+            found.append(
+                f"optimizer.decay_end={self.decay_end}: {what} in config.steps={steps}; 1.0 ends "
+                "it with the run"
+            )
+        return found
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
-    """Learning rate of update `step`, counted from 0."""
+    """Learning rate of update `step`, counted from 0; `config` has no fractions, see `over`."""
     rate = config.learning_rate * jnp.minimum(1.0, step / max(config.warmup_steps, 1))
     if config.schedule == "constant":
         return rate

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +8,19 @@ import optax
 import pytest
 from conftest import GOLDENS, SMALL, channels_last, golden, golden_views, random_views
 
+import configs
 import efficient_lvsm_jax as elvsm
+from efficient_lvsm_jax.aot import training_step
+from efficient_lvsm_jax.commands import command_line
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch, Views
 from efficient_lvsm_jax.models.model import Model, init_params
-from efficient_lvsm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from efficient_lvsm_jax.training.optimizer import (
+    TIMES,
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+)
 from efficient_lvsm_jax.training.step import Recipe, init_state, start_from, train_step
 
 FAMILY = "efficient_lvsm"
@@ -48,6 +57,88 @@ def test_twelve_steps_equal_the_published_training(parity):
     trained = Model(FAMILY, model.config, state.params)
     images = trained.decode(trained.encode(views), cameras)
     parity("render after 12 steps", images, channels_last(data["render_after"]), 1e-4)
+
+
+# Updates at the presets' own numbers of steps: warm-up, begin and end of the decay.
+PRESETS = {
+    "tiny": (52, 390, 1300),
+    "tiny_lvsm_decoder_only": (52, 390, 1300),
+    "tiny_lvsm_encoder_decoder": (52, 390, 1300),
+    "re10k_256": (3000, 0, 0),
+    "re10k_256_lvsm_decoder_only": (3000, 0, 100_000),
+    "re10k_256_lvsm_encoder_decoder": (3000, 0, 100_000),
+    "re10k_256_lvsm_schedule": (3000, 0, 100_000),
+    "re10k_512": (3000, 0, 0),
+    "re10k_512_finetune": (1000, 0, 0),
+    "objaverse_512": (3000, 0, 0),
+}
+
+
+def preset(name, *overrides):
+    """Optimizer of a preset with what the command line changes, and its steps."""
+    file = f"{Path(configs.__file__).parent / name}.py"
+    argv = ["train.py", f"--config={file}", *overrides]
+    config, _ = command_line(argv, usage="", workdir=False, settings=training_step.settings)
+    return training_step.question(config, 1).recipe.optimizer, config.steps
+
+
+def times(optimizer):
+    return tuple(getattr(optimizer, name) for name in TIMES)
+
+
+def test_every_preset_is_known():
+    files = {path.stem for path in Path(configs.__file__).parent.glob("*.py")}
+    assert {name for name in files if "evaluation" not in name} - {"__init__"} == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_schedules_of_the_presets(name):
+    optimizer, steps = preset(name)
+    assert times(optimizer) == PRESETS[name]
+    assert all(type(value) is int for value in times(optimizer))
+    assert optimizer.doubts(steps) == []
+
+
+@pytest.mark.parametrize("name", ["tiny", "re10k_256_lvsm_schedule"])
+@pytest.mark.parametrize("steps", [0, 1, 2, 7, 5000, 1_000_000])
+def test_schedules_follow_the_steps(name, steps):
+    optimizer, _ = preset(name, f"--config.steps={steps}", "--config.optimizer.warmup_steps=0.04")
+    assert optimizer.decay_end == max(steps, 1) and optimizer.warmup_steps == round(0.04 * steps)
+    last = float(learning_rate(optimizer, jnp.int32(max(steps, 1))))
+    expected = optimizer.learning_rate * optimizer.final_fraction
+    np.testing.assert_allclose(last, expected, atol=1e-9)
+    assert optimizer.doubts(steps) == []
+
+
+def test_times_are_updates_or_fractions_whichever_the_preset_has():
+    where = "--config.optimizer."
+    given = (f"{where}warmup_steps=1", f"{where}decay_start=200", f"{where}decay_end=0.5")
+    assert times(preset("tiny", *given)[0]) == (1, 200, 650)
+    given = (f"{where}warmup_steps=0.5", f"{where}decay_end=90000")
+    assert times(preset("re10k_256_lvsm_schedule", *given)[0]) == (50_000, 0, 90_000)
+    assert times(OptimizerConfig(warmup_steps=8.0)) == (8, 0, 0)  # as a ConfigDict makes of 8
+    with pytest.raises(InputError, match=r"warmup_steps=2\.5: expected a whole number of updates"):
+        preset("tiny", f"{where}warmup_steps=2.5")
+    with pytest.raises(InputError, match="warmup_steps=half: expected an integer, or a fraction"):
+        preset("tiny", f"{where}warmup_steps=half")
+    with pytest.raises(InputError, match="decay_end=390: expected an update after 390"):
+        preset("tiny", f"{where}decay_end=390")
+
+
+@pytest.mark.parametrize(
+    ("given", "doubt"),
+    [
+        (("steps=2000", "optimizer.decay_end=1300"), "the last 700 updates have 0.02 of the peak"),
+        (("steps=1000", "optimizer.decay_end=1300"), "the decay never ends in config.steps=1000"),
+        (
+            ("optimizer.warmup_steps=1300", "optimizer.decay_start=0", "optimizer.decay_end=1400"),
+            "never reaches its peak in config.steps=1300",
+        ),
+    ],
+)
+def test_schedules_that_are_no_plan_are_said(given, doubt):
+    optimizer, steps = preset("tiny", *(f"--config.{each}" for each in given))
+    assert doubt in " ".join(optimizer.doubts(steps))
 
 
 def test_learning_rate_warms_up_holds_and_decays():
