@@ -41,7 +41,9 @@ from ml_collections import ConfigDict
 
 from data_pipeline.batches.pipeline import TrainingBatches, training_batches
 from efficient_lvsm_jax.aot import training_step
+from efficient_lvsm_jax.aot.fitting import check_memory, explaining_out_of_memory
 from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.cost.memory import memory_of
 from efficient_lvsm_jax.evaluation.heldout import heldout_of, render_heldout
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
 from efficient_lvsm_jax.parallel.processes import join_processes, say
@@ -100,13 +102,18 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
     """Trains until `config.steps` and returns the final state; `profile`: folder for a trace.
 
     Raises:
-      InputError: settings that cannot be, a workdir of another model, or a failed write.
+      InputError: settings that cannot be, a workdir of another model, too little memory, or a
+        failed write.
       TrainingDivergedError: `config.abort_after_skips` updates in a row were skipped.
       SystemExit: ended early by a signal, after saving.
     """
     run = Run.open(config, workdir)
     config = run.config
-    say(f"memory: {run.asked.estimate(jax.default_backend())}")
+    platform, device = jax.default_backend(), jax.local_devices()[0]
+    say(f"memory: {run.asked.estimate(platform)}")
+    # Devices that are made of one CPU share its memory.
+    sharing = jax.local_device_count() if platform == "cpu" else 1
+    check_memory(run.asked, memory_of(device) // sharing, platform)
     checkpoints = Checkpoints(
         workdir,
         keep=config.checkpoints_to_keep,
@@ -114,7 +121,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
         config=run.all_settings,
     )
     made = contextlib.closing(training_batches(run.asked.data, seed=config.seed, progress=True))
-    with Interruption() as interruption, checkpoints, made as batches:
+    explaining = explaining_out_of_memory(run.asked, platform)
+    with Interruption() as interruption, checkpoints, made as batches, explaining:
         state = first_state(run.asked.recipe, config, run.mesh, checkpoints, batches)
         step = int(state.step)
         record_start(workdir, run.all_settings, step=step)

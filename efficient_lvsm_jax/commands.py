@@ -19,7 +19,9 @@ from ml_collections import ConfigDict, config_flags
 
 from efficient_lvsm_jax.configuration import Settings, check_key, expected, meanings, takes
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import first_line
 
+JAX_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
 OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
 WIDTH = 100  # columns of what is printed
 started_by = ""  # "elvsm VERB", if that runs in this process
@@ -305,6 +307,8 @@ def _check_override(config: ConfigDict, override: str) -> None:
 def main_exit(main: Callable[[], int | None]) -> None:
     """Runs a command-line `main` and exits; an `InputError` becomes one line and exit status 2.
 
+    So does running out of memory, on the host or a device.
+
     Warnings of the library become lines on stderr, each said once.
     """
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
@@ -323,6 +327,17 @@ def main_exit(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # JAX's error by its name: not every program loads JAX.
+        jax_says_so = type(error).__name__ in JAX_ERRORS and "RESOURCE_EXHAUSTED" in str(error)
+        if not jax_says_so and not isinstance(error, MemoryError):
+            raise
+        print(
+            f"error: out of memory ({_printable(first_line(error))}); take smaller pictures, fewer "
+            "views, or fewer scenes at once (evaluation.batch_size)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     sys.exit(status or 0)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from efficient_lvsm_jax.commands import Parser, command_line, main_exit, picture_size
@@ -39,6 +40,30 @@ def test_control_characters_of_names_do_not_reach_the_terminal(capsys):
 
     exit_of(main)
     assert capsys.readouterr().err == "error: a\\x1b[2J\\udc80b: unreadable\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nmore"),
+        MemoryError("Unable to allocate 5 bytes"),
+    ],
+)
+def test_out_of_memory_is_one_line_and_status_2(capsys, error):
+    def main():
+        raise error
+
+    assert exit_of(main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (") and "5 bytes" in said and said.count("\n") == 1
+
+
+def test_other_errors_of_the_runtime_are_not_hidden():
+    def main():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        main_exit(main)
 
 
 def test_a_warning_is_said_once(capsys):

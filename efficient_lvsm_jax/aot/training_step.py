@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,8 @@ from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.settings import TrainingConfig
 from efficient_lvsm_jax.training.step import Recipe, abstract_state, train_step
 
+_abstract_state = functools.lru_cache(maxsize=8)(abstract_state)  # takes longer than formulas
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -60,10 +63,10 @@ class Question:
         return max(self.data.num_inputs_cycle), self.data.num_targets
 
     def estimate(self, platform: str) -> Estimate:
-        """What formulas say of its memory, on "tpu" or "gpu"."""
+        """What formulas say of its memory, on "tpu", "gpu" or "cpu"."""
         return estimate(
             self.recipe.model,
-            abstract_state(self.recipe),
+            _abstract_state(self.recipe),
             mesh_sizes(self.mesh, self.devices),
             batch_size=self.data.batch_size,
             inputs=self.views[0],

@@ -10,9 +10,12 @@ Axes: V input view, T target view, N patch token, D width, H head, K head dim, L
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +27,8 @@ from efficient_lvsm_jax.models.view_synthesis import LayerUnits, ModelConfig
 from efficient_lvsm_jax.parallel.sharding import state_shardings
 
 GIB, MIB = 2**30, 2**20
+USABLE = 0.92  # of a device's memory: the rest is the allocator's, and what programs need
+CGROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # On a TPU the fastest axis of an array takes a multiple of this many places.
 TPU_LANES = 128
 
@@ -155,6 +160,34 @@ def activations(
     layer = LayerUnits(with_self_attention, with_both, pages)
     kept, working = config.activation_units(layer, inputs, targets, tokens)
     return int(kept * unit), int(working * unit)
+
+
+def memory_of(device: jax.Device) -> int:
+    """Bytes of a device, 0 if it does not say; of a CPU what the machine, or the container, has."""
+    if device.platform != "cpu":
+        return int((device.memory_stats() or {}).get("bytes_limit", 0))
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in (*_own_limits(), CGROUPS / "memory.max"):
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def _own_limits() -> list[Path]:
+    """Files that may limit the memory of this process's control group and those around it."""
+    try:
+        lines = OWN_GROUP.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = CGROUPS / controllers
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            groups = [root / path.lstrip("/"), *(root / path.lstrip("/")).parents]
+            found += [group / name for group in groups if group.is_relative_to(root)]
+    return found
 
 
 def bytes_of_page(config: EfficientLVSMConfig, pixels: int) -> int:

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +14,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from efficient_lvsm_jax.cost.memory import GIB, MIB, bytes_of_page, estimate
+from efficient_lvsm_jax.cost.memory import (
+    GIB,
+    MIB,
+    USABLE,
+    bytes_of_page,
+    estimate,
+    memory_of,
+)
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.nn.attention import choose
 from efficient_lvsm_jax.parallel.sharding import mesh_sizes
@@ -27,10 +33,8 @@ from efficient_lvsm_jax.version import __version__
 PACKAGE = "efficient-lvsm-jax"
 FAMILY, SIZE, INPUTS, TARGETS = "efficient_lvsm", 256, 2, 6  # of the published recipe
 REMAT = ("none", "products", "attention", "full")
-USABLE = 0.92  # of a device's memory: the rest is the allocator's, and what programs need
 RENDERING = GIB  # left for what a render has in use: 8 pictures from 64 views take a quarter
 UNKNOWN = f"not compared: {PACKAGE} is not installed (pip install .)"
-CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def examine() -> dict[str, Any]:
@@ -39,7 +43,7 @@ def examine() -> dict[str, Any]:
     stated = metadata.requires(PACKAGE) if PACKAGE in installed else None
     required, extras = requirements(stated or [], installed)
     devices = jax.local_devices()
-    memory = _memory_bytes(devices[0])
+    memory = memory_of(devices[0])
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -102,17 +106,6 @@ def _installed() -> dict[str, str]:
     """Canonical name to version."""
     found = ((each.metadata["Name"], each.version) for each in metadata.distributions())
     return {canonicalize_name(name): version for name, version in found if name}
-
-
-def _memory_bytes(device: jax.Device) -> int:
-    """Of a device, 0 if it does not say; of a CPU what the machine, or the container, has."""
-    if device.platform != "cpu":
-        return int((device.memory_stats() or {}).get("bytes_limit", 0))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(memory, int(CGROUP.read_text()))
-    except (OSError, ValueError):  # there is no container, or it says "max"
-        return memory
 
 
 def _capacity(backend: str, memory: int) -> dict[str, Any]:
