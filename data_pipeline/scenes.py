@@ -99,6 +99,7 @@ class Scene:
         frames out.
       held_out: indices of frames that were held out of training, in the split that holds them.
       observations: reads what the source knows about points, if anything.
+      notes: what its reader found odd, each in a line.
 
     Raises:
       InputError: no frame, two of one name, or a camera that cannot be.
@@ -112,6 +113,7 @@ class Scene:
     observations: Callable[[], Observations] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if len(self.frames) <= len(self.holes):
@@ -184,11 +186,12 @@ def scene_of(
     *,
     holes: Sequence[int] = (),
     observations: Callable[[], Observations] | None = None,
+    notes: Sequence[str] = (),
 ) -> Scene:
     """A scene, with one line about its absent frames, or an InputError if reading is strict.
 
     Args:
-      name, frames, holes, observations: see `Scene`.
+      name, frames, holes, observations, notes: see `Scene`.
       absent: names of the listed frames whose picture is not there and that are not in `frames`.
       options: says whether reading is strict.
     """
@@ -201,7 +204,9 @@ def scene_of(
         if options.strict:
             raise InputError(f"{line} (refused because reading is strict)")
         log.warning("%s; going on with the other %d", line, listed - len(absent))
-    return Scene(name, frames, absent, tuple(holes), observations=observations)
+    for note in notes:
+        log.warning("%s: %s", name, note)
+    return Scene(name, frames, absent, tuple(holes), observations=observations, notes=tuple(notes))
 
 
 def scene_of_arrays(name: str, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Scene:

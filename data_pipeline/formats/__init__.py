@@ -82,6 +82,11 @@ def open_scenes(
     )
 
 
+def formats_of(path: Path) -> list[str]:
+    """Every format that a folder or file looks like, the one that is taken first."""
+    return [reader.NAME for reader in _READERS if reader.detect(path)]
+
+
 def _detect(path: Path) -> ModuleType | None:
     return next((reader for reader in _READERS if reader.detect(path)), None)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.formats.colmap_model import (
+    CAMERA_MODELS,
     ModelCamera,
     ModelImage,
     model_suffix,
@@ -24,16 +25,17 @@ from data_pipeline.formats.colmap_model import (
     read_images,
     read_points,
 )
-from data_pipeline.pictures.distortion import undistortion
+from data_pipeline.pictures.distortion import corner_shift, undistortion
 from data_pipeline.pictures.frames import picture_frame
 from data_pipeline.pictures.places import PICTURE_FOLDERS, find_pictures
 from data_pipeline.read_options import ReadOptions
-from data_pipeline.scenes import Frame, Observations, Scene, check_unique, log, scene_of
+from data_pipeline.scenes import Frame, Observations, Scene, check_unique, scene_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside, listing
 
 NAME = "colmap"
 LOOKS_FOR = "sparse/0 or the folder itself with cameras.bin and images.bin, or .txt"
+MIN_SHIFT = 0.5  # pixels by which a lens must move something to be worth a word
 MAX_OBSERVATIONS = 20_000  # of a scene; more would not make a better check of its poses
 
 
@@ -52,7 +54,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
     Raises:
       InputError: no model or no picture, a damaged file, a lens that cannot be undone.
     """
-    folder, images = _largest(path)
+    folder, images, notes = _largest(path)
     cameras = read_cameras(folder)
     images.sort(key=lambda image: image.name)
     check_unique([image.name for image in images], f"{folder}: images")
@@ -87,7 +89,33 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
         absent,
         options,
         observations=(lambda: _observations(folder, cameras, frames)) if has_points else None,
+        notes=notes,
     )
+
+
+def lens_notes(folder: Path, file: str) -> list[str]:
+    """A line for a capture described by `file`, without distortion, beside a model that has some.
+
+    None if there is no model, or its lenses move no pixel by half a pixel or more.
+    """
+    shifts: dict[str, float] = {}
+    for model in _models(folder):
+        try:
+            for number, camera in read_cameras(model).items():
+                fxfycxcy, distortion = camera.pinhole(f"{model}, camera {number}")
+                if distortion is not None:
+                    name = CAMERA_MODELS[camera.model][0]
+                    shift = corner_shift(fxfycxcy, camera.size, distortion)
+                    shifts[name] = max(shift, shifts.get(name, 0.0))
+        except InputError:  # it is not what is read
+            continue
+    return [
+        f"{file} knows no lens distortion, but the COLMAP model beside it does ({name}, which "
+        f"moves the corners by {shift:.1f} px): unless the pictures are undistorted already, read "
+        "that model with --format colmap"
+        for name, shift in shifts.items()
+        if shift >= MIN_SHIFT
+    ]
 
 
 def _models(path: Path) -> list[Path]:
@@ -98,8 +126,8 @@ def _models(path: Path) -> list[Path]:
     return [folder for folder in (path / "sparse", path) if model_suffix(folder)][:1]
 
 
-def _largest(path: Path) -> tuple[Path, list[ModelImage]]:
-    """The model with most images, and its images."""
+def _largest(path: Path) -> tuple[Path, list[ModelImage], list[str]]:
+    """The model with most images, its images, and a line if there are several models."""
     folders = _models(path)
     for folder in folders:
         for name in ("cameras", "images", "points3D"):
@@ -109,17 +137,14 @@ def _largest(path: Path) -> tuple[Path, list[ModelImage]]:
     if not models:
         raise InputError(f"{path}: no COLMAP model; looked for {LOOKS_FOR}")
     folder = max(models, key=lambda folder: len(models[folder]))
-    if len(models) > 1:
-        log.warning(
-            "%s: %d separate models; reading %s, which has most images (%s)",
-            path,
-            len(models),
-            folder.relative_to(path),
-            ", ".join(f"{other.name}: {len(images)}" for other, images in models.items()),
-        )
+    counts = ", ".join(f"{other.name}: {len(images)}" for other, images in models.items())
+    several = (
+        f"{len(models)} separate models; reading {folder.relative_to(path)}, which has most images "
+        f"({counts})"
+    )
     if not models[folder]:
         raise InputError(f"{folder}: the model has no image")
-    return folder, models[folder]
+    return folder, models[folder], [several] * (len(models) > 1)
 
 
 def _pictures(path: Path, images: Sequence[ModelImage], folder: Path) -> dict[str, Path]:

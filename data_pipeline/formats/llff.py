@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.formats import colmap
 from data_pipeline.formats.json_values import MAX_SIDE, whole_number
 from data_pipeline.formats.npy_arrays import read_numbers
 from data_pipeline.pictures.frames import picture_frame
@@ -54,7 +55,8 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
         _frame(matrix, picture, poses.parent, f"{poses}, row {index} ({picture.name})")
         for index, (matrix, picture) in enumerate(zip(matrices, pictures, strict=True))
     ]
-    return scene_of(poses.parent.resolve().name, frames, (), options)
+    notes = colmap.lens_notes(poses.parent, poses.name)
+    return scene_of(poses.parent.resolve().name, frames, (), options, notes=notes)
 
 
 def _pictures(folder: Path, count: int) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.formats import colmap
 from data_pipeline.formats.json_values import (
     MAX_SIDE,
     fields,
@@ -139,7 +140,11 @@ def read_listed(
         for frame in listed
         if frame.name in paths
     ]
-    return scene_of(path.parent.resolve().name, frames, absent, options)
+    lenses = [_lens(frame) for frame in listed]
+    notes = []
+    if all(lens is None or lens.is_none for lens in lenses):
+        notes = colmap.lens_notes(path.parent, path.name)
+    return scene_of(path.parent.resolve().name, frames, absent, options, notes=notes)
 
 
 def _full_name(name: str, picture: Path | None, usual: str) -> str:

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"--out {flags.out}: must end in .png")
 
     # Here, so that --help need not wait for it.
-    from data_pipeline.formats import open_scenes
+    from data_pipeline.formats import formats_of, open_scenes
     from data_pipeline.inspect.findings import inspect_scene
     from data_pipeline.inspect.text import describe, describe_all
 
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.scene is not None:
         one = scenes.find(flags.scene)
     header = f"{flags.path}: {scenes.format}, {len(scenes)} scene{'s' * (len(scenes) > 1)}"
+    if others := [name for name in formats_of(flags.path) if name != scenes.format]:
+        header += f" (also there: {', '.join(others)}; --format NAME reads that)"
     if one is not None:
         scene = scenes[one]
         inspections, unread = [inspect_scene(scene)], {}

@@ -115,6 +115,7 @@ def inspect_scene(scene: Scene, *, pairs: int = 8) -> Inspection:
         cautions=(
             *_picture_cautions(sizes, fxfycxcy, square),
             *_pose_cautions(c2w, square),
+            *(Caution("source", note) for note in scene.notes),
             *_absence_cautions(scene),
             *_length_cautions(frames),
             *_file_cautions(frames),

@@ -91,6 +91,14 @@ class Undistortion:
         return np.where(known[:, None], moved, np.nan)
 
 
+def corner_shift(fxfycxcy: np.ndarray, size: tuple[int, int], distortion: Distortion) -> float:
+    """Pixels by which the lens moves the corners of a pinhole picture of its intrinsics."""
+    corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * np.array(size, np.float64)
+    matrix = np.array([[fxfycxcy[0], 0, fxfycxcy[2]], [0, fxfycxcy[1], fxfycxcy[3]], [0, 0, 1.0]])
+    shown = _distorted((corners - fxfycxcy[2:]) / fxfycxcy[:2], matrix, distortion)
+    return float(np.linalg.norm(shown - corners, axis=-1).max())
+
+
 def undistortion(
     fxfycxcy: np.ndarray, size: tuple[int, int], distortion: Distortion, name: str
 ) -> Undistortion:
