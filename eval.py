@@ -72,7 +72,7 @@ from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.sharding import make_mesh
 from efficient_lvsm_jax.runs.profiling import StepTrace
-from efficient_lvsm_jax.runs.provenance import trained_on
+from efficient_lvsm_jax.runs.provenance import check_generated
 from efficient_lvsm_jax.weights.folder import digest
 from efficient_lvsm_jax.weights.load import load
 from efficient_lvsm_jax.weights.lpips import find_lpips
@@ -182,22 +182,16 @@ def main() -> None:
 
     config, values = command_line(sys.argv, define_flags, usage=__doc__, settings=settings_of)
     folder = Path(values.workdir) / "evaluation"
-    save_predictions = values["save-predictions"].value
+    save = values["save-predictions"].value
     if values.predictions:
-        if values.weights or save_predictions:
+        if values.weights or save:
             raise InputError("--predictions scores given pictures: no --weights, nothing to save")
         source = Predictions(values.predictions, named=values["predictions-named"].value)
     else:
         source = load(values.weights or values.workdir)
-        given = config.evaluation.data or config.data.path or values.weights
-        if not given and (path := trained_on(Path(values.workdir))):
-            raise InputError(
-                f"{values.workdir}: was trained on {path}, but generated scenes would be scored; "
-                f"add --config.data.path={path} to score what was held out of it, name other data "
-                f"in --config.evaluation.data, or add --weights {values.workdir} to score those"
-            )
-    weights = str(values.weights or values.workdir)
-    options = Options(save_predictions, values.restart, weights, values.profile)
+        if not (config.evaluation.data or config.data.path or values.weights):
+            check_generated(Path(values.workdir))
+    options = Options(save, values.restart, values.weights or values.workdir, values.profile)
     metrics = evaluate(config, source, folder, options)
     print_results(metrics, folder)
 

@@ -1,7 +1,6 @@
 """Trains a model: data, model, shardings, restore, loop.
 
-    python train.py --config configs/tiny.py --workdir runs/tiny [--config.steps=100]
-        [--profile DIR]
+    python train.py --config configs/tiny.py --workdir runs/tiny [--config.steps=100] [--profile D]
     python train.py --help-settings                  # all settings: values, choices, meaning
 
 Started again with the same arguments it goes on from its newest checkpoint, with the same numbers
@@ -31,7 +30,6 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +54,6 @@ from efficient_lvsm_jax.runs.settings import LogConfig
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.training.divergence import TrainingDivergedError, check_skips
 from efficient_lvsm_jax.training.interruption import Interruption, exit_by
-from efficient_lvsm_jax.training.optimizer import TIMES
 from efficient_lvsm_jax.training.settings import TrainingConfig
 from efficient_lvsm_jax.training.start import first_state, save_state
 from efficient_lvsm_jax.training.step import TrainState, train_step
@@ -69,8 +66,8 @@ DIVERGED = 4  # exit status
 class Run:
     """A run as its configuration describes it, before anything is computed.
 
-    `all_settings` are plain values, defaults among them, for the record, with updates in place of
-    fractions of the run; `asked` is what is to be trained, on what.
+    `all_settings` are plain values for the record, defaults among them, fractions of the run as
+    updates; `asked` is what is to be trained, on what.
     """
 
     all_settings: dict[str, Any]
@@ -88,13 +85,9 @@ class Run:
         log = build(LogConfig, values["log"], "log")
         mesh = make_mesh(chosen.mesh)
         asked = training_step.question(config, mesh.size, abstract=False)
-        sizes = [(asked.data.size, asked.data.size)]
-        claim_workdir(workdir, chosen.family, asked.recipe.model, sizes)
+        claim_workdir(workdir, chosen.family, asked.recipe.model, [(asked.data.size,) * 2])
         asked = dataclasses.replace(asked, frozen=replicate(mesh, asked.frozen))
-        optimizer = asked.recipe.optimizer
-        values["optimizer"] |= {name: getattr(optimizer, name) for name in TIMES}
-        for doubt in optimizer.doubts(chosen.steps):
-            logging.warning("%s", doubt)
+        values["optimizer"] |= asked.recipe.optimizer.planned(chosen.steps)
         return cls(values, chosen, log, mesh, asked)
 
 
@@ -102,18 +95,15 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
     """Trains until `config.steps` and returns the final state; `profile`: folder for a trace.
 
     Raises:
-      InputError: settings that cannot be, a workdir of another model, too little memory, or a
-        failed write.
+      InputError: settings that cannot be, another model's workdir, too little memory or disk.
       TrainingDivergedError: `config.abort_after_skips` updates in a row were skipped.
       SystemExit: ended early by a signal, after saving.
     """
     run = Run.open(config, workdir)
     config = run.config
-    platform, device = jax.default_backend(), jax.local_devices()[0]
+    platform = jax.default_backend()
     say(f"memory: {run.asked.estimate(platform)}")
-    # Devices that are made of one CPU share its memory.
-    sharing = jax.local_device_count() if platform == "cpu" else 1
-    check_memory(run.asked, memory_of(device) // sharing, platform)
+    check_memory(run.asked, memory_of(jax.local_devices()[0]), platform)
     checkpoints = Checkpoints(
         workdir,
         keep=config.checkpoints_to_keep,
@@ -121,8 +111,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
         config=run.all_settings,
     )
     made = contextlib.closing(training_batches(run.asked.data, seed=config.seed, progress=True))
-    explaining = explaining_out_of_memory(run.asked, platform)
-    with Interruption() as interruption, checkpoints, made as batches, explaining:
+    fitting = explaining_out_of_memory(run.asked, platform)
+    with Interruption() as interruption, checkpoints, made as batches, fitting:
         state = first_state(run.asked.recipe, config, run.mesh, checkpoints, batches)
         step = int(state.step)
         record_start(workdir, run.all_settings, step=step)
@@ -198,14 +188,12 @@ def main() -> int | None:
     """The command line."""
     config, values = command_line(sys.argv, define_flags, usage=__doc__, settings=settings)
     join_processes(config.processes)
-    workdir = Path(values.workdir)
     try:
-        state = train(config, workdir, profile=values.profile)
+        state = train(config, Path(values.workdir), profile=values.profile)
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
-    say(f"trained {int(state.step)} steps, {int(state.skipped)} updates skipped: {workdir}")
-    return None
+    say(f"trained {int(state.step)} steps, {int(state.skipped)} updates skipped: {values.workdir}")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,16 @@ def trained_on(workdir: Path) -> str:
     return str(data.get("path", "")) if isinstance(data, dict) else ""
 
 
+def check_generated(workdir: Path) -> None:
+    """Raises an InputError if a model was trained on other than generated scenes, to be scored."""
+    if path := trained_on(workdir):
+        raise InputError(
+            f"{workdir}: was trained on {path}, but generated scenes would be scored; add "
+            f"--config.data.path={path} to score what was held out of it, name other data in "
+            f"--config.evaluation.data, or add --weights {workdir} to score those"
+        )
+
+
 def package_versions() -> dict[str, str]:
     """Python and the packages that decide what is computed."""
     versions = {"python": platform.python_version()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 
 TIMES = ("warmup_steps", "decay_start", "decay_end")
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,12 @@ class OptimizerConfig(Settings):
                 for name, value in values.items()
             },
         )
+
+    def planned(self, steps: int) -> dict[str, int]:
+        """TIMES of a run of `steps` updates, after a line about each of its `doubts`."""
+        for doubt in self.doubts(steps):
+            log.warning("%s", doubt)
+        return {name: getattr(self, name) for name in TIMES}
 
     def doubts(self, steps: int) -> list[str]:
         """What is plainly no plan for a run of `steps` updates; this one has no fractions."""
