@@ -21,14 +21,17 @@ demo: $(VENV)/installed ## train configs/tiny.py from scratch, score held-out sc
 test: $(VENV)/installed ## lint and run all tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TWO)
+
+# Two processes; the tests of a file share what it sets up, so they stay together.
+TWO := -n 2 --dist loadfile
 
 # Parity, cache, sessions, a training step, a reader, the order of rooms.
 QUICK := tests/layers_test.py tests/models tests/nn/cache_test.py tests/sessions \
   tests/training/training_test.py tests/formats/colmap_test.py tests/convert/convert_reference_test.py
 
 test-quick: $(VENV)/installed ## the tests to run while working
-	$(RUN) -m pytest $(QUICK)
+	$(RUN) -m pytest $(TWO) $(QUICK)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
