@@ -118,7 +118,9 @@ def _hold_out(
         found = HoldOut(str(stored["of"]), str(stored["split"]), frames)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(manifest_path, error) from error
-    if found.of == found.split or list(frames) != sorted({*frames}) or min(frames, default=0) < 0:
+    own = manifest_path.stem.removeprefix("manifest-")
+    names_both = own in (found.of, found.split) and found.of != found.split
+    if not names_both or list(frames) != sorted({*frames}) or min(frames, default=0) < 0:
         raise InputError(f"{manifest_path}: damaged manifest ({found}); prepare again")
     for name in {found.of, found.split} & {*splits}:
         other_path = choose_split(path, splits, ReadOptions(split=name))

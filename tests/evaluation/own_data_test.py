@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 import eval as scorer
 import train as trainer
-from configs import tiny
+from configs import capture_tiny, tiny
+from data_pipeline.batches.pipeline import DataConfig
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.prepare.data_set import Preparation, prepare
 from efficient_lvsm_jax.commands import complete
+from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.protocol import settings_of_run
 from efficient_lvsm_jax.runs.provenance import trained_on
@@ -82,6 +84,7 @@ def test_eval_scores_the_hold_out_without_an_index(folder, trained, monkeypatch,
         "num_inputs": 4,
         "num_targets": "all",
     }
+    assert trained_on(trained) == str(folder / "prepared")
     assert "scenes=1 nearest_input_psnr=" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -110,17 +113,22 @@ def test_other_data_that_is_named_is_taken(folder):
     )
 
 
-@pytest.mark.parametrize("every", [0, 1])
-def test_a_capture_without_hold_out_is_trained_on_without_pictures_alone(folder, tmp_path, every):
+def test_a_capture_without_hold_out_is_trained_on_without_pictures_alone(folder, trained):
     changed = config(folder)
     changed.data.path = str(folder / "walk")
-    changed.log.pictures_every = every
-    if every:
-        with pytest.raises(InputError, match=r"--hold-out 0\.1 .*\(log\.pictures_every=0 draws no"):
-            trainer.train(changed, tmp_path)
-    else:
-        trainer.train(changed, tmp_path)
-        assert trained_on(tmp_path) == str(folder / "walk")
+    values = complete(changed, trainer.settings).to_dict()
+    with pytest.raises(InputError, match=r"--hold-out 0\.1 .*\(log\.pictures_every=0 draws no"):
+        trainer.heldout_of(values, every=1, seed=0, count=3)
+    assert trainer.heldout_of(values, every=0, seed=0, count=3) == []
+
+
+def test_the_preset_for_a_capture_takes_its_hold_out(folder):
+    preset = capture_tiny.get_config()
+    preset.data.path = str(folder / "prepared")
+    values = complete(preset, trainer.settings).to_dict()
+    chosen, data = settings_of_run(values), build(DataConfig, values["data"], "data")
+    assert (chosen.data, chosen.split, chosen.num_inputs) == (data.path, "test", 4)
+    assert chosen.size == data.size
 
 
 @pytest.mark.parametrize(

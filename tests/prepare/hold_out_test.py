@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -198,8 +199,8 @@ def test_an_unreadable_frame_that_is_held_out_keeps_its_place(tmp_path):
 
 
 def test_a_split_prepared_otherwise_is_not_taken_for_the_rest(frames_held_out, tmp_path):
-    preparation, _ = frames_held_out
-    prepare(preparation, tmp_path)
+    preparation, out = frames_held_out
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / FOLDER).glob("*train*"):
         path.unlink()
     with pytest.raises(InputError, match="no split 'train'; it has test"):
@@ -217,6 +218,7 @@ def test_a_split_prepared_otherwise_is_not_taken_for_the_rest(frames_held_out, t
         5,
         {"of": "train", "split": "test"},
         {"of": "test", "split": "test", "frames": []},
+        {"of": "train", "split": "val", "frames": [4, 12, 20]},
         {"of": "train", "split": "test", "frames": [-1, 4, 12]},
         {"of": "train", "split": "test", "frames": [12, 4, 20]},
         {"of": "train", "split": "test", "frames": [4, 12]},
@@ -224,7 +226,7 @@ def test_a_split_prepared_otherwise_is_not_taken_for_the_rest(frames_held_out, t
     ],
 )
 def test_a_hold_out_that_cannot_be_is_named(frames_held_out, tmp_path, held):
-    prepare(frames_held_out[0], tmp_path)
+    shutil.copytree(frames_held_out[1], tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / FOLDER).glob("manifest-*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out": held}))
     with pytest.raises(InputError, match=r"manifest-test\.json: .*prepare (both )?again"):
@@ -233,10 +235,10 @@ def test_a_hold_out_that_cannot_be_is_named(frames_held_out, tmp_path, held):
 
 def test_too_few_frames_for_both_leave_nothing_behind(tmp_path):
     source = nerfstudio.write(tmp_path / "capture", five_cameras())
-    for change in ({"min_frames": 5}, {"min_frames": 9}):
-        with pytest.raises(InputError, match=r"every scene was rejected.*4 readable frames"):
-            prepare(Preparation(str(source), hold_out=0.2, **change), tmp_path / "out")
-    assert not [*(tmp_path / "out" / FOLDER).glob("manifest*")]
+    with pytest.raises(InputError, match=r"every scene was rejected.*4 readable frames"):
+        prepare(Preparation(str(source), hold_out=0.2, min_frames=5), tmp_path / "out")
+    left = sorted(path.name for path in (tmp_path / "out" / FOLDER).iterdir())
+    assert left == [".lock-test", ".lock-train"]
 
 
 @pytest.mark.parametrize(
