@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,8 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
 
 JAX_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
+# What a system may run out of: space, memory, files or processes.
+USED_UP = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
 WIDTH = 100  # columns of what is printed
 started_by = ""  # "elvsm VERB", if that runs in this process
@@ -307,7 +310,8 @@ def _check_override(config: ConfigDict, override: str) -> None:
 def main_exit(main: Callable[[], int | None]) -> None:
     """Runs a command-line `main` and exits; an `InputError` becomes one line and exit status 2.
 
-    So does running out of memory, on the host or a device.
+    So does running out of memory, on the host or a device, and of what else a system has: space,
+    open files, processes.
 
     Warnings of the library become lines on stderr, each said once.
     """
@@ -330,13 +334,16 @@ def main_exit(main: Callable[[], int | None]) -> None:
     except Exception as error:
         # JAX's error by its name: not every program loads JAX.
         jax_says_so = type(error).__name__ in JAX_ERRORS and "RESOURCE_EXHAUSTED" in str(error)
-        if not jax_says_so and not isinstance(error, MemoryError):
+        if isinstance(error, OSError) and error.errno in USED_UP:
+            said = f"the system has none left: {first_line(error)}; free some, or ask for less"
+        elif jax_says_so or isinstance(error, MemoryError):
+            said = (
+                f"out of memory ({first_line(error)}); take smaller pictures, fewer views, or "
+                "fewer scenes at once (evaluation.batch_size)"
+            )
+        else:
             raise
-        print(
-            f"error: out of memory ({_printable(first_line(error))}); take smaller pictures, fewer "
-            "views, or fewer scenes at once (evaluation.batch_size)",
-            file=sys.stderr,
-        )
+        print(f"error: {_printable(said)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status or 0)
 

@@ -1,6 +1,7 @@
 """What a person sees when the input is wrong."""
 
 import argparse
+import errno
 import logging
 import os
 import subprocess
@@ -58,11 +59,25 @@ def test_out_of_memory_is_one_line_and_status_2(capsys, error):
     assert said.startswith("error: out of memory (") and "5 bytes" in said and said.count("\n") == 1
 
 
-def test_other_errors_of_the_runtime_are_not_hidden():
+def test_what_a_system_runs_out_of_is_one_line_and_status_2(capsys):
     def main():
-        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+        raise OSError(errno.EMFILE, "Too many open files", "a\x1bb")
 
-    with pytest.raises(jax.errors.JaxRuntimeError):
+    assert exit_of(main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "error: the system has none left: [Errno 24] Too many open files: 'a\\x1b"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [jax.errors.JaxRuntimeError("INTERNAL: a bug"), FileNotFoundError(2, "a bug", "x")]
+)
+def test_errors_of_the_program_are_not_hidden(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
         main_exit(main)
 
 

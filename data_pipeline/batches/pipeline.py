@@ -31,7 +31,7 @@ from data_pipeline.batches.views import (
     mirror,
     permute_colours,
 )
-from data_pipeline.batches.workers import Watch, serve_parent
+from data_pipeline.batches.workers import Watch, how_to_go_on, serve_parent
 from data_pipeline.formats import open_scenes
 from data_pipeline.formats.array_record import hold_out_of
 from data_pipeline.pictures.images import decode_jpeg_into
@@ -190,15 +190,16 @@ class TrainingBatches(grain.DatasetIterator):
         self._watch: Watch | None = None
 
     def __next__(self) -> Batch:
-        if self._batches is None:
-            self._watch = Watch(WORKER_NAME, self._failed) if self._config.workers else None
-            self._batches = iter(self._from(self._next))
         try:
+            if self._batches is None:
+                self._watch = Watch(WORKER_NAME, self._failed) if self._config.workers else None
+                self._batches = iter(self._from(self._next))
             with self._watched():
                 batch, counts = next(self._batches)
         except InputError:
             raise
-        except RuntimeError as error:  # grain's, for a worker that is gone or that raised
+        # Grain's, for a worker that is gone or that raised, and the system's, of what it refuses.
+        except (RuntimeError, OSError) as error:
             raise InputError(self._failed(str(error))) from error
         self._next += 1
         for name, count in counts.items():
@@ -209,9 +210,10 @@ class TrainingBatches(grain.DatasetIterator):
         return self._watch.waiting() if self._watch else contextlib.nullcontext()
 
     def _failed(self, why: str) -> str:
+        if not self._config.workers:
+            return f"preparing batch {self._next} failed: {why}"
         return (
-            f"preparing batch {self._next} failed in a worker process: {why}; if it was "
-            "killed (out of memory?), use fewer data.workers, or 0 for threads"
+            f"preparing batch {self._next} failed in a worker process: {why}; {how_to_go_on(why)}"
         )
 
     def get_state(self) -> dict[str, int]:

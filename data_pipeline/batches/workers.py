@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+
+SHARED_MEMORY = "/dev/shm"
 
 
 def end_when_closed(end: Connection | int) -> None:
@@ -37,6 +40,25 @@ def serve_parent() -> None:
     end_when_closed(multiprocessing.parent_process().sentinel)
 
 
+def how_to_go_on(why: str) -> str:
+    """What to do about a worker process that failed, or could not be started.
+
+    Args:
+      why: what the system or grain says.
+    """
+    # A bus error is how a process ends that writes to shared memory of which there is none left.
+    if not re.search(r"No space left on device|\bexit (code|status) -7\b|SIGBUS", why):
+        return "if it was killed (out of memory?), use fewer data.workers, or 0 for threads"
+    left = ""
+    with contextlib.suppress(OSError):
+        found = os.statvfs(SHARED_MEMORY)
+        left = f" has {found.f_bavail * found.f_frsize} bytes left"
+    return (
+        f"{SHARED_MEMORY}{left}; workers hand batches over there: free it, start the container "
+        "with a larger --shm-size, or use data.workers=0"
+    )
+
+
 class Watch:
     """Sees to it that nobody waits for ever for a worker that was killed.
 
@@ -53,6 +75,8 @@ class Watch:
             ends with the exit status of an `InputError`.
           seconds: how long a wait may last with a dead worker.
         """
+        # What a worker that died has left in shared memory is removed without a word.
+        sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
         self._name, self._error, self._seconds = name, error, seconds
         self._since: float | None = None  # when the wait began that goes on now
         self._others = set(multiprocessing.active_children())

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline.batches.workers import end_when_closed, interrupts_held
+from data_pipeline.batches.workers import SHARED_MEMORY, end_when_closed, interrupts_held
 from data_pipeline.formats.array_record import check_shard, listed_shards
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.shards import (
@@ -214,14 +214,16 @@ def _write_parts(
     # Spawned, not forked: the parent has threads.
     spawning = multiprocessing.get_context("spawn")
     parent_ended, lifeline = spawning.Pipe(duplex=False)
-    with (
-        progress,
-        parent_ended,
-        lifeline,
-        concurrent.futures.ProcessPoolExecutor(
+    try:
+        pool = concurrent.futures.ProcessPoolExecutor(
             max(1, min(workers, len(missing))), spawning, end_when_closed, (parent_ended,)
-        ) as pool,
-    ):
+        )
+    except OSError as error:
+        raise InputError(
+            f"processes cannot be started: {error.strerror}; free {SHARED_MEMORY}, where they "
+            "keep their locks, or what else the system ran out of"
+        ) from error
+    with progress, parent_ended, lifeline, pool:
         try:
             with interrupts_held():  # workers inherit that: Ctrl-C is for the parent alone
                 waiting = {

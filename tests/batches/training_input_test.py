@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from capture_writers import prepared
 from five_cameras import five_cameras
 
 from data_pipeline.batches.pipeline import DataConfig, training_batches, training_dataset
+from data_pipeline.batches.workers import how_to_go_on
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.data_set import Preparation, prepare
 from data_pipeline.scenes import scene_of_arrays
@@ -160,6 +162,39 @@ def test_a_killed_worker_is_one_clear_error(data, tmp_path, killed, message):
     assert ended.returncode == 2, ended.stderr
     said = rf"error: preparing batch \d+ failed in a worker process: {message}"
     assert re.search(said, ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("why", "advice"),
+    [
+        ("[Errno 28] No space left on device", "--shm-size, or use data.workers=0"),
+        ("Worker process was terminated unexpectedly with exit code -7. Search", "/dev/shm has "),
+        ("ended with exit status -7", "/dev/shm has "),
+        ("ended with exit status -9", "if it was killed (out of memory?), use fewer data.workers"),
+        ("terminated unexpectedly with exit code -77.", "if it was killed"),
+    ],
+)
+def test_what_to_do_about_a_worker_follows_from_how_it_ended(why, advice):
+    assert advice in how_to_go_on(why)
+
+
+ENTER = ["unshare", "-rm"]
+FULL = "mount -t tmpfs -o size=1m tmpfs /dev/shm; head -c 2m /dev/zero >/dev/shm/x 2>/dev/null; "
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*ENTER, "true"], capture_output=True).returncode,
+    reason="needs a mount namespace of its own",
+)
+def test_full_shared_memory_is_one_clear_line(data, tmp_path):
+    (tmp_path / "reader.py").write_text(READER)
+    command = f"{FULL} exec {sys.executable} {tmp_path}/reader.py {data}"
+    ended = subprocess.run(
+        [*ENTER, "bash", "-c", command], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2, ended.stderr
+    said = r"error: preparing batch 0 failed .* No space left on device; /dev/shm has 0 bytes left"
+    assert re.match(said, ended.stderr) and ended.stderr.count("\n") == 1
 
 
 def test_the_watch_over_workers_lets_those_live_that_wait_for_others(config, monkeypatch):
