@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ class Scene:
       held_out: indices of frames that were held out of training, in the split that holds them.
       observations: reads what the source knows about points, if anything.
       notes: what its reader found odd, each in a line.
+      film: indices of the frames in the order of their numbers, where names differ in one number
+        alone and that is another order (`film_order`); of frames in a tuple it is found here.
 
     Raises:
       InputError: no frame, two of one name, or a camera that cannot be.
@@ -114,6 +117,7 @@ class Scene:
         default=None, repr=False, compare=False
     )
     notes: tuple[str, ...] = ()
+    film: tuple[int, ...] = ()
 
     def __post_init__(self):
         if len(self.frames) <= len(self.holes):
@@ -123,6 +127,7 @@ class Scene:
         names = [frame.name for frame in self.frames]
         check_unique(names, f"{self.name}: frames")
         check_cameras(self.c2w, self.fxfycxcy, self.name, labels=names)
+        object.__setattr__(self, "film", film_order(names))
 
     @property
     def usable(self) -> list[int]:
@@ -227,6 +232,23 @@ def scene_of_arrays(name: str, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.
             for view in range(len(image))
         ),
     )
+
+
+def film_order(names: Sequence[str]) -> tuple[int, ...]:
+    """Indices of 0.jpg, 1.jpg, 10.jpg, 2.jpg by number: (0, 1, 3, 2).
+
+    Empty where that is the order already, or where more than one number differs, so that nothing
+    says which of them counts.
+    """
+    parts = [re.split("([0-9]+)", name) for name in names]
+    if len({len(each) for each in parts}) != 1:
+        return ()
+    differing = [column for column in zip(*parts, strict=True) if len(set(column)) > 1]
+    if len(differing) != 1 or not all(each.isdecimal() for each in differing[0]):
+        return ()
+    numbers = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in differing[0]]
+    order = tuple(sorted(range(len(numbers)), key=numbers.__getitem__))
+    return () if order == tuple(range(len(order))) else order
 
 
 def check_unique(names: Sequence[str], what: str) -> None:

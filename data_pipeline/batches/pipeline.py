@@ -69,8 +69,9 @@ class DataConfig(Settings):
         a batch has one shape and as many shapes are compiled as there are different numbers.
       num_targets: target views of a scene.
       target_has_input: targets are drawn from all views drawn, inputs included.
-      min_distance, max_distance: frames between the first and the last view drawn, see
-        `views.draw_window`; max_distance 0 draws any views of a scene (`views.draw_views`).
+      min_distance, max_distance: frames between the first and the last view drawn, in the order of
+        the film (`Scene.film`), see `views.draw_window`; max_distance 0 draws any views of a scene
+        (`views.draw_views`).
       normalise_poses: poses in the frame of all views drawn, as published for scenes; object
         renders share a frame already and are trained without.
       shuffle_inputs: inputs in random order, not the window's ends first.
@@ -420,6 +421,8 @@ class _BatchMaker(grain.transforms.Map):
                     target_has_input=config.target_has_input,
                     shuffle_inputs=config.shuffle_inputs,
                 )
+                if chosen is not None and scene.film:
+                    chosen = tuple(np.array(scene.film)[views] for views in chosen)
             else:
                 try:
                     config.check_views(count)

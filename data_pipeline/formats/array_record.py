@@ -160,7 +160,8 @@ def _stored_scenes(
             (int(shard), int(first), int(count), tuple(map(int, holes)))
             for _, shard, first, count, holes in manifest["scenes"]
         ]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        films = {name: tuple(map(int, film)) for name, film in manifest.get("films", {}).items()}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(manifest_path, error) from error
     shards = listed_shards(manifest_path, manifest)
     for name, (shard, first, count, holes) in zip(names, rows, strict=True):
@@ -171,6 +172,8 @@ def _stored_scenes(
             and all(0 <= hole < count for hole in holes)
         ):
             raise InputError(f"{manifest_path}: scene {name!r} lies outside its shard")
+        if name in films and sorted(films[name]) != list(range(count)):
+            raise InputError(f"{manifest_path}: the film of scene {name!r} is not of its frames")
     for shard in shards:
         check_shard(manifest_path.parent / shard.file, shard.bytes)
 
@@ -183,7 +186,7 @@ def _stored_scenes(
                 f"{names[index]}: {len(holes)} of {count} pictures were unreadable when the data "
                 "was prepared (refused because reading is strict)"
             )
-        return Scene(names[index], stored, holes=holes)
+        return Scene(names[index], stored, holes=holes, film=films.get(names[index], ()))
 
     return Scenes(NAME, path, names, read)
 

@@ -117,6 +117,7 @@ def inspect_scene(scene: Scene, *, pairs: int = 8) -> Inspection:
             *_pose_cautions(c2w, square),
             *(Caution("source", note) for note in scene.notes),
             *_absence_cautions(scene),
+            *_order_cautions(scene),
             *_length_cautions(frames),
             *_file_cautions(frames),
             *_check_cautions(poses),
@@ -217,6 +218,18 @@ def _absence_cautions(scene: Scene) -> Iterator[Caution]:
             "absent frames",
             f"{len(scene.absent)} of {listed} listed frames are absent or unreadable, e.g. "
             f"{scene.absent[0]}: copy the pictures again, or go on without them (--strict refuses)",
+        )
+
+
+def _order_cautions(scene: Scene) -> Iterator[Caution]:
+    if scene.film:
+        place = next(i for i, index in enumerate(scene.film) if i != index)
+        first, second = (scene.frames[i].name for i in (place, scene.film[place]))
+        yield Caution(
+            "not the order of the film",
+            f"{first} comes before {second}: frames are counted by name, as evaluation indices "
+            "count them, not in the order of the film. Training draws windows by number; names "
+            "with leading zeros (0001.jpg) have one order",
         )
 
 

@@ -290,6 +290,8 @@ def _publish(
             for name, first, count, holes in shards[number]["scenes"]
         ],
     }
+    if films := {name: film for shard in shards for name, film in shard["films"].items()}:
+        manifest["films"] = films
     _describe_for_tfds(folder, split, manifest)
     write_json(folder / f"manifest-{split}.json", manifest)
     shutil.rmtree(parts)

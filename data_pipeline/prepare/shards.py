@@ -107,9 +107,9 @@ def write_shard(
       frames: of those, the positions of the frames in it; None for all.
 
     Returns:
-      {"frames", "bytes", "sha256", "scenes": [name, first record, records, holes], "absent":
-      [name, listed frames left out], "rejected": [name, reason]}, also written beside the shard,
-      after it.
+      {"frames", "bytes", "sha256", "scenes": [name, first record, records, holes], "films":
+      {name: `Scene.film`}, "absent": [name, listed frames left out], "rejected": [name, reason]},
+      also written beside the shard, after it.
 
     Raises:
       InputError: it cannot be written.
@@ -122,7 +122,7 @@ def write_shard(
     logging.disable(logging.WARNING)  # absent frames are in the manifest
     scenes = open_source(preparation)
     partial = parts / f"{number:05d}.partial"
-    written, absent, rejected, count = [], [], [], 0
+    written, films, absent, rejected, count = [], {}, [], [], 0
     try:
         # One record a group, uncompressed: a picture is read alone, and JPEGs do not shrink.
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
@@ -135,7 +135,8 @@ def write_shard(
                         f"{len(scene.held_out)} of its frames are held out, which this would mix "
                         "with those to train on; prepare what that data was made of instead"
                     )
-                chosen = scene.frames if frames is None else [scene.frames[i] for i in frames]
+                kept = range(len(scene.frames)) if frames is None else frames
+                chosen = [scene.frames[i] for i in kept]
                 records, holes = _records(preparation, scene.name, chosen)
             except InputError as error:
                 rejected.append([name, str(error)])
@@ -145,6 +146,9 @@ def write_shard(
                 example = tf_example_pb2.Example.FromString(FEATURES.serialize_example(record))
                 writer.write(example.SerializeToString(deterministic=True))
             written.append([name, count, len(records), holes])
+            if scene.film:
+                place = {frame: number for number, frame in enumerate(kept)}
+                films[name] = [place[frame] for frame in scene.film if frame in place]
             there = {frame.name for frame in scene.frames} if scene.absent else set()
             if left_out := [frame for frame in scene.absent if frame not in there]:
                 absent.append([name, left_out])
@@ -157,6 +161,7 @@ def write_shard(
             "bytes": partial.stat().st_size,
             "sha256": sha256(partial),
             "scenes": written,
+            "films": films,
             "absent": absent,
             "rejected": rejected,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import re
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 from capture_writers import prepared
 from five_cameras import five_cameras
+from PIL import Image
 
 from data_pipeline.batches.pipeline import DataConfig, training_batches, training_dataset
 from data_pipeline.batches.workers import how_to_go_on
+from data_pipeline.formats import open_scenes
 from data_pipeline.posed_scenes import FOLDER
 from data_pipeline.prepare.data_set import Preparation, prepare
 from data_pipeline.scenes import scene_of_arrays
@@ -369,3 +372,42 @@ def test_frames_of_another_size_are_cropped_to_the_square(tmp_path):
 def test_a_batch_that_processes_do_not_divide_is_refused(config):
     with pytest.raises(InputError, match="batch_size=4: not divisible by the 3 processes"):
         training_batches(config, seed=0, process=(0, 3))
+
+
+@pytest.mark.parametrize("source", ["capture", "prepared"])
+def test_windows_are_of_the_film_where_names_are_not(tmp_path, source):
+    """Frame n shows the colour n, and is named n.png: sorted by name, 10 follows 1."""
+    folder, count = tmp_path / "capture", 40
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for number in range(count):
+        image = np.full((32, 32, 3), number, np.uint8)
+        Image.fromarray(image).save(folder / f"images/{number}.png")
+        c2w = np.eye(4)
+        c2w[0, 3] = number
+        frames.append({"file_path": f"images/{number}.png", "transform_matrix": c2w.tolist()})
+    lens = {"fl_x": 30, "fl_y": 30, "cx": 16, "cy": 16, "w": 32, "h": 32}
+    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
+    scene = open_scenes(folder)[0]
+    assert [frame.name for frame in scene.frames[:3]] == [f"images/{x}.png" for x in (0, 1, 10)]
+    if source == "prepared":
+        prepare(Preparation(str(folder)), tmp_path / "out")
+        folder = tmp_path / "out"
+        assert open_scenes(folder)[0].film == scene.film != ()
+    config = DataConfig(
+        path=str(folder),
+        size=32,
+        batch_size=8,
+        num_inputs_cycle=(2,),
+        num_targets=3,
+        min_distance=6,
+        max_distance=9,
+        mirror=False,
+        permute_colours=False,
+    )
+    batch = next(training_batches(config, seed=0))
+    views = (batch.inputs.image, batch.targets.image)
+    shown = np.concatenate([side[:, :, 16, 16, 0] for side in views], 1).astype(int)
+    distance = shown[:, 1] - shown[:, 0]
+    assert (distance >= 5).all() and (distance <= 10).all()  # JPEG may be a level off
+    assert (shown >= shown[:, :1] - 1).all() and (shown <= shown[:, 1:2] + 1).all()

@@ -208,6 +208,14 @@ def test_files_that_the_decoder_warns_of_are_named(tmp_path):
         inspect_scene(open_scenes(tmp_path)[0])
 
 
+def test_names_that_count_otherwise_than_they_are_sorted_are_warned_of(tmp_path):
+    names = ["0.png", "1.png", "10.png", "2.png", "3.png"]
+    scene = open_scenes(colmap.write(tmp_path, five_cameras(), names=names))[0]
+    assert [frame.name for frame in scene.frames] == names  # as protocols count them
+    messages = {caution.kind: caution.message for caution in inspect_scene(scene).cautions}
+    assert "10.png comes before 2.png:" in messages["not the order of the film"]
+
+
 def test_fields_of_view_are_those_of_the_pictures(textured):
     found = inspect_scene(textured)
     assert found.horizontal_view[1] == pytest.approx(2 * np.degrees(np.arctan(160 / 210)))
