@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
         for index in range(24):
             c2w = np.eye(4)
             c2w[0, 3] = index
-            writer.add(rng.integers(0, 256, (16, 16, 3), np.uint8), c2w, np.full(4, 16.0))
+            writer.add(rng.integers(0, 256, (16, 16, 3), np.uint8), c2w, np.array([16.0, 16, 8, 8]))
     prepare(Preparation(str(folder / "walk"), size=16, hold_out=0.125), folder / "prepared")
     return folder
 

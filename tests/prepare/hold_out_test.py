@@ -36,7 +36,7 @@ def capture(folder: Path) -> Path:
         for index in range(FRAMES):
             c2w = np.eye(4)
             c2w[:3, 3] = index, index % 3, 0
-            writer.add(np.full((16, 16, 3), 10 * index, np.uint8), c2w, np.full(4, 16.0))
+            writer.add(np.full((16, 16, 3), 10 * index, np.uint8), c2w, np.array([16.0, 16, 8, 8]))
     return folder
 
 
