@@ -5,8 +5,9 @@
 Prints frames, resolutions, fields of view and distances, checks the poses against the pictures, and
 says what differs from the training data and what to do about it. Several scenes are summed up.
 
-findings.py says where the numbers of the training data are from. Exit status: 0; 1 if one of
-several scenes cannot be read; 2 if nothing can.
+The last line is the verdict: usable, usable with care, not usable. findings.py says where the
+numbers of the training data are from. Exit status: 0 if all scenes looked at are usable, with care
+or without; 1 if one of several cannot be read; 2 if nothing can; 3 if one is not usable.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--out {flags.out}: cannot be written ({error.strerror})") from error
         if not flags.json:
             print(f"{flags.out}: the cameras of {scene.name}")
+    if not all(found.is_usable for found in inspections):
+        return 3
     return 1 if unread else 0
 
 

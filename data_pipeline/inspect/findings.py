@@ -27,6 +27,7 @@ from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.files.reading import read_bytes
 from efficient_lvsm_jax.geometry.epipolar import PoseCheck
 
+VERDICTS = ("usable", "usable with care", "not usable")
 TRAINING_SIZE = (640, 360)
 TRAINING_VIEW = 60.0  # degrees, both ways, of the centre square
 TRAINING_DISTANCES = (25, 192)  # frames
@@ -59,6 +60,7 @@ class Inspection:
       extent: of the camera centres along the world's axes, in the source's unit.
       poses: how well they fit the pictures.
       cautions: what differs from the training data, or is likely wrong.
+      verdict: a line that begins with one of VERDICTS and says why.
     """
 
     scene: str
@@ -73,6 +75,12 @@ class Inspection:
     extent: tuple[float, float, float]
     poses: PoseCheck
     cautions: tuple[Caution, ...]
+    verdict: str
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is, with care or without."""
+        return self.verdict.startswith(VERDICTS[0])
 
 
 def inspect_scene(scene: Scene, *, pairs: int = 8) -> Inspection:
@@ -100,6 +108,16 @@ def inspect_scene(scene: Scene, *, pairs: int = 8) -> Inspection:
     distances = np.linalg.norm(np.diff(centres, axis=0), axis=-1)
     poses = check_poses(scene, pairs=pairs)
     counted = Counter(map(tuple, sizes.tolist())).most_common()
+    cautions = (
+        *_picture_cautions(sizes, fxfycxcy, square),
+        *_pose_cautions(c2w, square),
+        *(Caution("source", note) for note in scene.notes),
+        *_absence_cautions(scene),
+        *_order_cautions(scene),
+        *_length_cautions(frames),
+        *_file_cautions(frames),
+        *_check_cautions(poses),
+    )
     return Inspection(
         scene=scene.name,
         frames=len(frames),
@@ -112,17 +130,18 @@ def inspect_scene(scene: Scene, *, pairs: int = 8) -> Inspection:
         distances=_spread(distances) if len(frames) > 1 else None,
         extent=tuple(np.ptp(centres, axis=0).tolist()),
         poses=poses,
-        cautions=(
-            *_picture_cautions(sizes, fxfycxcy, square),
-            *_pose_cautions(c2w, square),
-            *(Caution("source", note) for note in scene.notes),
-            *_absence_cautions(scene),
-            *_order_cautions(scene),
-            *_length_cautions(frames),
-            *_file_cautions(frames),
-            *_check_cautions(poses),
-        ),
+        cautions=cautions,
+        verdict=_verdict(poses, cautions),
     )
+
+
+def _verdict(poses: PoseCheck, cautions: Sequence[Caution]) -> str:
+    usable, with_care, not_usable = VERDICTS
+    if poses.verdict == "bad":
+        return f"{not_usable}: {poses.reason}"
+    if cautions:
+        return f"{with_care}: {', '.join(caution.kind for caution in cautions)}"
+    return usable
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:
@@ -276,3 +295,5 @@ def _file_cautions(frames: Sequence[Frame]) -> Iterator[Caution]:
 def _check_cautions(poses: PoseCheck) -> Iterator[Caution]:
     if poses.verdict in ("suspicious", "bad"):
         yield Caution(f"{poses.verdict} poses", f"{poses.reason}; renderings would be blurred")
+    elif poses.verdict == "good" and poses.reason:
+        yield Caution("points of the source", poses.reason)

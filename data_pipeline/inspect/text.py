@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from data_pipeline.inspect.findings import (
     TRAINING_DISTANCES,
     TRAINING_SIZE,
     TRAINING_VIEW,
+    VERDICTS,
     Inspection,
 )
 from efficient_lvsm_jax.geometry.epipolar import PoseCheck
@@ -64,6 +66,7 @@ def describe(inspection: Inspection) -> str:
     ]
     lines = [found.scene, *(f"  {name:<14}{value}" for name, value in rows)]
     lines += [f"  ! {caution.kind}: {caution.message}" for caution in found.cautions]
+    lines.append(found.verdict)
     return "\n".join(lines)
 
 
@@ -100,4 +103,8 @@ def describe_all(inspections: Sequence[Inspection], unread: dict[str, str], tota
     for kind, cases in kinds.items():
         scene, message = cases[0]
         lines.append(f"  ! {kind}, {len(cases)} of {len(inspections)} scenes; {scene}: {message}")
+    verdicts = Counter(found.verdict.partition(":")[0] for found in inspections)
+    counts = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict]]
+    counts += [f"{len(unread)} cannot be read"] * bool(unread)
+    lines.append(", ".join(counts))
     return "\n".join(lines)

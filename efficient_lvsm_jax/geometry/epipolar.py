@@ -22,6 +22,7 @@ MIN_MOTION = 0.05  # of the long side; pictures that move less fit almost any po
 MAX_STEP = 32  # frames of a film
 TURNED = np.diag([1.0, -1.0, -1.0, 1.0])  # y and z, between OpenGL's and OpenCV's camera axes
 Picture = Callable[[], np.ndarray]  # reads it, RGB uint8 [Y, X, 3]
+Lens = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of fxfycxcy, [width, height]
 # What the poses may be instead, where they do not fit: the camera-to-world matrix it would make.
 MISTAKES = {
     "camera axes of OpenGL (x right, y up, z backward) read as OpenCV's, or the reverse": (
@@ -30,6 +31,22 @@ MISTAKES = {
     "world-to-camera matrices read as camera-to-world": np.linalg.inv,
     "world-to-camera matrices in OpenGL's axes read as camera-to-world in OpenCV's": (
         lambda c2w: np.linalg.inv(c2w) @ TURNED
+    ),
+}
+
+
+def _zoomed(zoom: float) -> Lens:
+    return lambda fxfycxcy, size: fxfycxcy * [zoom, zoom, 1, 1]
+
+
+ZOOMS = np.geomspace(0.3, 3, 93).tolist()  # of focal lengths, in steps of 2.5%
+# The same for intrinsics, of the size of their picture.
+LENS_MISTAKES: dict[str, Lens] = {
+    "intrinsics divided by the picture's size instead of pixels": (
+        lambda fxfycxcy, size: fxfycxcy * np.tile(size, 2)
+    ),
+    "intrinsics of a larger or smaller picture than these": (
+        lambda fxfycxcy, size: fxfycxcy * np.tile(size / (2 * fxfycxcy[2:]), 2)
     ),
 }
 
@@ -45,6 +62,7 @@ class PoseCheck:
         or beyond measure.
       count: how many observations or matches. pairs: of pictures.
       reason: why it is unknown, or what is likely wrong; may be empty.
+      names_mistake: the reason is one that would make them fit.
     """
 
     method: str
@@ -54,6 +72,7 @@ class PoseCheck:
     count: int = 0
     pairs: int = 0
     reason: str = ""
+    names_mistake: bool = False
 
 
 def epipolar_check(
@@ -84,18 +103,22 @@ def epipolar_check(
             "or without texture)",
         )
 
-    def distances(poses: np.ndarray) -> np.ndarray:
-        parts = [epipolar_distances(*pair, poses[a], poses[b]) for a, b, *pair in matched]
-        return np.concatenate(parts)
+    def distances(poses: np.ndarray, lens: Lens = lambda fxfycxcy, size: fxfycxcy) -> np.ndarray:
+        return np.concatenate([pair.distances(poses, lens) for pair in matched])
 
     check = judged("epipolar", distances(c2w), len(matched))
     if check.verdict == "good":
         return check
     medians = {what: np.median(distances(change(c2w))) for what, change in MISTAKES.items()}
+    medians |= {what: np.median(distances(c2w, lens)) for what, lens in LENS_MISTAKES.items()}
+    zooms = {zoom: np.median(distances(c2w, _zoomed(zoom))) for zoom in ZOOMS}
+    zoom = min(zooms, key=zooms.get)
+    times = f"{max(zoom, 1 / zoom):.2f} times too {'short' if zoom > 1 else 'long'}"
+    medians[f"focal lengths are likely {times}"] = zooms[zoom]
     what = min(medians, key=medians.get)
     if medians[what] < min(GOOD_PIXELS, (check.median or np.inf) / 3):
         reason = f"{what}: that way the median would be {medians[what]:.2f} px"
-        return dataclasses.replace(check, reason=reason)
+        return dataclasses.replace(check, reason=reason, names_mistake=True)
     return check
 
 
@@ -128,12 +151,32 @@ def epipolar_distances(
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-    """pixels: [M, 2] of the reduced picture. fxfycxcy: of it. long_side: of it."""
+    """pixels: [M, 2] of the reduced picture. fxfycxcy: of it. size: of it, [2]."""
 
     pixels: np.ndarray
     descriptors: np.ndarray | None
     fxfycxcy: np.ndarray
-    long_side: int
+    size: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """start, end: views. a, b: their features. pixels: of matches [M, 2], in both."""
+
+    start: int
+    end: int
+    a: _Features
+    b: _Features
+    pixels: tuple[np.ndarray, np.ndarray]
+
+    def distances(self, c2w: np.ndarray, lens: Lens) -> np.ndarray:
+        return epipolar_distances(
+            *self.pixels,
+            lens(self.a.fxfycxcy, self.a.size),
+            lens(self.b.fxfycxcy, self.b.size),
+            c2w[self.start],
+            c2w[self.end],
+        )
 
 
 def _features(picture: Picture, fxfycxcy: np.ndarray) -> _Features:
@@ -146,7 +189,7 @@ def _features(picture: Picture, fxfycxcy: np.ndarray) -> _Features:
     keypoints, descriptors = cv2.SIFT_create(FEATURES).detectAndCompute(image, None)
     pixels = np.array([point.pt for point in keypoints]).reshape(-1, 2) + 0.5
     scales = np.tile([size[0] / width, size[1] / height], 2)
-    return _Features(pixels, descriptors, fxfycxcy * scales, max(size))
+    return _Features(pixels, descriptors, fxfycxcy * scales, np.array(size))
 
 
 def _matched_pair(
@@ -154,8 +197,8 @@ def _matched_pair(
     fxfycxcy: np.ndarray,
     start: int,
     features: dict[int, _Features],
-):
-    """The next picture that shows motion: (start, end, pixels and intrinsics of both), or None."""
+) -> _Pair | None:
+    """With the next picture that shows motion, or None."""
     best, step = None, 1
     while step <= MAX_STEP and start + step < len(pictures):
         for index in (start, start + step):
@@ -165,8 +208,8 @@ def _matched_pair(
         pixels = _matches(a, b)
         if pixels is None:
             break  # even later ones have less in common
-        best = start, start + step, *pixels, a.fxfycxcy, b.fxfycxcy
-        if np.median(np.linalg.norm(pixels[1] - pixels[0], axis=-1)) > MIN_MOTION * a.long_side:
+        best = _Pair(start, start + step, a, b, pixels)
+        if np.median(np.linalg.norm(pixels[1] - pixels[0], axis=-1)) > MIN_MOTION * max(a.size):
             break
         step *= 2
     return best

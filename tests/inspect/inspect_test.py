@@ -17,7 +17,7 @@ from data_pipeline.inspect.__main__ import main
 from data_pipeline.inspect.camera_picture import draw_cameras
 from data_pipeline.inspect.findings import inspect_scene
 from data_pipeline.inspect.pose_checks import check_poses
-from data_pipeline.scenes import Frame, Scene
+from data_pipeline.scenes import Frame, Observations, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.media.plots import png
 
@@ -307,3 +307,117 @@ def test_pictures_without_cameras_are_told_what_they_lack(tmp_path):
     for folder in (tmp_path, tmp_path / "images"):
         with pytest.raises(InputError, match="pictures without cameras: reconstruct those"):
             main([str(folder)])
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(1.5, "1.5. times too long"), (0.5, "2.0. times too short"), (2.0, "2.0. times too long")],
+)
+def test_wrong_focal_lengths_are_told_from_wrong_poses(textured, factor, words):
+    scene = changed(textured, lambda c2w, k: (c2w, k * [factor, factor, 1, 1]))
+    check = check_poses(scene)
+    assert check.verdict in ("suspicious", "bad")
+    assert re.search(f"focal lengths are likely {words}: that way the median", check.reason)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.7])
+def test_intrinsics_of_another_size_are_told_from_wrong_poses(textured, factor):
+    check = check_poses(changed(textured, lambda c2w, k: (c2w, k * factor)))
+    assert check.reason.startswith("intrinsics of a larger or smaller picture than these")
+
+
+def with_points(scene, change, *, wrong=0):
+    """The scene with points in view of all frames, their 2D pixels changed."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform([-1, -1, 3], [1, 1, 5], (60, 3))
+    frame, pixels = [], []
+    for index, (c2w, k) in enumerate(zip(scene.c2w, scene.fxfycxcy, strict=True)):
+        local = (points - c2w[:3, 3]) @ c2w[:3, :3]
+        pixels.append(local[:, :2] / local[:, 2:] * k[:2] + k[2:])
+        frame.append(np.full(len(points), index))
+    pixels = change(np.concatenate(pixels))
+    pixels[:wrong] += rng.uniform(50, 90, (wrong, 2))
+    seen = Observations(np.concatenate(frame), pixels, np.tile(points, (len(frame), 1)))
+    return dataclasses.replace(scene, observations=lambda: seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p * 0.64 + [0, 38.0], r"another size \(x = 0.640 x .0.0, y = 0.640 y \+38.0\)"),
+        (lambda p: p * 2, r"another size \(x = 2.000 x"),
+        (lambda p: p * [1.3, 0.8] + 5, r"another size \(x = 1.300 x \+5.0, y = 0.800"),
+        (lambda p: p[::-1].copy(), "the points of the source are wrong"),
+    ],
+)
+def test_points_in_other_pixels_do_not_make_right_poses_bad(textured, change, said):
+    scene = with_points(textured, change, wrong=10)
+    check = check_poses(scene)
+    assert (check.method, check.verdict) == ("epipolar", "good")
+    assert re.search(
+        rf"poses fit the pictures, though points are off by .* px; .*{said}", check.reason
+    )
+    found = inspect_scene(scene)
+    assert found.verdict == "usable with care: points of the source"
+
+
+def test_wrong_poses_are_bad_whatever_points_say(textured):
+    scene = with_points(textured, lambda p: p + 40)
+    found = inspect_scene(changed(scene, lambda c2w, k: (c2w @ FLIP, k)))
+    assert found.poses.verdict == "bad" and "axes of OpenGL" in found.poses.reason
+    assert found.verdict.startswith("not usable: camera axes of OpenGL") and not found.is_usable
+
+
+def test_points_that_pictures_cannot_judge_keep_their_verdict(tmp_path):
+    scene = open_scenes(colmap.write(tmp_path, five_cameras()))[0]
+    seen = scene.observations()
+    seen = dataclasses.replace(seen, pixels=seen.pixels * 1.5)
+    scene = dataclasses.replace(scene, observations=lambda: seen)
+    check = check_poses(scene)
+    assert (check.method, check.verdict) == ("reprojection", "bad")
+    assert "or the source's 2D points belong to pictures of another size" in check.reason
+
+
+def write_textured(folder, scene, change=lambda c2w: c2w):
+    """As a transforms.json in OpenCV's axes."""
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for frame in scene.frames:
+        (folder / f"images/{frame.name}.jpg").write_bytes(jpeg(frame.image()))
+        pose = change(frame.c2w).tolist()
+        frames.append({"file_path": f"images/{frame.name}", "transform_matrix": pose})
+    fx, fy, cx, cy = scene.frames[0].fxfycxcy.tolist()
+    lens = {"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
+    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
+    return folder
+
+
+def test_the_last_line_and_the_status_are_the_verdict(tmp_path, textured, capsys):
+    good = write_textured(tmp_path / "all/good", textured)
+    bad = write_textured(tmp_path / "all/bad", textured, lambda c2w: c2w @ FLIP)
+
+    def status_and_line(*arguments):
+        status = main([str(argument) for argument in arguments])
+        return status, capsys.readouterr().out.rstrip().split("\n")[-1]
+
+    assert status_and_line(good, "--axes", "opencv") == (0, "usable")
+    status, line = status_and_line(bad, "--axes", "opencv")
+    assert status == 3 and line.startswith("not usable: camera axes of OpenGL")
+    (good / "images/0.jpg").unlink()
+    assert status_and_line(good, "--axes", "opencv") == (0, "usable with care: absent frames")
+    folder = tmp_path / "all"
+    assert status_and_line(folder, "--axes", "opencv") == (
+        3,
+        "1 usable with care, 1 not usable",
+    )
+    (bad / "transforms.json").write_text("{}")
+    assert status_and_line(folder, "--axes", "opencv") == (
+        1,
+        "1 usable with care, 1 cannot be read",
+    )
+    main([str(good), "--axes", "opencv", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)["inspected"]
+    assert found["verdict"] == "usable with care: absent frames"
