@@ -19,7 +19,7 @@ from efficient_lvsm_jax.files.stored import StoredTensor, described, printable
 
 # Where programs keep the parameters that they train. Beside the second, which Lightning's averaging
 # writes, `state_dict` has the averages.
-MODEL_ENTRIES = ("model", "current_model_state", "state_dict", "model_state_dict")
+MODEL_ENTRIES = ("model", "current_model_state", "state_dict", "model_state_dict", "module")
 # Of data-parallel, compiled, checkpointed and sharded modules, wherever one is within another.
 WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.)+"

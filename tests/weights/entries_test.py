@@ -168,7 +168,7 @@ def test_lightning_that_stored_the_averages_as_state(write, arrays, averages, tr
 
 
 @pytest.mark.parametrize("key", ["ema", "ema_model", "model_ema", "ema_state_dict", "best"])
-@pytest.mark.parametrize("model", ["model", "state_dict"])
+@pytest.mark.parametrize("model", ["model", "state_dict", "module"])
 def test_copies_are_named_and_can_be_chosen(
     tmp_path, write, arrays, averages, trained, caplog, key, model
 ):
