@@ -38,10 +38,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.batches.pipeline import TrainingBatches, training_batches
-from efficient_lvsm_jax.aot import training_step
-from efficient_lvsm_jax.aot.fitting import check_memory, explaining_out_of_memory
+from efficient_lvsm_jax.aot import fitting, training_step
 from efficient_lvsm_jax.configuration import build
-from efficient_lvsm_jax.cost.memory import memory_of
 from efficient_lvsm_jax.evaluation.heldout import heldout_of, render_heldout
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
 from efficient_lvsm_jax.parallel.processes import join_processes, say
@@ -103,7 +101,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
     config = run.config
     platform = jax.default_backend()
     say(f"memory: {run.asked.estimate(platform)}")
-    check_memory(run.asked, memory_of(jax.local_devices()[0]), platform)
+    fitting.check_memory(run.asked, platform, fitting.room_of_a_device())
     checkpoints = Checkpoints(
         workdir,
         keep=config.checkpoints_to_keep,
@@ -111,8 +109,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: str | None = None) -> T
         config=run.all_settings,
     )
     made = contextlib.closing(training_batches(run.asked.data, seed=config.seed, progress=True))
-    fitting = explaining_out_of_memory(run.asked, platform)
-    with Interruption() as interruption, checkpoints, made as batches, fitting:
+    explained = fitting.explaining_out_of_memory(run.asked, platform)
+    with Interruption() as interruption, checkpoints, made as batches, explained:
         state = first_state(run.asked.recipe, config, run.mesh, checkpoints, batches)
         step = int(state.step)
         record_start(workdir, run.all_settings, step=step)

@@ -35,7 +35,6 @@ def squeezed(config: ConfigDict, *, seed: int, steps: int) -> ConfigDict:
     config.seed, config.steps = seed, steps
     config.checkpoint_every = steps
     config.log.update(pictures_every=0, tensorboard=False, every=50)
-    config.optimizer.update(warmup_steps=steps // 25, decay_start=steps * 3 // 10, decay_end=steps)
     config.data.update(num_inputs_cycle=(2,), scenes=8 * steps)  # every one once
     config.evaluation.update(added_one_by_one=(), film_frames=0)
     return config

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from efficient_lvsm_jax.aot.training_step import Question
-from efficient_lvsm_jax.cost.memory import GIB, USABLE
+from efficient_lvsm_jax.cost.memory import GIB, USABLE, memory_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
 
@@ -22,7 +22,13 @@ LESS = 0.7  # of the estimate of what did not fit, for what may
 log = logging.getLogger(__name__)
 
 
-def check_memory(asked: Question, memory: int, platform: str) -> None:
+def room_of_a_device() -> int:
+    """Bytes of a device of this process, 0 if unknown; devices made of one CPU share its memory."""
+    sharing = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    return memory_of(jax.local_devices()[0]) // sharing
+
+
+def check_memory(asked: Question, platform: str, memory: int) -> None:
     """Refuses a step that cannot fit, and warns of one that may not.
 
     The estimate was within a quarter of what compilers said on TPUs and CPUs, and was not compared
@@ -30,8 +36,8 @@ def check_memory(asked: Question, memory: int, platform: str) -> None:
 
     Args:
       asked: what is to be trained.
-      memory: bytes of a device; 0 if that is not known, and then nothing is said.
       platform: as in `cost.memory.estimate`.
+      memory: bytes of a device; 0 if that is not known, and then nothing is said.
 
     Raises:
       InputError: the step cannot fit; names settings that do.

@@ -163,17 +163,14 @@ def activations(
 
 
 def memory_of(device: jax.Device) -> int:
-    """Bytes of a device, 0 if it does not say.
-
-    Devices that are made of one CPU share what the machine has, or the container.
-    """
+    """Bytes of a device, 0 if it does not say; of a CPU what the machine, or the container, has."""
     if device.platform != "cpu":
         return int((device.memory_stats() or {}).get("bytes_limit", 0))
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in (*_own_limits(), CGROUPS / "memory.max"):
         with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
             limits.append(int(path.read_text()))
-    return min(limits) // jax.local_device_count()
+    return min(limits)
 
 
 def _own_limits() -> list[Path]:
