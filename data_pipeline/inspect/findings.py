@@ -34,6 +34,7 @@ TRAINING_DISTANCES = (25, 192)  # frames
 VIEW_TOLERANCE = 15.0  # degrees by which the field of view may differ
 CENTRE_TOLERANCE = 0.05  # of the side, by which a principal point may be off
 FOCAL_TOLERANCE = 0.01  # by which focal lengths may differ within a scene
+ONE_FRAME, ONE_CENTRE = "single frame", "one centre"  # of which no scene can be made
 SAME_DIRECTION = 0.3  # length of the mean viewing direction, below which cameras look all around
 SAMPLE = 50  # pictures whose files are looked at
 
@@ -139,6 +140,8 @@ def _verdict(poses: PoseCheck, cautions: Sequence[Caution]) -> str:
     usable, with_care, not_usable = VERDICTS
     if poses.verdict == "bad":
         return f"{not_usable}: {poses.reason}"
+    if missing := [caution for caution in cautions if caution.kind in (ONE_FRAME, ONE_CENTRE)]:
+        return f"{not_usable}: {missing[0].message}"
     if cautions:
         return f"{with_care}: {', '.join(caution.kind for caution in cautions)}"
     return usable
@@ -170,9 +173,9 @@ def _picture_cautions(
     if portrait:
         yield Caution(
             "portrait",
-            f"{portrait} of {len(sizes)} pictures are higher than wide. Rendering, preparing and "
-            "training use the square in their middle; the published evaluation would make smaller "
-            "squares of them, so scores on them compare with nothing",
+            f"{portrait} of {len(sizes)} pictures are higher than wide. Films keep their shape, "
+            "preparing, training and evaluation use the square in their middle; the published "
+            "evaluation would make smaller squares of them, so scores on them compare with nothing",
         )
     if len(np.unique(sizes, axis=0)) > 1:
         yield Caution(
@@ -200,14 +203,14 @@ def _picture_cautions(
 def _pose_cautions(c2w: np.ndarray, square: np.ndarray) -> Iterator[Caution]:
     if len(c2w) < 2:
         yield Caution(
-            "single frame",
+            ONE_FRAME,
             "one camera gives no parallax and no scale; add at least one more view",
         )
         return
     centres, forward = c2w[:, :3, 3], c2w[:, :3, 2]
     if np.ptp(centres, axis=0).max() <= 1e-6 * max(np.abs(centres).max(), 1e-300):
         yield Caution(
-            "one centre",
+            ONE_CENTRE,
             "all cameras are at one place: nothing can be learned about depth, and the scene has "
             "no scale. Move while photographing; if you did, the translations were lost",
         )

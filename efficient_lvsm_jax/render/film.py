@@ -20,7 +20,7 @@ from data_pipeline.captures.camera_path_files import (
 )
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.captures.inputs import choose_inputs, open_scene
-from data_pipeline.inspect.pose_checks import check_poses
+from data_pipeline.inspect.findings import inspect_scene
 from data_pipeline.inspect.text import check_line
 from data_pipeline.pictures.transforms import fit_intrinsics, fitting_size
 from data_pipeline.read_options import read_options
@@ -66,7 +66,7 @@ def make_film(arguments: argparse.Namespace) -> None:
     scene = open_scene(arguments.capture, arguments.scene, options=options, format=format)
     chosen = choose_inputs(scene, arguments.inputs or arguments.count)
     model = load(arguments.weights)
-    _check_poses(scene)
+    _inspect(scene)
 
     frames = [scene.frames[index] for index in chosen]
     poses = np.stack([frame.c2w for frame in frames])
@@ -140,14 +140,14 @@ def _size_of_inputs(
     return fitting_size(*shapes.most_common(1)[0][0], tokens, patch=patch)
 
 
-def _check_poses(scene: Scene) -> None:
-    """Says whether the cameras fit the pictures, as `data_pipeline.inspect` does."""
-    found = check_poses(scene)
-    line = f"{scene.name}: {check_line(found)}"
-    if found.verdict in ("bad", "suspicious"):
-        log.warning("%s", line)
-    else:
+def _inspect(scene: Scene) -> None:
+    """Says whether the cameras fit the pictures and the capture is usable, as `inspect` does."""
+    found = inspect_scene(scene)
+    line = f"{scene.name}: {check_line(found.poses)}; {found.verdict}"
+    if found.is_usable:
         print(line, file=sys.stderr)
+    else:
+        log.warning("%s", line)
 
 
 def _check_extent(arguments: argparse.Namespace, c2w: np.ndarray, inputs: np.ndarray) -> None:

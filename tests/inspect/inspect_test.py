@@ -175,6 +175,7 @@ def test_single_frame_is_warned_of_and_not_a_failure(textured):
     found = inspect_scene(Scene("one", textured.frames[:1]))
     assert found.angles is None and found.poses.verdict == "unknown"
     assert [caution.kind for caution in found.cautions] == ["single frame"]
+    assert found.verdict.startswith("not usable: one camera gives no parallax")
 
 
 def test_exif_rotation_is_warned_of(tmp_path):
