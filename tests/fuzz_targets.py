@@ -27,7 +27,7 @@ from capture_writers import (
     torch_chunks,
 )
 from five_cameras import HEIGHT, WIDTH, five_cameras
-from PIL import Image
+from PIL import Image, features
 from torch_files import ORDERED_DICT, Raw, rebuilt, storage, write_legacy, write_torch
 from vgg19_files import drawn_convolutions, layers, write_layers
 
@@ -46,6 +46,8 @@ from efficient_lvsm_jax.weights.vgg19 import read_vgg19
 
 TRUTH, OTHER = five_cameras(), five_cameras(seed=1)
 SHARED, CENTRED = five_cameras(same_intrinsics=True), five_cameras(centred=True)
+WAYS = 10  # of storing a picture
+JUNK = bytes(range(200))
 LENS = [-0.05, 0.01, 0.002, -0.001]
 
 
@@ -109,14 +111,14 @@ def targets() -> dict[str, Target]:
 def _scenes(format: str, *writers: Callable[[Path], Any], **options: Any) -> Target:
     read_options = ReadOptions(**options)
     return Target(
-        [_written(writer) for writer in writers],
+        [_written(writer, first) for writer in writers for first in (0, 5)],
         lambda folder: _read_scenes(folder, format, read_options),
         (TRUTH.name, OTHER.name, realestate.SCENE),
     )
 
 
-def _written(write: Callable[[Path], Any]) -> dict[str, bytes]:
-    """The files that a writer makes, its pictures stored in several ways."""
+def _written(write: Callable[[Path], Any], first: int = 0) -> dict[str, bytes]:
+    """The files that a writer makes, its pictures stored in several ways, from `first` on."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "data"
         write(folder)
@@ -126,13 +128,15 @@ def _written(write: Callable[[Path], Any]) -> dict[str, bytes]:
             if path.is_file()
         }
     pictures = [name for name in files if name.endswith(".png")]
-    return files | {name: _stored(files[name], way) for way, name in enumerate(pictures)}
+    return files | {
+        name: _stored(files[name], (way + first) % WAYS) for way, name in enumerate(pictures)
+    }
 
 
 def _stored(png: bytes, way: int) -> bytes:
-    """The picture as it is, as JPEG with EXIF, with alpha, with a palette, as progressive grey."""
+    """The picture as it is, as JPEG with EXIF, with alpha, with a palette, and as other files."""
     image, buffer = Image.open(io.BytesIO(png)), io.BytesIO()
-    match way % 5:
+    match way:
         case 0:
             return png
         case 1:
@@ -145,6 +149,17 @@ def _stored(png: bytes, way: int) -> bytes:
             image.convert("P").save(buffer, "PNG", transparency=7)
         case 4:
             image.convert("L").save(buffer, "JPEG", progressive=True)
+        case 5:
+            image.save(buffer, "WEBP")
+        case 6:
+            image.save(buffer, "TIFF", compression="tiff_lzw")
+        case 7:
+            image.save(buffer, "AVIF" if features.check("avif") else "WEBP")
+        case 8:
+            image.save(buffer, "JPEG", restart_marker_blocks=4)
+        case 9:
+            image.save(buffer, "JPEG")
+            return buffer.getvalue()[:-2] + JUNK + b"\xff\xd9"
     return buffer.getvalue()
 
 

@@ -23,6 +23,7 @@ Files = dict[str, bytes | Path]  # by relative path; a Path is a symbolic link t
 PNG_START = b"\x89PNG\r\n\x1a\n"
 SECRET = "secret.png"  # lies beside the data set; nothing may ever read it
 PICTURE_SUFFIXES = (".png", ".jpg")
+SUFFIXES = (".PNG", ".jpg", ".webp", ".tif", ".heic", ".txt", ".bin", ".json", "", ".torch")
 MAX_MUTATIONS = 3
 NUMBERS = (
     *("0", "1", "-1", "0.5", "2147483648", "4294967296", "9223372036854775808", "1e20", "1e-320"),
@@ -152,9 +153,9 @@ def _is_text(data: bytes) -> bool:
 
 
 def _change_files(files: Files, name: str, rng: np.random.Generator) -> None:
-    """Swaps, deletes, empties, links or renames."""
+    """Swaps, deletes, empties, links or renames; hides one, or moves it to where copies are."""
     other = _choose(list(files), rng)
-    match rng.integers(7):
+    match rng.integers(10):
         case 0:
             files[name], files[other] = files[other], files[name]
         case 1:
@@ -166,10 +167,19 @@ def _change_files(files: Files, name: str, rng: np.random.Generator) -> None:
         case 4:
             files[name] = Path("/", "etc", "passwd") if rng.random() < 0.3 else Path("..", SECRET)
         case 5:
-            suffix = _choose((".PNG", ".jpg", ".txt", ".bin", ".json", "", ".torch"), rng)
+            suffix = _choose(SUFFIXES, rng)
             files[str(Path(name).with_suffix(suffix))] = files.pop(name)
         case 6:  # the link's target is read instead, by its own name
             files[name] = Path(Path(other).name)
+        case 7:
+            path = Path(name)
+            files[str(path.with_name(_choose(("._", "."), rng) + path.name))] = files[other]
+        case 8:
+            files[str(Path("__MACOSX", name))] = files[other]
+        case 9 if len(parts := Path(name).parts) > 1:
+            level = rng.integers(len(parts) - 1)
+            folder = parts[level] + _choose(("_2", "_4", "_8"), rng)
+            files[str(Path(*parts[:level], folder, *parts[level + 1 :]))] = files.pop(name)
 
 
 # In the bytes

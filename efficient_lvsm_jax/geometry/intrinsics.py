@@ -54,7 +54,7 @@ def check_intrinsics(fxfycxcy: np.ndarray, size: tuple[int, int], name: str) -> 
             f"{of}: the principal point is outside of the picture; expected pixels of this picture"
         )
     if (focal / size).min() < MIN_FOCAL:
-        view = 2 * np.degrees(np.arctan(0.5 / (focal / size).min()))
+        view = 2 * np.degrees(np.arctan2(0.5, (focal / size).min()))
         raise InputError(
             f"{of}: a field of view of {view:.1f} degrees, which no such picture has; expected "
             "focal lengths in pixels of this picture"

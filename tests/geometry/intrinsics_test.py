@@ -32,6 +32,7 @@ def test_pixels_of_the_picture_and_of_crops_pass(fxfycxcy, shift):
         ([500, 510, 1220, 240], "principal point is outside of the picture"),
         (GOOD - [0, 0, 0, 600], "principal point is outside of the picture"),
         (GOOD * [0.02, 0.02, 1, 1], "a field of view of 1[67].* degrees"),
+        ([1e-320, 500, 320, 240], "a field of view of 180.0 degrees"),
         ([1e308, 1e308, 1e308, 1e308], "times as large"),
     ],
 )
