@@ -142,9 +142,9 @@ def _verdict(poses: PoseCheck, cautions: Sequence[Caution]) -> str:
         return f"{not_usable}: {poses.reason}"
     if missing := [caution for caution in cautions if caution.kind in (ONE_FRAME, ONE_CENTRE)]:
         return f"{not_usable}: {missing[0].message}"
-    if cautions:
-        return f"{with_care}: {', '.join(caution.kind for caution in cautions)}"
-    return usable
+    kinds = [caution.kind for caution in cautions]
+    kinds += ["poses not checked"] * (poses.verdict == "unknown")
+    return f"{with_care}: {', '.join(kinds)}" if kinds else usable
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:
