@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
     config.steps = 600
     config.checkpoint_every = 200
     config.log.pictures_every = 200
-    config.optimizer.update(warmup_steps=24, decay_start=200, decay_end=600)
     config.data = {
         "path": "prepared/walk",
         "batch_size": 4,
