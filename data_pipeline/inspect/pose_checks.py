@@ -16,6 +16,7 @@ from efficient_lvsm_jax.geometry.epipolar import GOOD_PIXELS, PoseCheck, epipola
 
 ROUNDS = 3  # of fitting, after each of which observations far off lose their say
 MIN_POINTS = 8  # to fit
+FAR = 1e6  # pixels; points further off say nothing
 
 
 def check_poses(scene: Scene, *, pairs: int = 8) -> PoseCheck:
@@ -67,7 +68,7 @@ def _projected(scene: Scene, seen: Observations) -> np.ndarray:
 
 def _affine_map(projected: np.ndarray, seen: np.ndarray) -> str:
     """The map of x and of y, as text, that brings points to where they were seen; "" if none."""
-    kept = np.isfinite(projected).all(-1)
+    kept = (np.abs(projected) < FAR).all(-1)
     projected, seen = projected[kept], seen[kept]
     errors = np.linalg.norm(projected - seen, axis=-1)
     inliers, before = kept[kept], np.median(errors) if len(seen) else 0.0

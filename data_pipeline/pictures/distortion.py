@@ -86,8 +86,9 @@ class Undistortion:
         coefficients = np.array(distortion.coefficients)
         rays = undistort.undistortPoints(points, matrix, coefficients).reshape(-1, 2)
         back = _distorted(rays, matrix, distortion)
-        known = np.linalg.norm(back - points.reshape(-1, 2), axis=-1) < MAX_RESIDUAL
-        moved = rays * np.diag(new_matrix)[:2] + new_matrix[:2, 2] + 0.5
+        with np.errstate(over="ignore", invalid="ignore"):  # far outside, so not known
+            known = np.linalg.norm(back - points.reshape(-1, 2), axis=-1) < MAX_RESIDUAL
+            moved = rays * np.diag(new_matrix)[:2] + new_matrix[:2, 2] + 0.5
         return np.where(known[:, None], moved, np.nan)
 
 

@@ -422,3 +422,12 @@ def test_the_last_line_and_the_status_are_the_verdict(tmp_path, textured, capsys
     main([str(good), "--axes", "opencv", "--json"])
     (found,) = json.loads(capsys.readouterr().out)["inspected"]
     assert found["verdict"] == "usable with care: absent frames"
+
+
+def test_points_far_beyond_all_pictures_are_bad_points_and_nothing_worse(textured):
+    scene = with_points(textured, lambda p: p + 40)
+    seen = scene.observations()
+    times = np.where(np.arange(len(seen.points)) % 3, 1, 1e300)[:, None]
+    far = dataclasses.replace(seen, points=seen.points * times)
+    check = check_poses(dataclasses.replace(scene, observations=lambda: far))
+    assert (check.method, check.verdict) == ("epipolar", "good")
