@@ -105,7 +105,9 @@ def _scene(name: str, chunk: Path, options: ReadOptions) -> Scene:
     if len(scenes) != 1:
         raise InputError(f"{chunk}: has {len(scenes)} scenes named {name!r}, expected 1")
     where, scene = f"{chunk}, scene {name}", scenes[0]
-    cameras = _array(scene, "cameras", where, axes=2, kind=np.floating).astype(np.float64)
+    cameras = _array(scene, "cameras", where, axes=2, kind=np.floating)
+    with np.errstate(invalid="ignore"):  # refused as not finite
+        cameras = cameras.astype(np.float64)
     timestamps = _array(scene, "timestamps", where, axes=1, kind=np.integer)
     images = scene.get("images")
     if cameras.shape[1] != CAMERA_NUMBERS:
