@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_pipeline.pictures.images import load_image, rgb
+from data_pipeline.pictures.images import exif_orientation, load_image, rgb
 from data_pipeline.pictures.transforms import fit
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.intrinsics import check_view
 
+UPRIGHT = 1  # EXIF's
 Picture = np.ndarray | Image.Image | str | os.PathLike | Frame
 
 
@@ -46,6 +49,13 @@ def photo(
         if c2w is None or fxfycxcy is None:
             raise InputError(f"{name}: a picture without camera; give c2w and fxfycxcy")
         image = rgb(picture, name) if is_image else load_image(picture)
+        if not is_image and (turn := exif_orientation(Path(picture))) != UPRIGHT:
+            warnings.warn(
+                f"{name}: is to be shown rotated or mirrored (EXIF orientation {turn}), but is "
+                "used as stored, as calibration programs do; if fxfycxcy are of the rotated "
+                "picture, rotate the file for good first",
+                stacklevel=4,
+            )
     fxfycxcy = np.asarray(fxfycxcy, np.float64)
     if fxfycxcy.shape == (4,):  # otherwise refused as a camera
         check_view(fxfycxcy, image.shape[:2], name)

@@ -472,6 +472,16 @@ def test_a_frame_a_pil_image_and_a_file_are_the_same_view(capture, small_model):
         np.testing.assert_array_equal(picture, pictures[0])
 
 
+def test_a_photo_that_says_it_is_rotated_is_used_as_stored_with_a_warning(tmp_path, small_model):
+    image, exif = Image.new("RGB", (32, 16)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "phone.jpg", exif=exif)
+    session = Session(small_model)
+    with pytest.warns(UserWarning, match=r"phone.jpg: .* \(EXIF orientation 6\)"):
+        session.add(tmp_path / "phone.jpg", np.eye(4), [30, 30, 16, 8])
+    assert session.size[1] > session.size[0]
+
+
 def test_photos_of_all_shapes_are_fitted_to_the_sessions_size(capture, small_model):
     session = Session(small_model, size=16)
     session.add(open_scenes(capture)[0].frames[0])
