@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.pictures.images import exif_orientation, load_image, rgb
-from data_pipeline.pictures.transforms import fit
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.intrinsics import check_view
@@ -39,6 +37,9 @@ def photo(
       InputError: a picture that cannot be read, no camera or two of them, or intrinsics that
         cannot be in pixels of this picture.
     """
+    # Here, as decoding needs libraries that a machine which is given arrays may lack.
+    from data_pipeline.pictures.images import exif_orientation, load_image, rgb
+
     if isinstance(picture, Frame):
         if c2w is not None or fxfycxcy is not None:
             raise InputError(f"{picture.name}: a frame has a camera; give no other one")
@@ -66,5 +67,7 @@ def fitted(
     image: np.ndarray, fxfycxcy: np.ndarray, size: Sequence[int], patch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A photo [Y, X, 3] of any size as the model takes it: float32 [*size, 3], fxfycxcy [4]."""
+    from data_pipeline.pictures.transforms import fit
+
     image, fxfycxcy = fit(image, fxfycxcy, tuple(size), patch=patch)
     return image.astype(np.float32) / 255, fxfycxcy

@@ -15,13 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipeline.captures.inputs import choose_inputs, open_scene
-from data_pipeline.pictures.transforms import fit_intrinsics, fitting_size
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, check_cameras
-from efficient_lvsm_jax.geometry.epipolar import epipolar_check
 from efficient_lvsm_jax.geometry.intrinsics import check_view, other_size
 from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.progress import Progress
@@ -148,6 +145,9 @@ class Session:
           InputError: a capture that cannot be read, no such scene or frames, or what `Session` and
             `add` refuse.
         """
+        # Here, as readers of captures need libraries that a machine which renders may lack.
+        from data_pipeline.captures.inputs import choose_inputs, open_scene
+
         found = open_scene(capture, scene, options=read, format=format)
         frames = [found.frames[index] for index in choose_inputs(found, inputs)]
         options.setdefault("frame", SceneFrame.from_cameras(np.stack([f.c2w for f in frames])))
@@ -495,6 +495,8 @@ class Session:
         self, frame: Frame, fxfycxcy: np.ndarray | None, size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The camera of a frame as that of a picture of `size`."""
+        from data_pipeline.pictures.transforms import fit_intrinsics
+
         if fxfycxcy is not None:
             raise InputError(f"{frame.name}: a frame has intrinsics; give no other ones")
         source, patch = (frame.height, frame.width), self._model.config.patch
@@ -502,6 +504,8 @@ class Session:
 
     def _size_of(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The size of the first photo, which is of `shape`, both (height, width)."""
+        from data_pipeline.pictures.transforms import fitting_size
+
         config = self._model.config
         return fitting_size(*shape[::-1], self._model.trained_tokens, patch=config.patch)
 
@@ -511,6 +515,8 @@ class Session:
         if len(views) < 2:
             return
         self._unchecked = None
+        from efficient_lvsm_jax.geometry.epipolar import epipolar_check  # needs OpenCV
+
         found = epipolar_check(
             [functools.partial(to_bytes, view.image) for view in views],
             np.stack([view.c2w for view in views]),
