@@ -26,7 +26,7 @@ from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import MAX_PICTURE_BYTES, inside, listing, read_json_object
-from efficient_lvsm_jax.files.stored import StoredTensor
+from efficient_lvsm_jax.files.stored import StoredTensor, described
 from efficient_lvsm_jax.files.torch_file import open_torch
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
@@ -93,8 +93,15 @@ class _Chunk(list):
     def __init__(self, path: Path):
         self._context = open_torch(path)
         content = self._context.__enter__()
-        if not isinstance(content, list) or not all(isinstance(scene, dict) for scene in content):
-            raise InputError(f"{path}: not a chunk of scenes (expected a list of dicts)")
+        if isinstance(content, list):
+            wrong = [scene for scene in content if not isinstance(scene, dict)]
+        else:
+            wrong = [content]
+        if wrong:
+            raise InputError(
+                f"{path}: not a chunk of scenes (expected a list of dicts, found "
+                f"{described(wrong[0])})"
+            )
         super().__init__(content)
 
 
