@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-fuzz: $(VENV)/installed ## 20,000 mutated inputs to all readers; a minute
+fuzz: $(VENV)/installed ## 20,000 mutated inputs to all readers; three minutes
 	$(RUN) tests/fuzz.py --count 20000 --seed 0
 
 bench: $(VENV)/installed ## rendering beside the LVSM baselines and PyTorch; 40 minutes, 12 GiB
