@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import sys
 import warnings
@@ -19,13 +18,19 @@ from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, check_cameras
-from efficient_lvsm_jax.geometry.intrinsics import check_view, other_size
-from efficient_lvsm_jax.media.levels import to_bytes
+from efficient_lvsm_jax.geometry.intrinsics import check_view
 from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.sessions.pictures import Picture, fitted, is_photo, photo
+from efficient_lvsm_jax.sessions.pictures import (
+    Picture,
+    camera_of,
+    checked_size,
+    doubt_of_poses,
+    size_for,
+    view_of,
+)
 
 # Targets are rendered in groups of these sizes, so any number of them compiles at most four
 # programs and none is padded.
@@ -103,7 +108,7 @@ class Session:
             model = dataclasses.replace(model, config=config)
         self.frame = frame
         self._model = model
-        self._size = None if size is None else self._checked_size(size, "size")
+        self._size = None if size is None else checked_size(size, model.config.patch, "size")
         self._size_given = size is not None
         self._capacity = capacity
         self._max_bytes, self._when_full = max_bytes, when_full
@@ -151,11 +156,10 @@ class Session:
         found = open_scene(capture, scene, options=read, format=format)
         frames = [found.frames[index] for index in choose_inputs(found, inputs)]
         options.setdefault("frame", SceneFrame.from_cameras(np.stack([f.c2w for f in frames])))
-        session = cls(model, **{"capacity": len(frames), **options})
-        if session.size is None:
+        if options.get("size") is None:
             shapes = Counter((frame.height, frame.width) for frame in frames)
-            session._size = session._size_of(shapes.most_common(1)[0][0])
-            session._size_given = True
+            options["size"] = size_for(model, shapes.most_common(1)[0][0])
+        session = cls(model, **{"capacity": len(frames), **options})
         for frame in frames:
             session.add(frame)
         return session
@@ -202,7 +206,7 @@ class Session:
             patch, out of range or not finite; a camera that is not finite or rigid, or whose
             intrinsics cannot be in pixels of the picture (`geometry.intrinsics`); no room.
         """
-        view = self._checked(image, c2w, fxfycxcy)
+        view = self._view(image, c2w, fxfycxcy)
         self._size = view.image.shape[:2]
         waits = self.frame is None or not self._model.paged
         page = None if waits else self._encode(view)  # before anything else changes
@@ -236,7 +240,7 @@ class Session:
     ) -> None:
         """Puts another picture in place of a view; the id stays. Arguments and errors as `add`."""
         self._known(view)
-        new = self._checked(image, c2w, fxfycxcy)
+        new = self._view(image, c2w, fxfycxcy)
         if view in self._waiting:
             self._waiting[view] = new
         else:
@@ -268,9 +272,10 @@ class Session:
         """
         if size is None and self._size is None:
             raise InputError("nothing to render: the session has no view yet; add() one first")
-        size = self._size if size is None else self._checked_size(size, "render size")
+        patch = self._model.config.patch
+        size = self._size if size is None else checked_size(size, patch, "render size")
         if isinstance(c2w, Frame):
-            c2w, fxfycxcy = self._seen_by(c2w, fxfycxcy, size)
+            c2w, fxfycxcy = camera_of(c2w, fxfycxcy, size, patch)
         elif fxfycxcy is None:
             raise InputError("render camera without fxfycxcy: expected [4] or [T, 4], in pixels")
         c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
@@ -322,7 +327,7 @@ class Session:
         """
         render_sizes = [size] if render_sizes is None else render_sizes
         for each in (size, *render_sizes):
-            self._checked_size(each, "warm_up size")
+            checked_size(each, self._model.config.patch, "warm_up size")
         if not self._model.paged:
             raise InputError(f"warm_up: {self._model.family} compiles for every number of views")
         if self.views:
@@ -451,63 +456,10 @@ class Session:
         if view not in self._slots and view not in self._waiting:
             raise InputError(f"no view {view!r} in this session; it has {self.views}")
 
-    def _checked(
-        self, image: Picture, c2w: np.ndarray | None, fxfycxcy: np.ndarray | None
-    ) -> Views:
-        """One view: image [Y, X, 3] float32; c2w [4, 4], in world units, fxfycxcy [4] float64."""
+    def _view(self, image: Picture, c2w: np.ndarray | None, fxfycxcy: np.ndarray | None) -> Views:
+        """One view with its camera in world units, of the session's size if that is settled."""
         settled = self._size_given or self._cache is not None or self._waiting
-        if is_photo(image):
-            image, c2w, fxfycxcy = photo(image, c2w, fxfycxcy)
-            check_cameras(c2w, fxfycxcy, "camera")
-            size = self._size if settled else self._size_of(image.shape[:2])
-            image, fxfycxcy = fitted(image, fxfycxcy, size, self._model.config.patch)
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"image of shape {image.shape}: expected [H, W, 3] (RGB)")
-        size = self._checked_size(image.shape[:2], "image")
-        if settled and size != self._size:
-            raise InputError(
-                f"image of {size[0]}x{size[1]} in a session of {self._size[0]}x{self._size[1]} "
-                "images (height x width): give a PIL image, which is resized and its fxfycxcy "
-                "scaled along, or start another session"
-            )
-        if image.dtype == np.uint8:
-            image = image.astype(np.float32) / 255
-        elif not np.issubdtype(image.dtype, np.floating):
-            raise InputError(f"image of {image.dtype}: expected uint8, or floats in [0, 1]")
-        if not (image.min() >= 0 and image.max() <= 1):
-            raise InputError(
-                f"image values from {image.min():g} to {image.max():g}: expected finite values in "
-                "[0, 1]; divide 8-bit values by 255"
-            )
-        if c2w is None or fxfycxcy is None:
-            raise InputError("image without camera: give c2w [4, 4] and fxfycxcy [4]")
-        c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
-        check_cameras(c2w, fxfycxcy, "camera")
-        if c2w.ndim != 2:
-            raise InputError(f"c2w of shape {c2w.shape}: expected one camera, [4, 4]")
-        check_view(fxfycxcy, size, "camera")
-        if doubt := other_size(fxfycxcy, size):
-            warnings.warn(f"camera: {doubt}", stacklevel=3)
-        return Views(image.astype(np.float32), c2w, fxfycxcy)
-
-    def _seen_by(
-        self, frame: Frame, fxfycxcy: np.ndarray | None, size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The camera of a frame as that of a picture of `size`."""
-        from data_pipeline.pictures.transforms import fit_intrinsics
-
-        if fxfycxcy is not None:
-            raise InputError(f"{frame.name}: a frame has intrinsics; give no other ones")
-        source, patch = (frame.height, frame.width), self._model.config.patch
-        return frame.c2w, fit_intrinsics(frame.fxfycxcy, source, size, patch=patch)
-
-    def _size_of(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """The size of the first photo, which is of `shape`, both (height, width)."""
-        from data_pipeline.pictures.transforms import fitting_size
-
-        config = self._model.config
-        return fitting_size(*shape[::-1], self._model.trained_tokens, patch=config.patch)
+        return view_of(image, c2w, fxfycxcy, self._model, self._size if settled else None)
 
     def _check_poses(self) -> None:
         """Warns once of cameras that do not fit the first views."""
@@ -515,35 +467,11 @@ class Session:
         if len(views) < 2:
             return
         self._unchecked = None
-        from efficient_lvsm_jax.geometry.epipolar import epipolar_check  # needs OpenCV
-
-        found = epipolar_check(
-            [functools.partial(to_bytes, view.image) for view in views],
-            np.stack([view.c2w for view in views]),
-            np.stack([view.fxfycxcy for view in views]),
-        )
-        if found.verdict in ("bad", "suspicious"):
-            warnings.warn(
-                f"the cameras do not fit the pictures ({found.count} matches in {found.pairs} "
-                f"pairs): {found.reason}",
-                stacklevel=4,
-            )
+        if doubt := doubt_of_poses(views):
+            warnings.warn(doubt, stacklevel=4)
 
     def _warn_of_size(self, size: tuple[int, int]) -> None:
         """Says once that a model renders at a size far from those it was trained at."""
         if size not in self._warned_of and (doubt := self._model.unlike_training(size)):
             warnings.warn(doubt, stacklevel=4)
         self._warned_of.add(size)
-
-    def _checked_size(self, size: int | Sequence[int], what: str) -> tuple[int, int]:
-        """(height, width) of a size or a square's side, both multiples of the patch."""
-        size = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
-        patch = self._model.config.patch
-        if len(size) != 2 or any(side < patch or side % patch for side in size):
-            fitting = "x".join(str(max(side // patch, 1) * patch) for side in size)
-            raise InputError(
-                f"{what} of {'x'.join(map(str, size))} (height x width): both sides must be "
-                f"multiples of the patch size {patch}; resize or crop to {fitting} and scale "
-                "fxfycxcy along"
-            )
-        return size
