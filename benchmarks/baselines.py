@@ -12,8 +12,6 @@ prints and draws from that file again.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import itertools
 import json
 import statistics
@@ -21,20 +19,22 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.toy_training import behind, parameters, squeezed, study_parser, trained_score
+from benchmarks.toy_training import (
+    behind,
+    parameters,
+    squeezed,
+    step_seconds,
+    study_parser,
+    trained_score,
+)
 from configs import tiny, tiny_lvsm_decoder_only, tiny_lvsm_encoder_decoder
-from data_pipeline.batches.pipeline import training_batches
-from efficient_lvsm_jax.aot.training_step import question
 from efficient_lvsm_jax.files.writing import write_json
 from efficient_lvsm_jax.media.curves import Panel, draw_curves
 from efficient_lvsm_jax.runs.listing import read_run
-from efficient_lvsm_jax.training.step import init_state, train_step
 
 OURS = "Efficient-LVSM"
 MODELS = {
@@ -44,26 +44,6 @@ MODELS = {
 }
 POINTS = 10  # of a curve
 SCENES = 8  # held out, that a point is measured on
-TURNS = 7
-
-
-def step_seconds(configs: dict[str, ConfigDict]) -> dict[str, float]:
-    """Median time of a training step of each model, warm, taking turns."""
-    steps = {}
-    for name, config in configs.items():
-        recipe, data = (getattr(question(config, 1), part) for part in ("recipe", "data"))
-        state = jax.jit(functools.partial(init_state, recipe))(jax.random.key(0))
-        with contextlib.closing(training_batches(data, seed=0)) as batches:
-            batch = next(batches)
-        steps[name] = recipe, [state], batch
-    seconds = {name: [] for name in configs}
-    for _ in range(TURNS):
-        for name, (recipe, state, batch) in steps.items():
-            for _ in range(2):  # the first of a turn warms up
-                started = time.perf_counter()
-                state[0] = jax.block_until_ready(train_step(recipe, state[0], batch)[0])
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def train_all(arguments: argparse.Namespace) -> dict:

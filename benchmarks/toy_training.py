@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from data_pipeline.batches.pipeline import training_batches
+from efficient_lvsm_jax.aot.training_step import question
 from efficient_lvsm_jax.commands import complete
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import abstract_params
+from efficient_lvsm_jax.training.step import init_state, train_step
 from efficient_lvsm_jax.weights.load import load
 from eval import Options, evaluate
 from train import settings, train
+
+TURNS = 7
 
 
 def study_parser(description: str) -> argparse.ArgumentParser:
@@ -47,6 +55,25 @@ def trained_score(config: ConfigDict, workdir: Path, *, evaluation_seed: int) ->
     scored.seed = evaluation_seed
     metrics = evaluate(scored, load(workdir), workdir / "evaluation", Options())
     return metrics["summary"]["psnr"]
+
+
+def step_seconds(configs: dict[str, ConfigDict]) -> dict[str, float]:
+    """Median time of a training step of each model, warm, taking turns."""
+    steps = {}
+    for name, config in configs.items():
+        recipe, data = (getattr(question(config, 1), part) for part in ("recipe", "data"))
+        state = jax.jit(functools.partial(init_state, recipe))(jax.random.key(0))
+        with contextlib.closing(training_batches(data, seed=0)) as batches:
+            batch = next(batches)
+        steps[name] = recipe, [state], batch
+    seconds = {name: [] for name in configs}
+    for _ in range(TURNS):
+        for name, (recipe, state, batch) in steps.items():
+            for _ in range(2):  # the first of a turn warms up
+                started = time.perf_counter()
+                state[0] = jax.block_until_ready(train_step(recipe, state[0], batch)[0])
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def parameters(config: ConfigDict) -> int:
