@@ -65,7 +65,9 @@ def claim_workdir(
         write(sizes)
         return
     found = read_json(workdir / MODEL_FILE)
-    before = {"family": found.get("family"), **found.get("config", {})}
+    # What a setting's default is, a run did before there was that setting.
+    defaults = dataclasses.asdict(type(config)())
+    before = {**defaults, "family": found.get("family"), **found.get("config", {})}
     for key, value in {"family": family, **stored["config"]}.items():
         if before.get(key) != value:
             raise InputError(

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,17 @@ def test_a_workdir_keeps_the_sizes_that_were_trained(small_model, tmp_path):
         claim_workdir(tmp_path, "efficient_lvsm", SMALL, sizes)
     saved(tmp_path, [1], small_model.params)
     assert elvsm.load(tmp_path).trained_sizes == ((48, 48), (64, 64))
+
+
+def test_a_run_of_before_there_was_a_setting_goes_on_with_its_default(tmp_path):
+    claim_workdir(tmp_path, "efficient_lvsm", SMALL)
+    stored = json.loads((tmp_path / "model.json").read_text())
+    del stored["config"]["positions"]
+    (tmp_path / "model.json").write_text(json.dumps(stored))
+    claim_workdir(tmp_path, "efficient_lvsm", SMALL)
+    other = dataclasses.replace(SMALL, positions="prope")
+    with pytest.raises(InputError, match=r"positions was 'none', now is 'prope'"):
+        claim_workdir(tmp_path, "efficient_lvsm", other)
 
 
 def test_a_workdir_without_a_finished_step_says_so(tmp_path):
