@@ -39,6 +39,7 @@ from efficient_lvsm_jax.models.efficient_lvsm import (
 from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.nn.layers import Initializer
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.positions import Positions
 from efficient_lvsm_jax.nn.stacks import scan_layers, stack
 
 
@@ -49,16 +50,19 @@ class LastLayerOnly(EfficientLVSM):
         self, views: Views, layers: tuple[int, ...]
     ) -> tuple[Pages, jax.Array | None]:
         """As of the base class; the projections to keys and values stay one per decoder layer."""
+        positions = self.positions(views.cameras)
         x, taps, _ = scan_layers(
             self.config.remat,
-            lambda x, layer: (layer(x), None),
+            lambda x, layer: (layer(x, positions and positions.within_views()), None),
             self.input_tokens(views),
             self.encoder,
             layers=self.config.layers,
             taps=layers,
         )
         cross_layers = self.decoder.cross_attention
-        _, (k, v) = jax.lax.scan(lambda _, layer: (None, layer.keys_values(x)), None, cross_layers)
+        _, (k, v) = jax.lax.scan(
+            lambda _, layer: (None, layer.keys_values(x, positions)), None, cross_layers
+        )
         return Pages(k, v), taps
 
 
@@ -69,8 +73,13 @@ class CrossOnlyLayer(DecoderLayer):
         super().__init__(config, init=init, rngs=rngs)
         del self.self_attention
 
-    def __call__(self, x: jax.Array, attend_memory: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        return self.mlp(self.cross_attention(x, attend_memory))
+    def __call__(
+        self,
+        x: jax.Array,
+        attend_memory: Callable[[jax.Array], jax.Array],
+        positions: Positions | None,
+    ) -> jax.Array:
+        return self.mlp(self.cross_attention(x, attend_memory, positions))
 
 
 class CrossOnly(EfficientLVSM):

@@ -10,6 +10,7 @@ process alone, "params_i", all parameters after the last step in one row.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 
 import conftest
@@ -23,6 +24,7 @@ from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, TrainState, init_state, train_step
 
 FAMILY = "efficient_lvsm"
+MODEL = dataclasses.replace(conftest.SMALL, positions="prope")  # cameras go with their views
 # Matrices by Muon, the rest by AdamW.
 MUON = OptimizerConfig(name="muon", learning_rate=1e-3, warmup_steps=1, ema_decay=0.9)
 SCENES, INPUTS, STEPS = 8, 4, 3
@@ -46,7 +48,7 @@ def train_on(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, TrainState]:
 
     Every process reads its share of the same batches.
     """
-    recipe = Recipe(FAMILY, conftest.SMALL, MUON)
+    recipe = Recipe(FAMILY, MODEL, MUON)
     state = born_in_place(mesh, recipe)
     share = SCENES // jax.process_count()
     mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))

@@ -113,6 +113,35 @@ def plucker(origins: jax.Array, directions: jax.Array) -> jax.Array:
     return jnp.concatenate([moments, directions], axis=-1)
 
 
+def projections(cameras: Cameras) -> tuple[jax.Array, jax.Array]:
+    """From points of the world to a camera's picture, and back, as matrices [..., 4, 4] float32.
+
+    P = K·[world to camera]: the intrinsics are in units of the picture's sides, from its middle, so
+    a point in view goes to (x·z, y·z, z, 1) with x and y within ±½. The inverse is analytic.
+    """
+    c2w = jnp.asarray(cameras.c2w, jnp.float32)
+    fx, fy, cx, cy = jnp.moveaxis(jnp.asarray(cameras.fxfycxcy, jnp.float32), -1, 0)
+    fx, cx = fx / cameras.width, cx / cameras.width - 0.5
+    fy, cy = fy / cameras.height, cy / cameras.height - 0.5
+    zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
+
+    def matrix(*rows: tuple[jax.Array, ...]) -> jax.Array:
+        return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+    last = (zero, zero, zero, one)
+    depth = (zero, zero, one, zero)
+    intrinsics = matrix((fx, zero, cx, zero), (zero, fy, cy, zero), depth, last)
+    lifted = matrix((1 / fx, zero, -cx / fx, zero), (zero, 1 / fy, -cy / fy, zero), depth, last)
+    turn, centre = jnp.swapaxes(c2w[..., :3, :3], -1, -2), c2w[..., :3, 3:]
+    w2c = jnp.concatenate([turn, -_product(turn, centre)], axis=-1)
+    w2c = jnp.concatenate([w2c, c2w[..., 3:, :]], axis=-2)
+    return _product(intrinsics, w2c), _product(c2w, lifted)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision="highest")
+
+
 def _round_to_bfloat16(x: jax.Array) -> jax.Array:
     # Not x.astype(bfloat16).astype(float32): XLA may drop such a pair of casts.
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

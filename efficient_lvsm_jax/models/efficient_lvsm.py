@@ -36,6 +36,7 @@ from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, projections, scores
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
+from efficient_lvsm_jax.nn.positions import Positions
 from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
 
 # Arrays [N, D] of a view in use at the peak of the backward pass, per view of the larger side: one
@@ -110,8 +111,14 @@ class DecoderLayer(nnx.Module):
         self.cross_attention = CrossAttention(config.width, config.head_dim, init, rngs=rngs)
         self.mlp = MLP(config.width, config.mlp_ratio * config.width, init, rngs=rngs)
 
-    def __call__(self, x: jax.Array, attend_memory: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        return self.mlp(self.cross_attention(self.self_attention(x), attend_memory))
+    def __call__(
+        self,
+        x: jax.Array,
+        attend_memory: Callable[[jax.Array], jax.Array],
+        positions: Positions | None,
+    ) -> jax.Array:
+        x = self.self_attention(x, positions and positions.within_views())
+        return self.mlp(self.cross_attention(x, attend_memory, positions))
 
 
 class EfficientLVSM(ViewModel):
@@ -152,13 +159,14 @@ class EfficientLVSM(ViewModel):
         def step(x: jax.Array, layers: tuple) -> tuple[jax.Array, tuple]:
             layer, cross_layer = layers
 
-            def one(x: jax.Array) -> tuple:
-                x = layer(x)
-                return x, cross_layer.keys_values(x)
+            def one(x: jax.Array, positions: Positions | None) -> tuple:
+                x = layer(x, positions and positions.within_views())
+                return x, cross_layer.keys_values(x, positions)
 
-            x, (k, v) = over_views(one, x, view_axes=(1, (2, 2)))
+            x, (k, v) = over_views(one, x, positions, view_axes=(1, (2, 2)))
             return x, (k, v)
 
+        positions = self.positions(views.cameras)
         stacks = (self.encoder, self.decoder.cross_attention)
         x, depth = self.input_tokens(views), self.config.layers
         _, taps, (k, v) = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
@@ -175,6 +183,7 @@ class EfficientLVSM(ViewModel):
         # One straight from `encode` is scanned with the layers, which gradients need; one with
         # slots is read chunk by chunk, so that those with nothing in use cost nothing.
         scanned = cache if cache.used is None else None
+        positions = self.positions(cameras)
 
         def step(x: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
             layer, index, pages = xs
@@ -185,7 +194,10 @@ class EfficientLVSM(ViewModel):
                 how = {"implementation": self.config.attention, "spread": "pages"}
                 return attend(q, pages, **how)
 
-            return over_views(lambda x: layer(x, attend_memory), x, view_axes=1), None
+            def one(x: jax.Array, positions: Positions | None) -> jax.Array:
+                return layer(x, attend_memory, positions)
+
+            return over_views(one, x, positions, view_axes=1), None
 
         x, depth = self.target_tokens(cameras), self.config.layers
         stacks = (self.decoder, jnp.arange(depth), scanned)

@@ -31,6 +31,7 @@ from efficient_lvsm_jax.models.view_synthesis import (
 )
 from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import LayerNorm
+from efficient_lvsm_jax.nn.positions import Positions
 from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
@@ -125,6 +126,14 @@ class EncoderDecoderConfig(LVSMConfig):
     latents: int = setting(3072, at_least=1)
     init: str = setting("depth", choices=INITS)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.positions != "none":
+            raise InputError(
+                f"model.positions={self.positions!r}: the latents of an encoder-decoder LVSM are "
+                "nowhere, so nothing is relative to them; it takes 'none' alone"
+            )
+
     @property
     def depths(self) -> tuple[int, int]:
         """Both numbers."""
@@ -147,11 +156,17 @@ class LVSM(ViewModel):
         layer = functools.partial(SelfAttentionLayer, self.config, norm_scale=True)
         return stack(layer, layers, self.config.init, rngs)
 
-    def _run(self, layers: int, stacked: nnx.Module, x: jax.Array) -> jax.Array:
-        """Sequences x [B, T, tokens, D] through a stack of layers."""
+    def _run(
+        self,
+        layers: int,
+        stacked: nnx.Module,
+        x: jax.Array,
+        positions: Positions | None = None,
+    ) -> jax.Array:
+        """Sequences x [B, T, tokens, D] through a stack of layers; `positions` of all tokens."""
 
         def step(x: jax.Array, layer: SelfAttentionLayer) -> tuple[jax.Array, None]:
-            return over_views(layer, x, view_axes=1), None
+            return over_views(layer, x, positions, view_axes=1), None
 
         return scan_layers(self.config.remat, step, x, stacked, layers=layers)[0]
 
@@ -173,16 +188,20 @@ class DecoderOnlyLVSM(LVSM):
         super().__init__(config, rngs=rngs)
         self.decoder = self._stack(config.layers, rngs)
 
-    def encode(self, views: Views) -> jax.Array:
-        """Input views [B, V, …] to their tokens [B, V·N, D]."""
-        return self._all_input_tokens(views)
+    def encode(self, views: Views) -> jax.Array | tuple[jax.Array, Positions]:
+        """Input views [B, V, …] to their tokens [B, V·N, D]; with positions, these as well."""
+        tokens, positions = self._all_input_tokens(views), self.positions(views.cameras)
+        return tokens if positions is None else (tokens, positions.in_one_sequence())
 
-    def decode(self, memory: jax.Array, cameras: Cameras) -> jax.Array:
+    def decode(
+        self, memory: jax.Array | tuple[jax.Array, Positions], cameras: Cameras
+    ) -> jax.Array:
         """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
-        targets = self.target_tokens(cameras)
-        inputs = _for_each_target(memory, targets)
+        tokens, places = memory if isinstance(memory, tuple) else (memory, None)
+        targets, positions = self.target_tokens(cameras), self.positions(cameras)
+        inputs = _for_each_target(tokens, targets)
         x = self.input_norm(jnp.concatenate([inputs, targets], axis=2))
-        x = self._run(self.config.layers, self.decoder, x)
+        x = self._run(self.config.layers, self.decoder, x, _after(places, positions))
         return self.pictures(x[:, :, -targets.shape[2] :], cameras)
 
 
@@ -212,6 +231,21 @@ class EncoderDecoderLVSM(LVSM):
         x = self.input_norm(jnp.concatenate([targets, latents], axis=2))
         x = self._run(self.config.decoder_layers, self.decoder, x)
         return self.pictures(x[:, :, : targets.shape[2]], cameras)
+
+
+def _after(inputs: Positions | None, targets: Positions | None) -> Positions | None:
+    """Of sequences of all inputs [B, 1, V·N, …], then the tokens of one of targets [B, T, N, …]."""
+    if inputs is None:
+        return None
+    count = targets.sine.shape[1]
+
+    def join(of_inputs: jax.Array, of_target: jax.Array) -> jax.Array:
+        if of_target.ndim == 4:  # a camera for each token
+            tokens = (*targets.sine.shape[:3], 4, 4)
+            of_target = jnp.broadcast_to(of_target[:, :, None], tokens)
+        return jnp.concatenate([jnp.repeat(of_inputs, count, axis=1), of_target], axis=2)
+
+    return jax.tree.map(join, inputs, targets)
 
 
 def _for_each_target(memory: jax.Array, targets: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from efficient_lvsm_jax.nn.layers import (
     SelfAttention,
     normal,
 )
+from efficient_lvsm_jax.nn.positions import KINDS, Positions
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 IMAGE_CHANNELS = 3
@@ -56,6 +57,10 @@ class ModelConfig(Settings):
       head_dim: K, channels of an attention head.
       patch: edge of a patch in pixels; image sides must be multiples of it.
       mlp_ratio: hidden channels of an MLP over width.
+      positions: what attention is told of where tokens are, see `nn.positions`: "none", as
+        published; "rotary", the patches in their pictures; "prope", these and relative cameras.
+      rays: that tokens are made of: "scene", Plücker coordinates in the scene's frame, as
+        published; with "prope" also "camera", in that of their own camera, or "none", ones instead.
       ray_dtype: "float32", or "bf16_parity": rays rounded as the published training rounded them.
       attention: how attention is computed: "cpu", "xla", "cudnn" (NVIDIA GPUs, not in float32),
         "splash" (TPUs), or "auto": the best that can run where it runs. One that cannot run is an
@@ -76,6 +81,8 @@ class ModelConfig(Settings):
     patch: int = setting(8, at_least=1)
     mlp_ratio: int = setting(4, at_least=1)
 
+    positions: str = setting("none", choices=KINDS)
+    rays: str = setting("scene", choices=("scene", "camera", "none"))
     ray_dtype: str = setting("float32", choices=("float32", "bf16_parity"))
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
@@ -86,6 +93,16 @@ class ModelConfig(Settings):
         if self.width % self.head_dim:
             raise InputError(
                 f"model.width={self.width} is not a multiple of head_dim={self.head_dim}"
+            )
+        if self.head_dim % KINDS[self.positions]:
+            raise InputError(
+                f"model.head_dim={self.head_dim}: positions={self.positions!r} needs a multiple of "
+                f"{KINDS[self.positions]}"
+            )
+        if self.rays != "scene" and self.positions != "prope":
+            raise InputError(
+                f"model.rays={self.rays!r} says nothing of where cameras are, so it needs "
+                f"model.positions='prope', not {self.positions!r}"
             )
 
     @property
@@ -163,8 +180,8 @@ class SelfAttentionLayer(nnx.Module):
         hidden = config.mlp_ratio * config.width
         self.mlp = MLP(config.width, hidden, init, norm_scale=norm_scale, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp(self.attention(x))
+    def __call__(self, x: jax.Array, positions: Positions | None = None) -> jax.Array:
+        return self.mlp(self.attention(x, positions))
 
 
 class ViewModel(nnx.Module):
@@ -207,7 +224,17 @@ class ViewModel(nnx.Module):
         x = x.transpose(0, 1, 2, 4, 3, 5, 6)
         return x.reshape(*x.shape[:2], height, width, IMAGE_CHANNELS)
 
+    def positions(self, cameras: Cameras) -> Positions | None:
+        """Of the tokens of views with these cameras [B, V], if attention is told of any."""
+        config = self.config
+        return Positions.of(config.positions, cameras, config.patch, config.head_dim)
+
     def _plucker(self, cameras: Cameras) -> jax.Array:
+        if self.config.rays == "none":
+            return jnp.ones((*cameras.c2w.shape[:2], cameras.height, cameras.width, RAY_CHANNELS))
+        if self.config.rays == "camera":
+            own = jnp.broadcast_to(jnp.eye(4), cameras.c2w.shape)
+            cameras = dataclasses.replace(cameras, c2w=own)
         return plucker(*rays(cameras, self.config.ray_dtype))
 
     def _patches(self, x: jax.Array) -> jax.Array:

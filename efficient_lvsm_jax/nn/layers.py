@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.positions import Positions
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 PRODUCT = "product"  # name of what projections return, for remat policies
@@ -151,12 +152,17 @@ class SelfAttention(nnx.Module):
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, V, N, D] to x + attention of the same shape."""
+    def __call__(self, x: jax.Array, positions: Positions | None = None) -> jax.Array:
+        """x [B, V, N, D] to x + attention of the same shape; `positions` of the tokens, if any."""
         q, k, v = jnp.einsum("BVNCHK->CBVHNK", self.qkv(self.norm(x)))
-        page = Pages(self.k_norm(k)[:, :, :, None], v[:, :, :, None])
-        how = {"implementation": self.implementation, "spread": self.spread}
-        mixed = attend(self.q_norm(q), page, **how)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if positions is not None:
+            q = positions.queries(q, 1)
+            k, v = (positions.keys(x, 1) for x in (k, v))
+        page = Pages(k[:, :, :, None], v[:, :, :, None])
+        mixed = attend(q, page, implementation=self.implementation, spread=self.spread)
+        if positions is not None:
+            mixed = positions.results(mixed, 1)
         return x + self.out(jnp.einsum("BVHNK->BVNHK", mixed))
 
 
@@ -173,18 +179,33 @@ class CrossAttention(nnx.Module):
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
 
-    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Input tokens x [B, V, N, D] to keys (normed) and values, each [B, H, V, N, K]."""
-        k, v = jnp.einsum("BVNCHK->CBHVNK", self.kv(self.memory_norm(x)))
-        return self.k_norm(k), v
+    def keys_values(
+        self, x: jax.Array, positions: Positions | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Input tokens x [B, V, N, D] to keys (normed) and values, each [B, H, V, N, K].
 
-    def __call__(self, x: jax.Array, attend_memory: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        `positions` of the tokens, if any: both are then moved as their own place says.
+        """
+        k, v = jnp.einsum("BVNCHK->CBHVNK", self.kv(self.memory_norm(x)))
+        k = self.k_norm(k)
+        return (k, v) if positions is None else (positions.keys(k, 2), positions.keys(v, 2))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        attend_memory: Callable[[jax.Array], jax.Array],
+        positions: Positions | None = None,
+    ) -> jax.Array:
         """x [B, T, N, D] to x + attention; `attend_memory` maps [B, H, T*N, K] onto the same."""
         batch, views, tokens, _ = x.shape
         q = self.q_norm(jnp.einsum("BTNHK->BHTNK", self.q(self.norm(x))))
+        if positions is not None:
+            q = positions.queries(q, 2)
         heads, head_dim = q.shape[1], q.shape[-1]
         mixed = attend_memory(q.reshape(batch, heads, views * tokens, head_dim))
         mixed = mixed.reshape(q.shape)
+        if positions is not None:
+            mixed = positions.results(mixed, 2)
         return x + self.out(jnp.einsum("BHTNK->BTNHK", mixed))
 
 

@@ -16,6 +16,7 @@ from efficient_lvsm_jax.models.model import Model, abstract_params, bind, init_p
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.positions import KINDS
 
 PUBLISHED = EfficientLVSMConfig()
 FAMILY = "efficient_lvsm"
@@ -126,11 +127,13 @@ def test_any_size_divisible_by_the_patch_renders(small_model, size):
     assert ((images > 0) & (images < 1)).all()
 
 
-def test_views_one_at_a_time_equal_views_together(small_model, monkeypatch):
+@pytest.mark.parametrize("positions", KINDS)
+def test_views_one_at_a_time_equal_views_together(small_model, monkeypatch, positions):
     views, targets = random_views(3), random_views(2, seed=5).cameras
+    config = dataclasses.replace(SMALL, positions=positions)
 
     def render(params):
-        module = bind(FAMILY, SMALL, params)
+        module = bind(FAMILY, config, params)
         return module.decode(module.encode(views), targets)
 
     together = jax.jit(render)(small_model.params)

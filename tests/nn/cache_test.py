@@ -15,6 +15,13 @@ VIEWS = random_views(6, seed=1)
 TARGETS = random_views(2, seed=2).cameras
 
 
+@pytest.fixture(scope="module", params=["none", "prope"])
+def small_model(request, small_model):
+    """As published, and with keys and values that depend on their cameras; the same must hold."""
+    config = dataclasses.replace(small_model.config, positions=request.param)
+    return dataclasses.replace(small_model, config=config)
+
+
 def copy(cache):
     """A cache of its own buffers: updates donate theirs."""
     return jax.tree.map(lambda x: x.copy(), cache)
