@@ -69,6 +69,8 @@ PRESETS = {
     "re10k_256_lvsm_decoder_only": (3000, 0, 100_000),
     "re10k_256_lvsm_encoder_decoder": (3000, 0, 100_000),
     "re10k_256_lvsm_schedule": (3000, 0, 100_000),
+    "re10k_256_many_targets": (3000, 0, 0),
+    "re10k_256_varied": (3000, 0, 0),
     "re10k_512": (3000, 0, 0),
     "re10k_512_finetune": (1000, 0, 0),
     "objaverse_512": (3000, 0, 0),
