@@ -96,7 +96,7 @@ def orbit(c2w: np.ndarray, frames: int, *, full_circle: bool = False) -> np.ndar
     """
     c2w = _path_cameras(c2w, frames)
     advice = "; fly a spiral or through the inputs instead"
-    focus = _focus(c2w)
+    focus = focus_of(c2w)
     if focus is None:
         raise InputError(
             f"{len(c2w)} cameras define no point to fly around: they look in parallel, or away "
@@ -158,7 +158,7 @@ def spiral(c2w: np.ndarray, frames: int) -> np.ndarray:
     middle = centres.mean(0)
     down = _down(c2w, advice)
     forward = _mean_direction(c2w[:, :3, 2], "viewing directions", advice, least=COMMON)
-    focus = _focus(c2w)
+    focus = focus_of(c2w)
     spread = np.sqrt(((centres - middle) ** 2).sum(-1).mean())
     if focus is None or (focus - middle) @ forward < spread:
         focus = middle + 1e6 * spread * forward
@@ -189,7 +189,7 @@ def _path_cameras(c2w: np.ndarray, frames: int) -> np.ndarray:
     return c2w
 
 
-def _focus(c2w: np.ndarray) -> np.ndarray | None:
+def focus_of(c2w: np.ndarray) -> np.ndarray | None:
     """The point [3] nearest to all optical axes, in least squares.
 
     None if the axes are (nearly) parallel, or if it lies behind half of the cameras or more.
