@@ -136,7 +136,10 @@ class EfficientLVSM(ViewModel):
         return self.encode_with_taps(views, ())[0]
 
     def decode(self, cache: Pages, cameras: Cameras) -> jax.Array:
-        """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32."""
+        """Cameras [B, T] to images [B, T, Y, X, 3] in [0, 1], float32.
+
+        `cache.used` may be [B, T, S]: the slots that each target reads, see `nn.cache.reading`.
+        """
         return self.decode_with_taps(cache, cameras, ())[0]
 
     def encode_with_taps(
@@ -184,20 +187,22 @@ class EfficientLVSM(ViewModel):
         # slots is read chunk by chunk, so that those with nothing in use cost nothing.
         scanned = cache if cache.used is None else None
         positions = self.positions(cameras)
+        each = cache.used is not None and cache.used.ndim == 3  # targets read views of their own
 
         def step(x: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
             layer, index, pages = xs
             if pages is None:
                 pages = dataclasses.replace(cache, layer=index)
 
-            def attend_memory(q: jax.Array) -> jax.Array:
+            def one(
+                x: jax.Array, used: jax.Array | None, positions: Positions | None
+            ) -> jax.Array:
                 how = {"implementation": self.config.attention, "spread": "pages"}
-                return attend(q, pages, **how)
+                read = pages if used is None else dataclasses.replace(pages, used=used)
+                return layer(x, lambda q: attend(q, read, **how), positions)
 
-            def one(x: jax.Array, positions: Positions | None) -> jax.Array:
-                return layer(x, attend_memory, positions)
-
-            return over_views(one, x, positions, view_axes=1), None
+            beside = cache.used if each else None, positions
+            return over_views(one, x, *beside, view_axes=1), None
 
         x, depth = self.target_tokens(cameras), self.config.layers
         stacks = (self.decoder, jnp.arange(depth), scanned)

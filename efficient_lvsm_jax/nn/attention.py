@@ -1,6 +1,7 @@
 """Attention: one entry, `attend`, for every place in the model where tokens look at tokens.
 
-Axes: B scene, V view, H head, Q query, S page, M token of a page, K head dim, L layer.
+Axes: B scene, V view, H head, Q query, S page, M token of a page, K head dim, L layer, R target
+that reads.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def attend(
     Args:
       q: queries, [B, H, Q, K] or, each view by itself, [B, V, H, Q, K].
       pages: keys and values [B, H, S, M, K], or [B, V, H, S, M, K]; a cache with its `layer`. With
-        no page in use the result is NaN: callers own that check.
+        no page in use the result is NaN: callers own that check. With `used` [B, R, S] the queries
+        of a scene are R equal groups [B, H, R * N, K], each of which reads pages of its own.
       implementation: one of IMPLEMENTATIONS, or "auto", see `choose`.
       spread: what a mesh in use spreads over its context axis: "views", the V of all arrays, or
         "pages", the S of keys and values; every device then attends to its pages and the results
@@ -61,8 +63,8 @@ def attend(
     of_layer = k.shape[stacked:]
     if of_layer[:-3] != q.shape[:-2] or of_layer[-1] != q.shape[-1]:
         raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
-    if pages.used is not None and pages.used.shape != k.shape[-3:-2]:
-        raise InputError(f"attend: used {pages.used.shape} and k {k.shape} differ in pages")
+    if pages.used is not None:
+        _check_used(pages.used.shape, q.shape, k.shape[-3])
     name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
     mesh = sharding.mesh_in_use()
     if mesh is None:
@@ -70,6 +72,16 @@ def attend(
     else:
         mixed, log_sum_exp = _attend_spread(mesh, name, with_log_sum_exp, spread, q, pages)
     return (mixed, log_sum_exp) if with_log_sum_exp else mixed
+
+
+def _check_used(used: tuple[int, ...], q: tuple[int, ...], slots: int) -> None:
+    if used[-1:] != (slots,):
+        raise InputError(f"attend: used {used} and k differ in pages, of which k has {slots}")
+    groups = used[1] if len(used) == 3 else 0
+    if len(used) != 1 and (len(q) != 4 or used[0] != q[0] or not groups or q[2] % groups):
+        raise InputError(
+            f"attend: used {used}, q {q}: expected [S], or [B,R,S] with queries [B,H,R*N,K]"
+        )
 
 
 @functools.lru_cache
@@ -174,7 +186,9 @@ def _attend_spread(
         partial = _attend_here(name, with_log_sum_exp or bool(by_pages), q, pages)
         return _combine_over(by_pages, *partial) if by_pages else partial
 
-    specs = {"used": P(by_pages), "layer": P(), "most": pages.most}
+    each = pages.used is not None and pages.used.ndim == 3
+    used = P(sharding.AXES, None, by_pages) if each else P(by_pages)
+    specs = {"used": used, "layer": P(), "most": pages.most}
     fields = (field.name for field in dataclasses.fields(Pages))
     return jax.shard_map(
         here,
@@ -189,6 +203,8 @@ def _attend_here(
     name: str, with_log_sum_exp: bool, q: jax.Array, pages: Pages
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention on one device by a named implementation: the result and its log-sum-exp."""
+    if pages.used is not None and pages.used.ndim == 3:
+        return _attend_in_groups(name, with_log_sum_exp, q, pages)
     shape = q.shape
     if q.ndim == 5:  # B and V as one
         stored = q, dataclasses.replace(pages, used=None)
@@ -206,6 +222,33 @@ def _attend_here(
     if log_sum_exp is not None:
         log_sum_exp = log_sum_exp.reshape(shape[:-1])
     return mixed.reshape(shape), log_sum_exp
+
+
+def _attend_in_groups(
+    name: str, with_log_sum_exp: bool, q: jax.Array, pages: Pages
+) -> tuple[jax.Array, jax.Array | None]:
+    """`_attend_here` scene by scene and group by group of queries, each with its own pages."""
+    batch, groups, _ = pages.used.shape
+    q = q.reshape(batch, q.shape[1], groups, -1, q.shape[-1])
+
+    def one_scene(scene: tuple) -> tuple:
+        index, of_scene, used = scene
+        own = pages.of_scene(index)
+
+        def one_group(group: tuple) -> tuple:
+            queries, read = group
+            here = dataclasses.replace(own, used=read)
+            return _attend_here(name, with_log_sum_exp, queries[None], here)
+
+        return jax.lax.map(one_group, (jnp.moveaxis(of_scene, 1, 0), used))
+
+    outputs = jax.lax.map(one_scene, (jnp.arange(batch), q, pages.used))  # [B, R, 1, H, N, …]
+
+    def merged(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x[:, :, 0], 1, 2)  # [B, H, R, N, …]
+        return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+    return jax.tree.map(merged, outputs)
 
 
 def _one_call(

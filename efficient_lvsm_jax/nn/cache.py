@@ -146,8 +146,23 @@ def grow(cache: Pages, capacity: int) -> Pages:
     return dataclasses.replace(pages, used=jnp.pad(cache.used, (0, room)))
 
 
+def reading(cache: Pages, chosen: jax.Array | np.ndarray) -> Pages:
+    """The cache with only those views in `used` that are chosen, for reading alone.
+
+    Args:
+      cache: is not changed, and shares its pages.
+      chosen: bool, slots to be read: [S] by all targets, or [B, T, S] by each of T targets of each
+        scene. What reads the cache compiles once for each of both forms, never for what is chosen.
+        Of slots without a page none is read; a target that reads nothing renders as NaN.
+    """
+    used = jnp.asarray(chosen) if cache.used is None else _both(cache.used, chosen)
+    return dataclasses.replace(cache, used=used)
+
+
 def bounded(cache: Pages) -> Pages:
-    """The cache with `most`: its views, rounded up to a power of two or to all slots.
+    """The cache with `most`: the views read, rounded up to a power of two or to all slots.
+
+    Of targets that read different views the one that reads most of them counts.
 
     For readers that want all keys in one piece, as cuDNN does. They compile once for each such
     number, log2(capacity) + 1 times at most, and what they gather follows the views in use. It is
@@ -156,7 +171,7 @@ def bounded(cache: Pages) -> Pages:
     """
     if cache.used is None or not _known(cache.used):
         return cache
-    return bounded_by(cache, int(np.count_nonzero(cache.used)))
+    return bounded_by(cache, int(np.count_nonzero(cache.used, axis=-1).max()))
 
 
 def bounded_by(cache: Pages, views: int) -> Pages:
@@ -188,6 +203,11 @@ def _written(cache: Pages, slot: jax.Array, page: Pages) -> Pages:
         dataclasses.replace(_stored_as(page, cache.k.dtype), used=None),
     )
     return dataclasses.replace(pages, used=cache.used.at[slot].set(True))
+
+
+@jax.jit
+def _both(used: jax.Array, chosen: jax.Array) -> jax.Array:
+    return used & chosen
 
 
 @jax.jit

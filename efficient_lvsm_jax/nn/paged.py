@@ -5,7 +5,7 @@ of queries; their backward pass does the same, from the log-sum-exps that the fo
 (the backward pass of FlashAttention, arXiv:2205.14135). `nn.attention.attend` chooses.
 
 Axes: B batch, H head, Q query, S page, M token of a page, C chunk, T token of a chunk, G page of a
-chunk, K head dim, L layer.
+chunk, K head dim, L layer, R target that reads.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Pages:
         cache, [L, B, H, S, M, K].
       used: which slots hold a page, [S] bool; the others are never read. None means all of them:
         gradients can then flow through. The work follows the chunks of some 1,024 keys in which a
-        page is used, not S, and changing them compiles nothing.
+        page is used, not S, and changing them compiles nothing. Targets that read different slots
+        have it [B, R, S]: queries are then R groups, walked one by one.
       k_scale, v_scale: what stored numbers are multiplied by, [B, H, S] or [L, B, H, S] float32:
         one scale for each page of a head; None if they are stored as they are.
       layer: which layer to read. Chunks are fetched from the stack one by one, so that a large,
@@ -99,6 +100,21 @@ class Pages:
     def is_plain(self) -> bool:
         """Whether all pages of the arrays are read, so that gradients can flow through."""
         return self.used is None and self.layer is None
+
+    def of_scene(self, scene: jax.Array) -> Pages:
+        """The pages of one of B scenes, with B = 1; `used` is not touched."""
+        lead = () if self.layer is None else (self.layer,)
+        if self.k.shape[len(lead)] == 1:
+            return self
+
+        def one(x: jax.Array) -> jax.Array:
+            rest = x.shape[len(lead) + 1 :]
+            start, size = (*lead, scene, *(0,) * len(rest)), (*(1,) * len(lead), 1, *rest)
+            return jax.lax.dynamic_slice(x, start, size)
+
+        pages = jax.tree.map(one, dataclasses.replace(self, used=None, layer=None))
+        layer = None if self.layer is None else jnp.zeros_like(self.layer)
+        return dataclasses.replace(pages, used=self.used, layer=layer)
 
     def whole_layer(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the layer, [B, H, S, M, K]: of pages in use first, then zeros.

@@ -96,6 +96,16 @@ def test_splash_reads_only_the_used_pages_of_a_stack(interpreted):
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
 
 
+def test_splash_reads_the_pages_of_each_group_of_queries(interpreted):
+    q, k, v = qkv(2 * 70, 3 * 40)
+    pages = [x.reshape(1, 2, 3, 40, 64).at[:, :, 0].set(jnp.nan) for x in (k, v)]
+    used = jnp.array([[[False, True, True], [False, False, True]]])
+    mixed = attend(q, Pages(*pages, used))
+    for group, first in ((slice(0, 70), 40), (slice(70, 140), 80)):
+        expected, _ = reference(q[:, :, group], k[:, :, first:], v[:, :, first:])
+        np.testing.assert_allclose(mixed[:, :, group], expected, atol=2e-6)
+
+
 def test_splash_tiles_are_the_largest_that_divide_the_sequence():
     sizes = {36: 128, 128: 128, 768: 768, 1024: 1024, 1100: 384, 6144: 1024, 24576: 1024}
     for length, tile in sizes.items():

@@ -251,6 +251,77 @@ def test_used_that_does_not_fit_the_pages_is_refused():
         attend_to(*arrays(6, 3, 5), used=jnp.array([True, False]))
 
 
+@pytest.mark.parametrize("bad", [(2, 4, 3), (1, 2, 3), (2, 3), (2, 0, 3)])
+def test_choices_that_do_not_fit_the_queries_are_refused(bad):
+    with pytest.raises(InputError, match=r"expected \[S\], or \[B,R,S\]"):
+        attend_to(*arrays(6, 3, 5), used=jnp.ones(bad, bool))
+    q, k, v = arrays(6, 3, 5)
+    with pytest.raises(InputError, match=r"expected \[S\], or \[B,R,S\]"):
+        attend_to(q[None], k[None], v[None], used=jnp.ones((1, 2, 3), bool))
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
+@pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100), (70, 4, 2050), (200, 4, 400)])
+@pytest.mark.parametrize("layer", [None, 1])
+@pytest.mark.parametrize("mesh", [None, "data:2,context:2"])
+def test_groups_of_queries_read_pages_of_their_own(implementation, size, layer, mesh):
+    """Also where a device holds none of them; pages that none of a scene's groups reads are NaN."""
+    q, k, v = arrays(2 * size[0], *size[1:])
+    used = np.array([[[1, 0, 1, 0], [0, 0, 1, 0]], [[1, 1, 0, 1], [0, 1, 0, 0]]], bool)
+    expected = jnp.stack(
+        [
+            jnp.concatenate(
+                [
+                    reference(half[None], *(x[b : b + 1][:, :, used[b, r]] for x in (k, v)))[0]
+                    for r, half in enumerate(jnp.split(q[b], 2, axis=1))
+                ],
+                axis=1,
+            )
+            for b in range(2)
+        ]
+    )
+    unread = ~used.any(axis=1)[:, None, :, None, None]
+    k, v = (jnp.where(unread, jnp.nan, x) for x in (k, v))
+    if layer is not None:
+        k, v = (jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k, v))
+    compiled = jax.jit(
+        functools.partial(
+            attend_to, implementation=implementation, spread="pages", with_log_sum_exp=True
+        )
+    )
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        mixed, log_sum_exp = compiled(q, k, v, used=jnp.array(used), layer=layer)
+        np.testing.assert_allclose(mixed, expected, atol=2e-6)
+        assert np.isfinite(log_sum_exp).all() and log_sum_exp.shape == q.shape[:-1]
+        nothing = compiled(q, k, v, used=jnp.array(used).at[1, 0].set(False), layer=layer)[0]
+    np.testing.assert_allclose(nothing[0], expected[0], atol=2e-6)
+    np.testing.assert_allclose(nothing[1, :, size[0] :], expected[1, :, size[0] :], atol=2e-6)
+    assert np.isnan(nothing[1, :, : size[0]]).all()
+    assert compiled._cache_size() == 1
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
+def test_the_work_of_a_group_follows_the_chunks_that_it_reads(implementation, monkeypatch):
+    """Two groups of 64 and one of two pages of 1,024 keys, counted while it runs."""
+    steps, read = [], attention_pages.Chunks.read
+
+    def counted(self, step, *rest):
+        jax.debug.callback(lambda at: steps.append(int(at)), step)
+        return read(self, step, *rest)
+
+    monkeypatch.setattr(attention_pages.Chunks, "read", counted)
+    q, k, v = arrays(3 * 90, 64, 1024, batch=1, heads=1)
+    used = np.zeros((1, 3, 64), bool)
+    used[0, 0], used[0, 1, 40], used[0, 2, [3, 50]] = True, True, True
+    for groups, expected in (([0, 1, 2], 67), ([1, 2], 3), ([2], 2)):
+        steps.clear()
+        queries = q[:, :, : 90 * len(groups)]
+        how = {"used": jnp.array(used[:, groups]), "implementation": implementation}
+        jax.block_until_ready(attend_to(queries, k, v, **how))
+        jax.effects_barrier()
+        assert len(steps) == expected
+
+
 def test_scores_of_one_block_at_most_exist_at_a_time():
     q, k, v = arrays(4096, 8, 1024, batch=1, heads=4)
     compiled = jax.jit(attend_to).lower(q, k, v).compile()

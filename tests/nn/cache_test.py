@@ -10,6 +10,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_cache
 
 VIEWS = random_views(6, seed=1)
 TARGETS = random_views(2, seed=2).cameras
@@ -253,3 +254,101 @@ def test_an_unknown_precision_and_a_gradient_through_a_stored_cache_are_refused(
     for precision in ("bf16", "int8"):
         with pytest.raises(InputError, match="has no gradient"):
             jax.grad(lambda k, p=precision: pages.store(Pages(k, k), p).k.sum() * 1.0)(cache.k)
+
+
+def chosen_alone(model, cache, chosen, cameras):
+    """Pictures [B, T, …] of each target from a fresh cache of only what it chose."""
+    pictures = []
+    for index, slots in enumerate(chosen):
+        only = dataclasses.replace(cache, used=jnp.array(slots))
+        camera = jax.tree.map(lambda x, at=index: x[:, at : at + 1], cameras)
+        pictures.append(np.asarray(model.decode(only, camera)))
+    return np.concatenate(pictures, axis=1)
+
+
+CHOSEN = np.array([[1, 0, 0, 1, 0, 0], [0, 0, 1, 1, 1, 0]], bool)
+
+
+@pytest.mark.parametrize("precision", ["computed", *PRECISIONS])
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
+@pytest.mark.parametrize("size", [(16, 24), (192, 192)])
+def test_targets_read_what_each_chose_and_nothing_else(
+    small_model, precision, implementation, size
+):
+    """Views that nobody chose are NaN; of long ones each target is decoded by itself."""
+    config = dataclasses.replace(small_model.config, cache=precision, attention=implementation)
+    model = dataclasses.replace(small_model, config=config)
+    cache = filled(model, range(6), views=random_views(6, seed=1, size=size))
+    if cache.k.dtype == jnp.float32:
+        unread = ~CHOSEN.any(axis=0)[:, None, None]
+        k, v = (jnp.where(unread, jnp.nan, x) for x in (cache.k, cache.v))
+        cache = dataclasses.replace(cache, k=k, v=v)
+    cameras = random_views(2, seed=2, size=size).cameras
+    got = np.asarray(model.decode(pages.reading(cache, CHOSEN[None]), cameras))
+    np.testing.assert_allclose(got, chosen_alone(model, cache, CHOSEN, cameras), atol=2e-6)
+    assert np.isfinite(got).all()
+
+
+def test_all_views_chosen_by_all_targets_is_the_whole_cache_in_either_form(small_model):
+    cache = pages.remove(filled(small_model, [0, 1, 2, 3], capacity=8), 1)
+    whole = render(small_model, cache)
+    np.testing.assert_array_equal(
+        render(small_model, pages.reading(cache, np.ones(8, bool))), whole
+    )
+    each = render(small_model, pages.reading(cache, np.ones((1, 2, 8), bool)))
+    np.testing.assert_allclose(each, whole, atol=1e-6)
+    assert np.isnan(render(small_model, pages.reading(cache, np.arange(8) == 1))).all()
+
+
+def test_scenes_of_a_batch_choose_by_themselves_also_of_a_cache_from_encode(small_model):
+    views, cameras = random_views(6, seed=5, batch=3), random_views(2, seed=6, batch=3).cameras
+    encoded = small_model.encode(views)
+    chosen = np.random.default_rng(0).random((3, 2, 6)) < 0.5
+    chosen[..., 0] |= ~chosen.any(axis=-1)
+    got = np.asarray(small_model.decode(pages.reading(encoded, chosen), cameras))
+    for scene in range(3):
+        only = jax.tree.map(lambda x, at=scene: x[:, at : at + 1], encoded)
+        of_scene = jax.tree.map(lambda x, at=scene: x[at : at + 1], cameras)
+        expected = chosen_alone(small_model, only, chosen[scene], of_scene)
+        np.testing.assert_allclose(got[scene : scene + 1], expected, atol=2e-6)
+
+
+def test_other_choices_compile_nothing_and_copy_no_page(small_model):
+    cache = filled(small_model, range(6))
+    decode = jax.jit(lambda cache: small_model.decode(cache, TARGETS))
+    decode(cache)
+    for seed in range(4):
+        slots = np.random.default_rng(seed).permutation(6) < 2
+        read = pages.reading(cache, slots)
+        assert read.k is cache.k and read.v is cache.v
+        decode(read)
+    assert decode._cache_size() == 1
+    for seed in range(4):
+        decode(pages.reading(cache, np.random.default_rng(seed).random((1, 2, 6)) < 0.5))
+    assert decode._cache_size() == 2
+    page = small_model.encode(random_views(1, size=(64, 64)))
+    cameras = random_views(2, size=(64, 64)).cameras
+
+    def temporary(capacity):
+        read = pages.reading(pages.empty(capacity, page), np.ones((1, 2, capacity), bool))
+        lowered = jax.jit(small_model.decode).lower(read, cameras)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(256) - temporary(64) < page.page_bytes
+
+
+@pytest.mark.parametrize("spec", ["context:4", "data:2,context:2"])
+def test_choices_of_a_cache_spread_over_devices_render_as_on_one(small_model, spec):
+    mesh, batch = make_mesh(spec), 1 if spec == "context:4" else 2
+    views, targets = random_views(4, batch=batch), random_views(2, seed=1, batch=batch).cameras
+    cache = pages.grow(small_model.encode(views), 8)
+    chosen = np.zeros((batch, 2, 8), bool)
+    chosen[:, 0, 3] = chosen[:, 1, [0, 1]] = chosen[-1, 1, 2] = True
+    alone = small_model.decode(pages.reading(cache, chosen), targets)
+    same = small_model.decode(pages.reading(cache, chosen[-1, 1]), targets)
+    with jax.set_mesh(mesh):
+        cache = put_cache(mesh, cache)
+        got = small_model.decode(pages.reading(cache, chosen), targets)
+        got_same = small_model.decode(pages.reading(cache, chosen[-1, 1]), targets)
+    np.testing.assert_allclose(got, alone, atol=1e-6)
+    np.testing.assert_allclose(got_same, same, atol=1e-6)

@@ -93,6 +93,22 @@ def test_random_changes_render_as_a_fresh_cache_would_and_compile_for_few_number
     np.testing.assert_allclose(picture, expected, atol=2e-3)  # bfloat16, other order of pages
 
 
+def test_what_is_gathered_for_each_target_follows_the_most_that_one_chose(fused, keys_read):
+    tokens = 2 * 3
+    cache = pages.grow(fused.encode(jax.tree.map(lambda x: x[:, :8], VIEWS)), 64)
+    chosen = np.zeros((1, 2, 64), bool)
+    chosen[0, 0, 5] = chosen[0, 1, [0, 2, 7]] = True
+    cameras = TARGETS.cameras
+    expected = []
+    for at, slots in enumerate(chosen[0]):
+        camera = jax.tree.map(lambda x, at=at: x[:, at : at + 1], cameras)
+        expected.append(fused.decode(pages.reading(cache, slots), camera))
+    keys_read.clear()
+    got = fused.decode(pages.reading(cache, chosen), cameras)
+    assert max(keys_read) == 4 * tokens
+    np.testing.assert_allclose(got, np.concatenate(expected, axis=1), atol=2e-3)
+
+
 def test_a_bound_is_for_reading_alone(small_model):
     page = small_model.encode(jax.tree.map(lambda x: x[:, :1], VIEWS))
     cache = pages.empty(6, page)
