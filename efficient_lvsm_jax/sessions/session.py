@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, chec
 from efficient_lvsm_jax.geometry.intrinsics import check_view
 from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.nn import cache as pages
-from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.sessions.pictures import (
     Picture,
     camera_of,
@@ -31,12 +28,12 @@ from efficient_lvsm_jax.sessions.pictures import (
     size_for,
     view_of,
 )
+from efficient_lvsm_jax.sessions.store import Store
 
 # Targets are rendered in groups of these sizes, so any number of them compiles at most four
 # programs and none is padded.
 TARGET_GROUPS = (8, 4, 2, 1)
 CHECKED = 4  # views whose cameras are checked against their pictures
-WHEN_FULL = ("refuse", "oldest", "farthest")
 
 
 class Session:
@@ -91,14 +88,6 @@ class Session:
         Raises:
           InputError: an impossible value, or a precision or limit for a model without a cache.
         """
-        if capacity < 1:
-            raise InputError(f"capacity={capacity}: expected at least 1 view")
-        if when_full not in WHEN_FULL:
-            raise InputError(f"when_full={when_full!r}: expected {', '.join(WHEN_FULL)}")
-        if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 1):
-            raise InputError(f"max_bytes={max_bytes!r}: expected a positive integer")
-        if max_bytes is None and when_full != "refuse":
-            raise InputError(f"when_full={when_full!r} needs max_bytes: without, it is never full")
         if (precision or max_bytes is not None) and not model.paged:
             raise InputError(
                 f"precision and max_bytes are about the cache, and {model.family} has none"
@@ -110,12 +99,8 @@ class Session:
         self._model = model
         self._size = None if size is None else checked_size(size, model.config.patch, "size")
         self._size_given = size is not None
-        self._capacity = capacity
-        self._max_bytes, self._when_full = max_bytes, when_full
-        self._most: dict[tuple[int, int], int] = {}  # views that max_bytes holds, by their size
+        self._store = Store(model, capacity=capacity, max_bytes=max_bytes, when_full=when_full)
         self._centres: dict[int, np.ndarray] = {}  # of the cameras of all views, in world units
-        self._cache: Pages | None = None
-        self._slots: dict[int, int] = {}  # of the cache, of every view that is encoded
         # One view each, in world units: added before the frame is fixed, not encoded yet.
         self._waiting: dict[int, Views] = {}
         self._memory: tuple[list[Views], Any] = [], None  # of an LVSM: views, and what they became
@@ -168,8 +153,7 @@ class Session:
         parts = [f"{len(self.views)} views"]
         if self._size:
             parts[0] += f" of {self._size[0]}x{self._size[1]}"
-        if self._cache is not None:
-            cache = self._cache
+        if (cache := self._store.cache) is not None:
             held = cache.capacity * cache.page_bytes / 2**20
             parts.append(
                 f"cache of {held:.1f} MiB with room for {cache.capacity} ({cache.precision})"
@@ -179,7 +163,7 @@ class Session:
     @property
     def views(self) -> list[int]:
         """Ids of the views in the scene."""
-        return sorted([*self._slots, *self._waiting])
+        return sorted([*self._store.views, *self._waiting])
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -210,12 +194,14 @@ class Session:
         self._size = view.image.shape[:2]
         waits = self.frame is None or not self._model.paged
         page = None if waits else self._encode(view)  # before anything else changes
-        self._make_room(view)
+        leaving = self._store.leaving(self._centres, view)
+        if leaving is not None:
+            self.remove(leaving)
         view_id = next(self._ids)
         if waits:
             self._waiting[view_id] = view
         else:
-            self._append(view_id, page)
+            self._store.add(view_id, page, self._size)
         self._centres[view_id] = view.c2w[:3, 3]
         if self._unchecked is not None and len(self._unchecked) < CHECKED:
             self._unchecked[view_id] = view
@@ -228,8 +214,7 @@ class Session:
         (self._unchecked or {}).pop(view, None)
         if self._waiting.pop(view, None) is not None:
             return
-        self._cache = pages.remove(self._cache, self._slots[view])
-        del self._slots[view]
+        self._store.remove(view)
 
     def replace(
         self,
@@ -244,7 +229,7 @@ class Session:
         if view in self._waiting:
             self._waiting[view] = new
         else:
-            self._cache = pages.replace(self._cache, self._slots[view], self._encode(new))
+            self._store.replace(view, self._encode(new))
         self._centres[view] = new.c2w[:3, 3]
         if view in (self._unchecked or {}):
             self._unchecked[view] = new
@@ -339,8 +324,8 @@ class Session:
         self._ids = itertools.count()
         camera = np.eye(4), np.array([size[1], size[0], size[1] / 2, size[0] / 2])
         rooms = [1]  # numbers of views that rendering compiles for
-        while self._model.reads_in_one_piece and rooms[-1] < self._room(size):
-            rooms.append(min(2 * rooms[-1], self._room(size)))
+        while self._model.reads_in_one_piece and rooms[-1] < self._store.room(size):
+            rooms.append(min(2 * rooms[-1], self._store.room(size)))
         steps = [(each, count) for each in render_sizes for count in targets]
         total = 1 + len(rooms) * len(steps)
         picture = np.zeros((*size, 3), np.float32)
@@ -361,7 +346,7 @@ class Session:
 
     def block_until_ready(self) -> None:
         """Waits until the cache holds what was encoded so far; for timing."""
-        jax.block_until_ready(self._cache)
+        jax.block_until_ready(self._store.cache)
 
     def _settled_memory(self) -> Any:
         """The memory of all views, after encoding what was not yet."""
@@ -370,9 +355,9 @@ class Session:
         if self._model.paged:
             while self._waiting:
                 view_id = next(iter(self._waiting))
-                self._append(view_id, self._encode(self._waiting[view_id]))
+                self._store.add(view_id, self._encode(self._waiting[view_id]), self._size)
                 del self._waiting[view_id]
-            return self._cache
+            return self._store.cache
         views, memory = self._memory
         if views != list(self._waiting.values()):
             views = list(self._waiting.values())
@@ -393,72 +378,18 @@ class Session:
         )
         return SceneFrame(np.linalg.inv(c2w[0]), 1.0)
 
-    def _make_room(self, new: Views) -> None:
-        """Sees to it that one view more is within max_bytes."""
-        most = self._most_views(new.image.shape[:2])
-        if len(self._centres) < most:
-            return
-        if self._when_full == "refuse":
-            raise InputError(
-                f"max_bytes={self._max_bytes} holds {most} views of this size and has them; "
-                "remove() one first, or choose when_full='oldest' or 'farthest'"
-            )
-        leaving = min(self._centres)
-        if self._when_full == "farthest":
-            distances = {
-                view: np.linalg.norm(centre - new.c2w[:3, 3])
-                for view, centre in self._centres.items()
-            }
-            leaving = max(distances, key=distances.get)
-        self.remove(leaving)
-        warnings.warn(
-            f"view {leaving} was taken out to make room, as when_full={self._when_full!r} says: "
-            f"max_bytes={self._max_bytes} holds {most} views of this size",
-            stacklevel=3,
-        )
-
-    def _most_views(self, size: tuple[int, int]) -> int:
-        """How many views of a size max_bytes holds."""
-        if self._max_bytes is None:
-            return sys.maxsize
-        if size not in self._most:
-            shapes = ((*size, 3), (4, 4), (4,))
-            view = Views(*(jax.ShapeDtypeStruct((1, 1, *shape), np.float32) for shape in shapes))
-            page = jax.eval_shape(self._model.encode, view)
-            self._most[size] = self._max_bytes // page.page_bytes
-            if self._most[size] < 1:
-                raise InputError(
-                    f"max_bytes={self._max_bytes} holds no view of {size[0]}x{size[1]} (height x "
-                    f"width): one takes {page.page_bytes} bytes as {page.precision}"
-                )
-        return self._most[size]
-
-    def _room(self, size: tuple[int, int]) -> int:
-        """Slots of the first cache for views of a size."""
-        return min(self._capacity, self._most_views(size))
-
-    def _append(self, view_id: int, page: Pages) -> None:
-        most = self._most_views(self._size)
-        if self._cache is None:
-            self._cache = pages.empty(self._room(self._size), page)
-        if len(self._slots) == self._cache.capacity:
-            self._cache = pages.grow(self._cache, min(2 * self._cache.capacity, most))
-        slot = int(np.argmin(self._cache.used))  # the first free one, as `append` takes it
-        self._cache = pages.append(self._cache, page)
-        self._slots[view_id] = slot
-
     def _encode(self, *views: Views) -> Any:
         found = jax.tree.map(lambda *arrays: np.stack(arrays)[None], *views)  # [1, V, …]
         c2w, fxfycxcy = self.frame.apply(found.c2w), found.fxfycxcy.astype(np.float32)
         return self._model.encode(Views(found.image, c2w, fxfycxcy))
 
     def _known(self, view: int) -> None:
-        if view not in self._slots and view not in self._waiting:
+        if view not in self._store and view not in self._waiting:
             raise InputError(f"no view {view!r} in this session; it has {self.views}")
 
     def _view(self, image: Picture, c2w: np.ndarray | None, fxfycxcy: np.ndarray | None) -> Views:
         """One view with its camera in world units, of the session's size if that is settled."""
-        settled = self._size_given or self._cache is not None or self._waiting
+        settled = self._size_given or self._store.cache is not None or self._waiting
         return view_of(image, c2w, fxfycxcy, self._model, self._size if settled else None)
 
     def _check_poses(self) -> None:

@@ -306,7 +306,7 @@ def test_stored_with_fewer_bits_pictures_stay_near(small_model, precision, share
     assert 0 < difference < 0.02
     page = 2 * 2 * 6 * 32 * 4  # keys and values, layers, tokens, width, bytes
     scales = 2 * 2 * 2 * 4 if share == 0.25 else 0
-    assert coarse._cache.page_bytes == page * share + scales
+    assert coarse._store.cache.page_bytes == page * share + scales
 
 
 def test_a_budget_refuses_what_it_does_not_hold(small_model):
@@ -317,7 +317,7 @@ def test_a_budget_refuses_what_it_does_not_hold(small_model):
     with pytest.raises(InputError, match="holds 3 views of this size and has them"):
         session.add(*view(3))
     session.render(*targets())
-    assert session._cache.capacity == 3
+    assert session._store.cache.capacity == 3
     with pytest.raises(InputError, match="when_full='oldest'"):
         session.add(*view(3))
     session.remove(ids[0])
