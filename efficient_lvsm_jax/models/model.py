@@ -130,7 +130,7 @@ class Model:
 
     def decode(self, memory: Any, cameras: Cameras) -> jax.Array:
         """Cameras [B, T] seen through the memory: images [B, T, Y, X, 3] in [0, 1]."""
-        if self.paged and self.reads_in_one_piece:
+        if self.paged and self.reads_in_one_piece and memory.log_size is None:
             memory = bounded(memory)
         return _call(self.family, self.config, "decode", self._ready, memory, cameras)
 

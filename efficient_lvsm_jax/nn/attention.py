@@ -65,7 +65,10 @@ def attend(
         raise InputError(f"attend: q {q.shape} and k {k.shape} differ in batch, heads or head dim")
     if pages.used is not None:
         _check_used(pages.used.shape, q.shape, k.shape[-3])
-    name = choose(implementation, q.dtype, q.shape[-1], sharding.platform())
+    sized = pages.log_size is not None
+    if sized and pages.log_size.shape != k.shape[:-1]:
+        raise InputError(f"attend: log_size {pages.log_size.shape} and k {k.shape} differ in keys")
+    name = choose(implementation, q.dtype, q.shape[-1], sharding.platform(), sized=sized)
     mesh = sharding.mesh_in_use()
     if mesh is None:
         mixed, log_sum_exp = _attend_here(name, with_log_sum_exp, q, pages)
@@ -85,7 +88,9 @@ def _check_used(used: tuple[int, ...], q: tuple[int, ...], slots: int) -> None:
 
 
 @functools.lru_cache
-def choose(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str:
+def choose(
+    name: str, dtype: jnp.dtype, head_dim: int, platform: str, *, sized: bool = False
+) -> str:
     """The implementation that `name` stands for; logged, once for equal arguments.
 
     "auto" is "cpu" on CPUs, "splash" on TPUs, "cudnn" on NVIDIA GPUs if it can, otherwise "xla".
@@ -95,29 +100,32 @@ def choose(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str:
       dtype: of queries, keys and values.
       head_dim: K.
       platform: as `parallel.sharding.platform` names it.
+      sized: whether keys stand for more than one token, see `Pages.log_size`.
 
     Raises:
       InputError: the implementation named cannot run; says why.
     """
     if name != "auto":
-        if problem := _problem(name, dtype, head_dim, platform):
+        if problem := _problem(name, dtype, head_dim, platform, sized):
             raise InputError(f"model.attention={name!r}: {problem}; or choose model.attention=auto")
         logging.info("attention: %s, as asked for", name)
         return name
     best = {"cpu": "cpu", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
-    if problem := _problem(best, dtype, head_dim, platform):
+    if problem := _problem(best, dtype, head_dim, platform, sized):
         logging.warning("attention: xla, slower than %s, for this: %s", best, problem)
         return "xla"
     logging.info("attention: %s on %s", best, platform)
     return best
 
 
-def _problem(name: str, dtype: jnp.dtype, head_dim: int, platform: str) -> str | None:
+def _problem(name: str, dtype: jnp.dtype, head_dim: int, platform: str, sized: bool) -> str | None:
     """Why an implementation cannot run, and what to do about it."""
     if name not in IMPLEMENTATIONS:
         return f"expected auto or one of {', '.join(IMPLEMENTATIONS)}"
     if name == "splash" and platform != "tpu":
         return f"it runs on TPUs only and this is {platform}"
+    if sized and name in ("cudnn", "splash"):
+        return "its kernel has no sizes of keys, as a cache with condensed views needs them"
     if name != "cudnn":
         return None
     if platform != "cuda":
@@ -275,7 +283,7 @@ def _splash_page_by_page(q: jax.Array, pages: Pages) -> tuple[jax.Array, jax.Arr
     chunks = Chunks.of(pages)
 
     def fold(page: jax.Array, carry: tuple) -> tuple:
-        k, v, _ = chunks.read(page, q.dtype)
+        k, v, *_ = chunks.read(page, q.dtype)
         return combine(*carry, *kernels.splash_with_log_sum_exp(q, k, v))
 
     start = (

@@ -46,7 +46,7 @@ def _stored_as(cache: Pages, dtype: jnp.dtype) -> Pages:
         return cache
     k, k_scale = _encoded(_without_gradient(_numbers(cache.k, cache.k_scale)), dtype)
     v, v_scale = _encoded(_without_gradient(_numbers(cache.v, cache.v_scale)), dtype)
-    return Pages(k, v, cache.used, k_scale, v_scale)
+    return Pages(k, v, cache.used, k_scale, v_scale, log_size=cache.log_size)
 
 
 @jax.custom_jvp

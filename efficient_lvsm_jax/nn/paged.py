@@ -40,7 +40,7 @@ def from_bits(x: jax.Array) -> jax.Array:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("k", "v", "used", "k_scale", "v_scale", "layer"),
+    data_fields=("k", "v", "used", "k_scale", "v_scale", "layer", "log_size"),
     meta_fields=("most",),
 )
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,9 @@ class Pages:
       most: with `used`, how many pages are in use at most, known when a reader is compiled; None is
         all. cuDNN alone asks: it wants its keys in one piece, for which so many pages are gathered.
         More pages in use than that would not be read: callers own that check.
+      log_size: [B, H, S, M] or [L, B, H, S, M] float32: the logarithm of how many tokens a key
+        stands for, which is added to its scores, see `nn.condense`; -inf: of none, it never counts.
+        None: one each. No kernel of an accelerator knows it. Not meant for gradients.
     """
 
     k: jax.Array
@@ -72,6 +75,7 @@ class Pages:
     v_scale: jax.Array | None = None
     layer: jax.Array | None = None
     most: int | None = None
+    log_size: jax.Array | None = None
 
     @property
     def capacity(self) -> int:
@@ -93,13 +97,13 @@ class Pages:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page, with all layers there are."""
-        arrays = (self.k, self.v, self.k_scale, self.v_scale)
+        arrays = (self.k, self.v, self.k_scale, self.v_scale, self.log_size)
         return sum(x.size * x.dtype.itemsize for x in arrays if x is not None) // self.capacity
 
     @property
     def is_plain(self) -> bool:
-        """Whether all pages of the arrays are read, so that gradients can flow through."""
-        return self.used is None and self.layer is None
+        """Whether all pages of the arrays are read as they are, so that gradients can flow."""
+        return self.used is None and self.layer is None and self.log_size is None
 
     def of_scene(self, scene: jax.Array) -> Pages:
         """The pages of one of B scenes, with B = 1; `used` is not touched."""
@@ -174,8 +178,8 @@ class Chunks:
 
     def read(
         self, step: jax.Array | int, dtype: jnp.dtype, row: tuple = ()
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Keys, values and which of them count.
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+        """Keys, values, which of them count, and for how much.
 
         Args:
           step: below `steps`.
@@ -185,6 +189,7 @@ class Chunks:
         Returns:
           k, v: [B, H, T, K], or [T, K] of one row; values that do not count are 0.
           counts: [T] bool, None if all do.
+          log_size: [B, H, T], or [T] of one row, as that of `Pages`.
         """
         pages, together = self.pages, self.together
         batch, heads, _, page_tokens, head_dim = pages.k.shape[-5:]
@@ -204,12 +209,15 @@ class Chunks:
                 scale = jnp.repeat(scale, tokens, axis=-2)
             return _decoded(chunk.reshape(*shape, together * tokens, head_dim), scale, dtype)
 
-        k, v = decoded(pages.k, pages.k_scale), decoded(pages.v, pages.v_scale)
+        k, v, log_size = decoded(pages.k, pages.k_scale), decoded(pages.v, pages.v_scale), None
+        if pages.log_size is not None:
+            log_size = jax.lax.dynamic_slice(pages.log_size, (*start, token), (*size, tokens))
+            log_size = log_size.reshape(*shape, together * tokens)
         if pages.used is None or together == 1:
-            return k, v, None
+            return k, v, None, log_size
         counts = jax.lax.dynamic_slice(pages.used, (slot,), (together,))
         counts = jnp.repeat(counts & (slot + jnp.arange(together) >= first), tokens)
-        return k, jnp.where(counts[:, None], v, 0), counts
+        return k, jnp.where(counts[:, None], v, 0), counts, log_size
 
 
 def in_chunks(pages: Pages) -> Chunks:
@@ -385,14 +393,19 @@ def _fold(
 
     def read(step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         """Scores and values."""
-        k, v, counts = chunks.read(step, q.dtype, row)
+        k, v, counts, log_size = chunks.read(step, q.dtype, row)
         scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+        if log_size is not None:
+            scores = scores + log_size[..., None, :]
         return scores if counts is None else jnp.where(counts, scores, -jnp.inf), v
 
     def mix(weights: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
-    def peak_of(scores: jax.Array, highest: jax.Array | float = -jnp.inf) -> jax.Array:
+    # Finite, as a chunk may hold nothing but keys that stand for no token.
+    lowest = jnp.finfo(jnp.float32).min
+
+    def peak_of(scores: jax.Array, highest: jax.Array | float = lowest) -> jax.Array:
         # No result depends on the subtracted maximum, so neither does a gradient.
         return jax.lax.stop_gradient(jnp.maximum(highest, scores.max(axis=-1, keepdims=True)))
 
@@ -415,7 +428,7 @@ def _fold(
 
     row_shape = q.shape[:-1]
     start = (
-        jnp.full((*row_shape, 1), -jnp.inf, jnp.float32),
+        jnp.full((*row_shape, 1), lowest, jnp.float32),
         jnp.zeros((*row_shape, 1), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )

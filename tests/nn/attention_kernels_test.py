@@ -213,6 +213,16 @@ def test_a_choice_that_cannot_run_is_refused_with_the_reason(name, platform, dty
         attention.choose(name, jnp.dtype(dtype), 64, platform)
 
 
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "cudnn"), ("tpu", "splash")])
+def test_sizes_of_keys_are_for_no_kernel_and_that_is_said(platform, kernel, caplog):
+    attention.choose.cache_clear()
+    half = jnp.dtype("bfloat16")
+    assert attention.choose("auto", half, 64, platform, sized=True) == "xla"
+    assert re.search(f"xla, slower than {kernel}.*no sizes of keys", caplog.text)
+    with pytest.raises(InputError, match=f"'{kernel}': .*no sizes of keys.*attention=auto"):
+        attention.choose(kernel, half, 64, platform, sized=True)
+
+
 def test_plain_attention_equals_that_of_a_cpu():
     q, k, v = qkv(90, 2 * 600)
     pages = Pages(*(x.reshape(1, 2, 2, 600, 64) for x in (k, v)))

@@ -202,6 +202,45 @@ def test_used_pages_and_views_by_themselves_go_together():
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "xla"])
+@pytest.mark.parametrize("size", [(6, 4, 5), (1100, 4, 100), (70, 4, 2048)])
+@pytest.mark.parametrize("mesh", [None, "context:4"])
+def test_a_key_that_stands_for_several_counts_as_so_many(implementation, size, mesh):
+    """And one that stands for none never, be it a whole page, and the first."""
+    q, k, v = arrays(*size, batch=1)
+    sizes = np.random.default_rng(0).integers(0, 4, (2, *k.shape[:-1]))  # layers 0 and 1
+    sizes[:, :, :, 0] = 0
+    scores = jnp.einsum("BHQK,BHSMK->BHQSM", q, k) / np.sqrt(q.shape[-1])
+
+    def check(layer, used, found):
+        weights = jnp.exp(scores) * (sizes[layer] * used[:, None])[:, :, None]
+        total = weights.sum((-2, -1))
+        mixed = jnp.einsum("BHQSM,BHSMK->BHQK", weights, v) / total[..., None]
+        np.testing.assert_allclose(found[0], mixed, atol=5e-6)
+        np.testing.assert_allclose(found[1], jnp.log(total), atol=5e-6)
+
+    how = {"implementation": implementation, "spread": "pages", "with_log_sum_exp": True}
+    compiled = jax.jit(functools.partial(attend, **how))
+    with np.errstate(divide="ignore"):
+        log_size = jnp.log(jnp.asarray(sizes, jnp.float32))
+    stack = [jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k, v)]
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        check(0, np.ones(4, bool), compiled(q, Pages(k, v, log_size=log_size[0])))
+        used = np.array([True, False, True, True])
+        pages = Pages(*stack, jnp.array(used), layer=jnp.int32(1), log_size=log_size)
+        check(1, used, compiled(q, pages))
+
+
+def test_sizes_of_one_each_change_nothing_and_others_shapes_are_refused():
+    q, k, v = arrays(6, 3, 5)
+    ones = Pages(k, v, log_size=jnp.zeros(k.shape[:-1]))
+    np.testing.assert_allclose(attend(q, ones), attend_to(q, k, v), atol=1e-6)
+    by_views = Pages(k[None], v[None], log_size=ones.log_size[None])
+    np.testing.assert_allclose(attend(q[None], by_views)[0], attend_to(q, k, v), atol=1e-6)
+    with pytest.raises(InputError, match="differ in keys"):
+        attend(q, Pages(k, v, log_size=jnp.zeros(k.shape[:-2])))
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
 @pytest.mark.parametrize("size", [(6, 3, 5), (1100, 3, 100), (70, 3, 2050), (200, 7, 400)])
 def test_pages_that_are_not_used_are_never_read(size, implementation):
     q, k, v = arrays(*size)
