@@ -1,7 +1,8 @@
 """The view cache: what the decoder reads of the input views, as a value.
 
 One view is one page: its keys (after their norm) and values at every decoder layer, in `Pages` with
-a leading axis L. A page lies in a slot, and `used` says which slots hold one; what lies in the
+a leading axis L; a view that may be condensed later lies in several short pages (`nn.condense`). A
+page lies in a slot, and `used` says which slots hold one; what lies in the
 others is never read. Every function takes a cache and returns the new one; the old one may be
 donated, so keep only the result. Shapes never depend on the number of views: nothing recompiles
 while they come and go.
@@ -99,16 +100,19 @@ def empty(capacity: int, page: Pages) -> Pages:
 
 
 def append(cache: Pages, page: Pages) -> Pages:
-    """The cache with the one view of `page` added, in the first free slot.
+    """The cache with the pages of a view added, mostly one, in the first free slots.
 
     Raises:
-      InputError: the page does not fit the cache's shapes, or no slot is free (`grow` it first).
+      InputError: they do not fit the cache's shapes, or too few slots are free (`grow` it first).
         Under `jit` the number of views is not known and a full cache is the caller's to avoid.
     """
     cache = _with_slots(cache)
-    _check_page(cache, page)
-    if _known(cache.used) and np.all(cache.used):
-        raise InputError(f"all {cache.capacity} slots of the cache are in use; grow() it first")
+    _check_page(cache, page, page.capacity)
+    if _known(cache.used) and np.count_nonzero(cache.used) + page.capacity > cache.capacity:
+        raise InputError(
+            f"too few of the {cache.capacity} slots of the cache are free for {page.capacity} "
+            "pages; grow() it first"
+        )
     return _append(cache, page)
 
 
@@ -128,7 +132,7 @@ def remove(cache: Pages, slot: jax.Array | int) -> Pages:
 def replace(cache: Pages, slot: jax.Array | int, page: Pages) -> Pages:
     """The cache with the view of `page` in place of that in `slot`. Errors as in `remove`."""
     cache = _with_slots(cache)
-    _check_page(cache, page)
+    _check_page(cache, page, 1)
     return _write(cache, _checked_slot(cache, slot), page)
 
 
@@ -187,22 +191,29 @@ def lower_append(cache: Pages, page: Pages) -> jax.stages.Lowered:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _append(cache: Pages, page: Pages) -> Pages:
-    return _written(cache, jnp.argmin(cache.used), page)
+    return written(cache, jnp.argsort(cache.used, stable=True)[: page.capacity], page)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _write(cache: Pages, slot: jax.Array, page: Pages) -> Pages:
-    return _written(cache, slot, page)
+    return written(cache, slot[None], page)
 
 
-def _written(cache: Pages, slot: jax.Array, page: Pages) -> Pages:
-    """The cache with a page in a slot."""
+def written(cache: Pages, slots: jax.Array, page: Pages) -> Pages:
+    """The cache with the pages of `page` in so many slots [P]; for use inside a jitted function."""
+
+    def put(pool: jax.Array, new: jax.Array) -> jax.Array:
+        for index in range(page.capacity):
+            one = jax.lax.slice_in_dim(new, index, index + 1, axis=3)
+            pool = jax.lax.dynamic_update_slice_in_dim(pool, one, slots[index], axis=3)
+        return pool
+
     pages = jax.tree.map(
-        lambda pool, new: jax.lax.dynamic_update_slice_in_dim(pool, new, slot, axis=3),
+        put,
         dataclasses.replace(cache, used=None),
         dataclasses.replace(_stored_as(page, cache.k.dtype), used=None),
     )
-    return dataclasses.replace(pages, used=cache.used.at[slot].set(True))
+    return dataclasses.replace(pages, used=cache.used.at[slots].set(True))
 
 
 @jax.jit
@@ -215,12 +226,17 @@ def _without(used: jax.Array, slot: jax.Array) -> jax.Array:
     return used.at[slot].set(False)
 
 
-def _check_page(cache: Pages, page: Pages) -> None:
-    expected = (*cache.k.shape[:3], 1, *cache.k.shape[4:])
+def _check_page(cache: Pages, page: Pages, count: int) -> None:
+    """Raises InputError unless `page` is so many pages of the kind that the cache has."""
+    expected = (*cache.k.shape[:3], count, *cache.k.shape[4:])
     if page.k.shape != expected or page.v.shape != expected:
         raise InputError(
             f"page of shape {page.k.shape} does not fit the cache: expected {expected}"
-            " (one view of the same model and image size)"
+            " (a view of the same model and image size)"
+        )
+    if (page.log_size is None) != (cache.log_size is None):
+        raise InputError(
+            "page and cache differ in log_size: both or none are of views that can be condensed"
         )
 
 
