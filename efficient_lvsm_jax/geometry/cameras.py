@@ -252,6 +252,23 @@ def spread(c2w: np.ndarray, count: int) -> list[int]:
     return sorted(taken)
 
 
+def camera_distances(c2w: np.ndarray) -> np.ndarray:
+    """How far cameras [V, 4, 4] are apart, in place and in where they look: [V, V] float64.
+
+    The root of (distance of centres / the largest there is)² + |difference of the unit viewing
+    directions|²: units and rotations of the world change nothing, and half a turn weighs as much
+    as twice the whole extent. With all in one place directions alone count.
+    """
+    c2w = np.asarray(c2w, np.float64)
+    centres, forward = c2w[:, :3, 3], c2w[:, :3, 2]
+    apart = np.linalg.norm(centres[:, None] - centres, axis=-1)
+    turned = np.linalg.norm(forward[:, None] - forward, axis=-1)
+    extent = apart.max()
+    if extent <= 1e-9 * np.abs(centres).max():  # not zero: rounding leaves a trace
+        return turned
+    return np.hypot(apart / extent, turned)
+
+
 def check_cameras(
     c2w: np.ndarray,
     fxfycxcy: np.ndarray,

@@ -79,9 +79,11 @@ class Session:
             `model.config.cache` says.
           max_bytes: most bytes that the cache may take; None is no limit. While room doubles, the
             old cache is there beside it.
-          when_full: what `add` does when max_bytes holds no further view: "refuse" it, or take out
-            the "oldest" view or the one whose camera is "farthest" from the new one, with a
-            warning.
+          when_full: what `add` does when max_bytes holds no further view: "refuse" it; take out
+            the "oldest" view, the one whose camera is "farthest" from the new one, or the later of
+            the two nearest to each other, which keeps the rest "spread"; or "merge" tokens of views
+            near others, down to an eighth of them, until even that is full and one leaves as with
+            "spread". A warning names every view that is taken out.
           check_poses: whether the first CHECKED views are matched with each other at the first
             render, some ten milliseconds, and a warning says if their cameras do not fit them.
 
@@ -100,7 +102,7 @@ class Session:
         self._size = None if size is None else checked_size(size, model.config.patch, "size")
         self._size_given = size is not None
         self._store = Store(model, capacity=capacity, max_bytes=max_bytes, when_full=when_full)
-        self._centres: dict[int, np.ndarray] = {}  # of the cameras of all views, in world units
+        self._poses: dict[int, np.ndarray] = {}  # c2w of all views, in world units
         # One view each, in world units: added before the frame is fixed, not encoded yet.
         self._waiting: dict[int, Views] = {}
         self._memory: tuple[list[Views], Any] = [], None  # of an LVSM: views, and what they became
@@ -153,11 +155,12 @@ class Session:
         parts = [f"{len(self.views)} views"]
         if self._size:
             parts[0] += f" of {self._size[0]}x{self._size[1]}"
+        if self._store.condensed:
+            parts.append(f"{self._store.condensed} condensed")
         if (cache := self._store.cache) is not None:
             held = cache.capacity * cache.page_bytes / 2**20
-            parts.append(
-                f"cache of {held:.1f} MiB with room for {cache.capacity} ({cache.precision})"
-            )
+            room = cache.capacity // self._store.parts
+            parts.append(f"cache of {held:.1f} MiB with room for {room} ({cache.precision})")
         return f"Session({', '.join(parts)}; {self._model.family})"
 
     @property
@@ -194,15 +197,15 @@ class Session:
         self._size = view.image.shape[:2]
         waits = self.frame is None or not self._model.paged
         page = None if waits else self._encode(view)  # before anything else changes
-        leaving = self._store.leaving(self._centres, view)
+        leaving = self._store.leaving(self._poses, view)
         if leaving is not None:
             self.remove(leaving)
         view_id = next(self._ids)
         if waits:
             self._waiting[view_id] = view
         else:
-            self._store.add(view_id, page, self._size)
-        self._centres[view_id] = view.c2w[:3, 3]
+            self._store.add(view_id, page, self._size, self._poses)
+        self._poses[view_id] = view.c2w
         if self._unchecked is not None and len(self._unchecked) < CHECKED:
             self._unchecked[view_id] = view
         return view_id
@@ -210,7 +213,7 @@ class Session:
     def remove(self, view: int) -> None:
         """Takes a view out, as if it had never been added. Raises InputError for an unknown id."""
         self._known(view)
-        self._centres.pop(view, None)
+        self._poses.pop(view, None)
         (self._unchecked or {}).pop(view, None)
         if self._waiting.pop(view, None) is not None:
             return
@@ -229,8 +232,8 @@ class Session:
         if view in self._waiting:
             self._waiting[view] = new
         else:
-            self._store.replace(view, self._encode(new))
-        self._centres[view] = new.c2w[:3, 3]
+            self._store.replace(view, self._encode(new), self._size, self._poses)
+        self._poses[view] = new.c2w
         if view in (self._unchecked or {}):
             self._unchecked[view] = new
 
@@ -323,15 +326,15 @@ class Session:
         unchecked, self._unchecked = self._unchecked, None
         self._ids = itertools.count()
         camera = np.eye(4), np.array([size[1], size[0], size[1] / 2, size[0] / 2])
-        rooms = [1]  # numbers of views that rendering compiles for
-        while self._model.reads_in_one_piece and rooms[-1] < self._store.room(size):
-            rooms.append(min(2 * rooms[-1], self._store.room(size)))
+        rooms = self._store.rooms(size)
         steps = [(each, count) for each in render_sizes for count in targets]
         total = 1 + len(rooms) * len(steps)
         picture = np.zeros((*size, 3), np.float32)
         try:
             with Progress("compiling", total, "programs", shown=progress) as compiled:
-                self.replace(self.add(picture, *camera), picture, *camera)
+                view = self.add(picture, *camera)
+                self._store.condense(view)
+                self.replace(view, picture, *camera)
                 compiled.advance()
                 for room in rooms:
                     while len(self.views) < room:
@@ -355,7 +358,8 @@ class Session:
         if self._model.paged:
             while self._waiting:
                 view_id = next(iter(self._waiting))
-                self._store.add(view_id, self._encode(self._waiting[view_id]), self._size)
+                page = self._encode(self._waiting[view_id])
+                self._store.add(view_id, page, self._size, self._poses)
                 del self._waiting[view_id]
             return self._store.cache
         views, memory = self._memory

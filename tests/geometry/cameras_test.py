@@ -13,6 +13,7 @@ from efficient_lvsm_jax.geometry.cameras import (
     Cameras,
     SceneFrame,
     Views,
+    camera_distances,
     check_cameras,
     nearest_camera,
     normalise_poses,
@@ -318,3 +319,26 @@ def test_spread_takes_the_first_and_then_the_farthest():
     ]
     assert spread(line, 6) == list(range(6))
     assert spread(np.tile(np.eye(4), (3, 1, 1)), 3) == [0, 1, 2]
+
+
+def test_distances_of_cameras_count_places_and_directions_in_any_world():
+    c2w = np.tile(np.eye(4), (4, 1, 1))
+    c2w[:, 0, 3] = [0, 3, 6, 6]
+    c2w[3, :3, :3] = np.diag([-1, 1, -1])  # looks back
+    distances = camera_distances(c2w)
+    np.testing.assert_allclose(distances[0], [0, 0.5, 1, 5**0.5])
+    assert distances[2, 3] == 2
+    np.testing.assert_array_equal(distances, distances.T)
+    moved = random_cameras(0)[0][0] @ c2w
+    moved[:, :3, 3] *= 7
+    np.testing.assert_allclose(camera_distances(moved), distances, atol=1e-7)
+
+
+def test_of_cameras_in_one_place_directions_alone_tell_the_distance():
+    c2w = np.tile(np.eye(4), (3, 1, 1))
+    c2w[:, :3, 3] = [0.1 + 0.2, 5, 7]
+    c2w[1, 0, 3] = 0.3
+    c2w[2, :3, :3] = np.diag([-1, 1, -1])
+    expected = [[0, 0, 2], [0, 0, 2], [2, 2, 0]]
+    np.testing.assert_array_equal(camera_distances(c2w), expected)
+    np.testing.assert_array_equal(camera_distances(c2w[:1]), [[0]])
