@@ -194,9 +194,7 @@ class EfficientLVSM(ViewModel):
             if pages is None:
                 pages = dataclasses.replace(cache, layer=index)
 
-            def one(
-                x: jax.Array, used: jax.Array | None, positions: Positions | None
-            ) -> jax.Array:
+            def one(x: jax.Array, used: jax.Array | None, positions: Positions | None) -> jax.Array:
                 how = {"implementation": self.config.attention, "spread": "pages"}
                 read = pages if used is None else dataclasses.replace(pages, used=used)
                 return layer(x, lambda q: attend(q, read, **how), positions)

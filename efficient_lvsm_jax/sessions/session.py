@@ -20,6 +20,8 @@ from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views, chec
 from efficient_lvsm_jax.geometry.intrinsics import check_view
 from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.sessions import choice
+from efficient_lvsm_jax.sessions.choice import TARGET_GROUPS
 from efficient_lvsm_jax.sessions.pictures import (
     Picture,
     camera_of,
@@ -30,9 +32,6 @@ from efficient_lvsm_jax.sessions.pictures import (
 )
 from efficient_lvsm_jax.sessions.store import Store
 
-# Targets are rendered in groups of these sizes, so any number of them compiles at most four
-# programs and none is padded.
-TARGET_GROUPS = (8, 4, 2, 1)
 CHECKED = 4  # views whose cameras are checked against their pictures
 
 
@@ -102,7 +101,7 @@ class Session:
         self._size = None if size is None else checked_size(size, model.config.patch, "size")
         self._size_given = size is not None
         self._store = Store(model, capacity=capacity, max_bytes=max_bytes, when_full=when_full)
-        self._poses: dict[int, np.ndarray] = {}  # c2w of all views, in world units
+        self._cameras: dict[int, Cameras] = {}  # of all views, in world units
         # One view each, in world units: added before the frame is fixed, not encoded yet.
         self._waiting: dict[int, Views] = {}
         self._memory: tuple[list[Views], Any] = [], None  # of an LVSM: views, and what they became
@@ -205,7 +204,7 @@ class Session:
             self._waiting[view_id] = view
         else:
             self._store.add(view_id, page, self._size, self._poses)
-        self._poses[view_id] = view.c2w
+        self._cameras[view_id] = view.cameras
         if self._unchecked is not None and len(self._unchecked) < CHECKED:
             self._unchecked[view_id] = view
         return view_id
@@ -213,7 +212,7 @@ class Session:
     def remove(self, view: int) -> None:
         """Takes a view out, as if it had never been added. Raises InputError for an unknown id."""
         self._known(view)
-        self._poses.pop(view, None)
+        self._cameras.pop(view, None)
         (self._unchecked or {}).pop(view, None)
         if self._waiting.pop(view, None) is not None:
             return
@@ -233,7 +232,7 @@ class Session:
             self._waiting[view] = new
         else:
             self._store.replace(view, self._encode(new), self._size, self._poses)
-        self._poses[view] = new.c2w
+        self._cameras[view] = new.cameras
         if view in (self._unchecked or {}):
             self._unchecked[view] = new
 
@@ -242,6 +241,7 @@ class Session:
         c2w: np.ndarray | Frame,
         fxfycxcy: np.ndarray | None = None,
         size: int | tuple[int, int] | None = None,
+        views: str | Sequence[int] = "all",
     ) -> np.ndarray:
         """Pictures of the scene, float32 in [0, 1].
 
@@ -251,12 +251,15 @@ class Session:
             picture; they are moved along as `add` does.
           size: (height, width) in pixels, multiples of the patch size, or the side of a square;
             None is the inputs' size.
+          views: which views are read: "all", ids, or for each picture by itself "nearest:k", its
+            k most useful ones (`geometry.choice`). Time follows what is read.
 
         Returns:
           [H, W, 3], or [T, H, W, 3].
 
         Raises:
-          InputError: no view yet, or a camera or size that `add` would refuse as well.
+          InputError: no view yet, no such choice of views, or a camera or size that `add` would
+            refuse as well.
         """
         if size is None and self._size is None:
             raise InputError("nothing to render: the session has no view yet; add() one first")
@@ -272,6 +275,7 @@ class Session:
             c2w, fxfycxcy = c2w[None], fxfycxcy[None]
         check_cameras(c2w, fxfycxcy, "render camera")
         check_view(fxfycxcy if many else fxfycxcy[0], size, "render camera")
+        choice.check_views(views, self.views, self._model)
         if not len(c2w):
             return np.zeros((0, *size, 3), np.float32)
         if not self.views:
@@ -280,16 +284,11 @@ class Session:
         self._check_poses()
         memory = self._settled_memory()
 
-        poses, intrinsics = self.frame.apply(c2w), fxfycxcy.astype(np.float32)
-        pictures, start = [], 0
-        while start < len(poses):
-            group = next(size for size in TARGET_GROUPS if size <= len(poses) - start)
-            part = slice(start, start + group)
-            cameras = Cameras(poses[None, part], intrinsics[None, part], *size)
-            pictures.append(np.asarray(self._model.decode(memory, cameras))[0])
-            start += group
-        pictures = np.concatenate(pictures)
-        return pictures if many else pictures[0]
+        targets = Cameras(c2w, fxfycxcy, *size)
+        slots = choice.slots_read(views, targets, self._cameras, self._store.slots_of, memory)
+        targets = Cameras(self.frame.apply(c2w), fxfycxcy.astype(np.float32), *size)
+        found = choice.pictures(self._model, memory, targets, slots)
+        return found if many else found[0]
 
     def warm_up(
         self,
@@ -340,12 +339,20 @@ class Session:
                     while len(self.views) < room:
                         self.add(picture, *camera)
                     for each, count in steps:
-                        self.render(*(np.stack([x] * count) for x in camera), each)
+                        cameras = Cameras(*(np.stack([x] * count) for x in camera), *each)
+                        self.render(cameras.c2w, cameras.fxfycxcy, each)
+                        unlike = choice.all_but_one(count, self._store.cache.capacity)
+                        choice.pictures(self._model, self._store.cache, cameras, unlike)
                         compiled.advance()
         finally:
             for view in self.views:
                 self.remove(view)
             self.frame, self._ids, self._unchecked = frame, ids, unchecked
+
+    @property
+    def _poses(self) -> dict[int, np.ndarray]:
+        """c2w [4, 4] of all views, in world units."""
+        return {view: camera.c2w for view, camera in self._cameras.items()}
 
     def block_until_ready(self) -> None:
         """Waits until the cache holds what was encoded so far; for timing."""
