@@ -55,7 +55,6 @@ def test_every_verb_answers_help_in_its_name_before_it_loads_what_takes_seconds(
     [
         ("eval", "--save_predictions", "--save-predictions"),
         ("eval", "--predictions_named=order", "--predictions-named"),
-        ("render", "--views", "--inputs"),
         ("inspect", "--scenes", "--count"),
         ("prepare", "--vertical_fov", "--vertical-fov"),
         ("export", "--inputs", "--count"),

@@ -22,6 +22,7 @@ from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.read_options import AXES, ReadOptions
 from efficient_lvsm_jax.configuration import Settings, build, setting
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.sessions.choice import nearest_of
 
 # What a number of this name is.
 METRICS = {
@@ -79,6 +80,7 @@ class EvaluationConfig(Settings):
         keep theirs.
       foreground: also score the foreground alone, on white backgrounds.
       compute_dtype, ray_dtype, cache: of the model, instead of those in its configuration.
+      render_views: which inputs each target reads: "all", or "nearest:k", its k most useful ones.
       lpips: folder of LPIPS weights; "" is the usual place.
       added_one_by_one: the order in which inputs join a Session for the cache table.
       batch_size: scenes scored in one call; changes the speed, not the result.
@@ -106,6 +108,7 @@ class EvaluationConfig(Settings):
     compute_dtype: str = ""
     ray_dtype: str = ""
     cache: str = ""
+    render_views: str = "all"
     lpips: str = ""
     added_one_by_one: tuple[int, ...] = setting((), at_least=0)
     batch_size: int = setting(8, at_least=1)
@@ -113,6 +116,7 @@ class EvaluationConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        nearest_of(self.render_views, "evaluation.render_views")
         if not (self.data or self.index) and self.scenes < 1:
             raise InputError("evaluation.scenes=0: name evaluation.data, or a number of scenes")
         if self.data and self.size % self.patch:

@@ -24,6 +24,7 @@ from efficient_lvsm_jax.evaluation.scoring import (
 )
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.sessions.choice import check_paged
 from efficient_lvsm_jax.weights.folder import digest
 
 
@@ -34,15 +35,17 @@ class ModelRenderer:
         """`weights` says where the model came from.
 
         Raises:
-          InputError: the settings' patches or cache do not fit the model.
+          InputError: the settings' patches, cache or choice of views do not fit the model.
         """
         self.name = weights
         self.model = _as_set(model, settings)
-        self.render = model_renders(self.model, mesh)
+        self.views = settings.render_views
+        self.render = model_renders(self.model, mesh, self.views)
 
     def describe(self, scenes: Sequence[str], *, eight_bit: bool) -> dict[str, Any]:
         """What makes the pictures, for the protocol; of any scenes."""
         config = self.model.config
+        read = {} if self.views == "all" else {"views_read": self.views}
         return {
             "kind": "model",
             "family": self.model.family,
@@ -51,6 +54,7 @@ class ModelRenderer:
             "ray_dtype": config.ray_dtype,
             "cache": config.cache if self.model.paged else "",
             "levels": "256" if eight_bit else "float32",
+            **read,  # of all views nothing is said: older records stay the same
         }
 
     def beyond_scores(
@@ -65,7 +69,7 @@ class ModelRenderer:
         scene = (opened.more or opened.scenes)[opened.scenes.names.index(first)]
         if settings.film_frames and len(scene.inputs.image) > 1:
             film = folder / "fly.mp4"
-            write_film(film, fly_through(self.model, scene, settings.film_frames))
+            write_film(film, fly_through(self.model, scene, settings.film_frames, self.views))
         return found, film
 
 
@@ -110,6 +114,7 @@ def _as_set(model: Model, settings: EvaluationConfig) -> Model:
             f"evaluation.cache={settings.cache!r}: a model of the family {model.family} has no "
             "cache; leave it empty"
         )
+    check_paged(model, settings.render_views, "evaluation.render_views")
     names = ("compute_dtype", "ray_dtype", "cache")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name)}
     return dataclasses.replace(model, config=dataclasses.replace(model.config, **given))

@@ -24,23 +24,27 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.results import BASELINES, SceneScores
 from efficient_lvsm_jax.geometry.cameras import SceneFrame, nearest_camera
+from efficient_lvsm_jax.geometry.choice import most_useful
 from efficient_lvsm_jax.geometry.paths import camera_path
 from efficient_lvsm_jax.media.levels import from_bytes, to_bytes
 from efficient_lvsm_jax.metrics.pictures import SSIM_WINDOW, check_range, psnr, ssim
 from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.nn.cache import reading
 from efficient_lvsm_jax.parallel.sharding import put_scenes, state_shardings
+from efficient_lvsm_jax.sessions.choice import nearest_of
 from efficient_lvsm_jax.sessions.session import Session
 
 Render = Callable[[Sequence[EvaluationScene]], jax.Array | np.ndarray]
 Distance = Callable[[jax.Array, np.ndarray], np.ndarray]
 
 
-def model_renders(model: Model, mesh: Mesh) -> Render:
+def model_renders(model: Model, mesh: Mesh, views: str = "all") -> Render:
     """A function that renders the targets of scenes, its parameters and scenes spread over a mesh.
 
     The function takes scenes of equal shapes, as many as `padded_size` says, and returns float32
-    [B, T, Y, X, 3] in [0, 1].
+    [B, T, Y, X, 3] in [0, 1]. `views` says what each target reads: "all" inputs or "nearest:k".
     """
+    nearest = nearest_of(views, "views")
     params = jax.device_put(model.params, state_shardings(mesh, model.params))
     model = dataclasses.replace(model, params=params)
 
@@ -49,7 +53,12 @@ def model_renders(model: Model, mesh: Mesh) -> Render:
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *sides)
         inputs, cameras = put_scenes(mesh, stacked)
         with jax.set_mesh(mesh):
-            return model.decode(model.encode(inputs), cameras)
+            memory = model.encode(inputs)
+            if nearest is not None:
+                own = [(scene.targets.cameras, scene.inputs.cameras) for scene in scenes]
+                chosen = np.stack([most_useful(*pair, nearest) for pair in own])
+                memory = reading(memory, put_scenes(mesh, chosen))
+            return model.decode(memory, cameras)
 
     return render
 
@@ -265,12 +274,15 @@ def added_one_by_one(model: Model, scenes: Sequence[EvaluationScene]) -> list[di
     return table
 
 
-def fly_through(model: Model, scene: EvaluationScene, steps: int) -> np.ndarray:
-    """Frames uint8 [F, Y, X, 3] along the path through the inputs of a scene, nearest first."""
+def fly_through(model: Model, scene: EvaluationScene, steps: int, views: str = "all") -> np.ndarray:
+    """Frames uint8 [F, Y, X, 3] along the path through the inputs of a scene, nearest first.
+
+    `views` is what each frame reads, as in `Session.render`.
+    """
     inputs = scene.inputs
     count = len(inputs.image)
     session = Session(model, frame=SceneFrame.identity(), capacity=count, check_poses=False)
     for image, c2w, fxfycxcy in zip(*vars(inputs).values(), strict=True):
         session.add(image, c2w, fxfycxcy)
     path = camera_path(inputs.c2w, inputs.fxfycxcy, steps, nearest_first=True)
-    return to_bytes(session.render(*path, inputs.image.shape[1:3]))
+    return to_bytes(session.render(*path, inputs.image.shape[1:3], views))

@@ -69,7 +69,7 @@ def _indices(text: str) -> list[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m efficient_lvsm_jax.render", __doc__, {"--views": "--inputs"})
+    parser = Parser("python -m efficient_lvsm_jax.render", __doc__, {})
     parser.add_argument("capture", metavar="CAPTURE", help="folder or file of posed pictures")
     parser.add_argument(
         "--out", required=True, metavar="FILM.mp4", type=Path, help="is replaced if it exists"
@@ -134,6 +134,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PRECISION",
         help="how keys and values of the inputs are stored: fp32, bf16, fp8 or int8 (default: as "
         "they are computed)",
+    )
+    parser.add_argument(
+        "--views",
+        default="all",
+        metavar="CHOICE",
+        help="which of the inputs each picture reads: all, or nearest:K, the K that see most of "
+        "what it sees, which takes less time (default: all)",
     )
     parser.add_argument(
         "--save-path",

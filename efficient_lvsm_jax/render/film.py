@@ -33,6 +33,7 @@ from efficient_lvsm_jax.media.progress import counted
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.models.model import USUAL_SIZE, Model
 from efficient_lvsm_jax.render import FRAMES
+from efficient_lvsm_jax.sessions.choice import check_paged, nearest_of
 from efficient_lvsm_jax.sessions.session import Session
 from efficient_lvsm_jax.weights.load import load
 
@@ -62,10 +63,12 @@ def make_film(arguments: argparse.Namespace) -> None:
     Raises:
       InputError: no such capture, scene, frame or weights, or a file that cannot be written.
     """
+    nearest_of(arguments.views, "--views")
     options, format = read_options(arguments)
     scene = open_scene(arguments.capture, arguments.scene, options=options, format=format)
     chosen = choose_inputs(scene, arguments.inputs or arguments.count)
     model = load(arguments.weights)
+    check_paged(model, arguments.views, "--views")
     _inspect(scene)
 
     frames = [scene.frames[index] for index in chosen]
@@ -99,7 +102,8 @@ def make_film(arguments: argparse.Namespace) -> None:
     seconds: list[float] = []
     with contextlib.ExitStack() as stack:
         capture = stack.enter_context(CaptureWriter(arguments.export)) if arguments.export else None
-        write_film(arguments.out, _pictures(session, flight, seconds, capture), fps=arguments.fps)
+        pictures = _pictures(session, flight, arguments.views, seconds, capture)
+        write_film(arguments.out, pictures, fps=arguments.fps)
     height, width = flight.size
     print(
         f"scene={scene.name} inputs={','.join(map(str, chosen))} frames={len(seconds)} "
@@ -109,13 +113,17 @@ def make_film(arguments: argparse.Namespace) -> None:
 
 
 def _pictures(
-    session: Session, flight: Flight, seconds: list[float], capture: CaptureWriter | None
+    session: Session,
+    flight: Flight,
+    views: str,
+    seconds: list[float],
+    capture: CaptureWriter | None,
 ) -> Iterator[np.ndarray]:
     """The pictures of the film one by one, uint8 [Y, X, 3]; appends what each took to `seconds`."""
     cameras = zip(flight.c2w, flight.fxfycxcy, strict=True)
     for c2w, fxfycxcy in counted(cameras, "rendering", len(flight.c2w), "frames"):
         start = time.perf_counter()
-        picture = session.render(c2w, fxfycxcy, flight.size)
+        picture = session.render(c2w, fxfycxcy, flight.size, views)
         picture = to_bytes(picture)
         seconds.append(time.perf_counter() - start)
         if capture is not None:

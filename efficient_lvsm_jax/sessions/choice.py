@@ -22,23 +22,19 @@ from efficient_lvsm_jax.nn.cache import reading
 TARGET_GROUPS = (8, 4, 2, 1)
 
 
-def nearest_of(views: str, name: str, model: Model) -> int | None:
-    """k of "nearest:k", or None for "all".
-
-    Raises:
-      InputError: `name`, the setting, is neither; or the model has no cache to choose from.
-    """
+def nearest_of(views: str, name: str) -> int | None:
+    """k of "nearest:k", or None for "all"; InputError if `name`, the setting, is neither."""
     if views == "all":
         return None
     kind, _, count = views.partition(":")
     if kind != "nearest" or not (count.isascii() and count.isdecimal()) or int(count) < 1:
         raise InputError(f"{name}={views!r}: expected all or nearest:k, for instance nearest:4")
-    _check_paged(model, views, name)
     return int(count)
 
 
-def _check_paged(model: Model, views: object, name: str) -> None:
-    if not model.paged:
+def check_paged(model: Model, views: object, name: str) -> None:
+    """Refuses to read some views of a model that has no cache; `name` is the setting."""
+    if not model.paged and not (isinstance(views, str) and views == "all"):
         raise InputError(
             f"{name}={views!r}: a {model.family} has no cache to read some views of; expected all"
         )
@@ -82,11 +78,12 @@ def check_views(views: str | Sequence[int], known: Sequence[int], model: Model) 
         no cache to choose from.
     """
     if isinstance(views, str):
-        nearest_of(views, "views", model)
-        return
-    if not isinstance(views, Sequence | np.ndarray) or not len(views):
+        nearest_of(views, "views")
+    elif not isinstance(views, Sequence | np.ndarray) or not len(views):
         raise InputError(f"views={views!r}: expected all, nearest:k or the ids of some views")
-    _check_paged(model, views, "views")
+    check_paged(model, views, "views")
+    if isinstance(views, str):
+        return
     for view in views:
         if view not in known:
             raise InputError(f"views={views!r}: no view {view!r} in this session; it has {known}")

@@ -12,11 +12,16 @@ from scenes_to_score import scene
 from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation import scoring as evaluation
+from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
+from efficient_lvsm_jax.evaluation.renderers import ModelRenderer
 from efficient_lvsm_jax.evaluation.results import SceneScores, baselines
 from efficient_lvsm_jax.evaluation.scoring import Scorer, batches, model_renders, padded_size
-from efficient_lvsm_jax.geometry.cameras import nearest_camera
+from efficient_lvsm_jax.geometry.cameras import SceneFrame, nearest_camera
 from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.models.lvsm import DecoderOnlyConfig
+from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.sharding import AXES, make_mesh
+from efficient_lvsm_jax.sessions.session import Session
 
 SCENES = [scene(index) for index in range(7)]
 
@@ -57,6 +62,48 @@ def assert_equal_scores(rows: list[SceneScores], expected: list[SceneScores]) ->
 def test_every_scene_is_scored_once_and_alike_on_four_devices(small_model, alone):
     # 7 scenes in batches of 3, which four devices make 4: the last one is padded.
     assert_equal_scores(score(small_model, SCENES, 3, make_mesh("data:2,fsdp:2")), alone)
+
+
+@pytest.mark.parametrize("mesh", [None, "data:2,context:2"])
+@pytest.mark.parametrize("views", ["nearest:1", "nearest:2", "nearest:4", "nearest:9"])
+def test_targets_are_rendered_from_their_nearest_inputs_as_by_a_session(small_model, mesh, views):
+    scenes = [scene(index, inputs=4) for index in (1, 2)]
+    mesh = make_mesh(mesh) if mesh else mesh_of(1)
+    got = np.asarray(model_renders(small_model, mesh, views)(scenes))
+    for pictures, one in zip(got, scenes, strict=True):
+        session = Session(small_model, frame=SceneFrame.identity(), capacity=4, check_poses=False)
+        for view in zip(*vars(one.inputs).values(), strict=True):
+            session.add(*view)
+        targets = one.targets
+        expected = session.render(targets.c2w, targets.fxfycxcy, targets.image.shape[1:3], views)
+        np.testing.assert_allclose(pictures, expected, atol=2e-6)
+    film = evaluation.fly_through(small_model, scenes[0], 2, "nearest:1")
+    assert (film != evaluation.fly_through(small_model, scenes[0], 2)).any()
+
+
+def settings(views):
+    what = {"scenes": 1, "views": 3, "inputs": (0, 2), "targets": (1,)}
+    return EvaluationConfig(render_views=views, **what)
+
+
+def test_what_targets_read_is_said_where_it_is_not_all(small_model):
+    """Records of results from before there was a choice stay the same."""
+    said = []
+    for views in ("all", "nearest:2"):
+        renderer = ModelRenderer(small_model, settings(views), mesh_of(1), weights="w")
+        said.append(renderer.describe(["scene"], eight_bit=False))
+    assert said[1] == said[0] | {"views_read": "nearest:2"} and "views_read" not in said[0]
+
+
+def test_no_choice_and_a_choice_without_a_cache_are_refused():
+    with pytest.raises(
+        InputError, match=r"evaluation\.render_views='near': expected all or nearest"
+    ):
+        settings("near")
+    config = DecoderOnlyConfig(width=32, head_dim=16, patch=8, mlp_ratio=2, layers=1)
+    model = Model("lvsm_decoder_only", config, {})
+    with pytest.raises(InputError, match="render_views='nearest:2': a lvsm_decoder_only has no"):
+        ModelRenderer(model, settings("nearest:2"), mesh_of(1), weights="w")
 
 
 def test_the_scores_are_those_of_the_pictures(small_model, alone):

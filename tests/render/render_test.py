@@ -188,6 +188,15 @@ def test_a_saved_path_flies_the_same_film_again(capture, weights):
     assert film.read_bytes() == first
 
 
+def test_a_film_may_read_the_nearest_views_of_each_picture(capture, weights):
+    options = ["--path", "inputs", "--frames", 4, "--views", "nearest:1"]
+    render(capture, weights, *options, "--export", capture.parent / "near")
+    render(capture, weights, *options[:-2], "--export", capture.parent / "all")
+    near, every = (sorted((capture.parent / x / "images").iterdir()) for x in ("near", "all"))
+    assert len(near) == len(every) >= 4
+    assert any(a.read_bytes() != b.read_bytes() for a, b in zip(near, every, strict=True))
+
+
 def test_one_of_several_scenes_must_be_named(tmp_path, weights):
     write_capture(tmp_path / "both" / "a")
     write_capture(tmp_path / "both" / "b")
@@ -210,7 +219,7 @@ def test_one_of_several_scenes_must_be_named(tmp_path, weights):
         (["--path", "orbit", "--count", 1], "at least 2 inputs"),
         (["--path", "orbit", "--inputs", "1"], "expected two or more"),
         (["--path", "orbit", "--inputs", "8"], "--count says how many"),
-        (["--path", "orbit", "--views", "0,1"], "--views is now --inputs"),
+        (["--path", "orbit", "--views", "0,1"], "--views='0,1': expected all or nearest:k"),
         (["--path", "orbit", "--full_circle"], "--full_circle is now --full-circle"),
         (
             ["--path", "orbit", "--dataparser-transforms", "a.json"],
