@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,17 +43,27 @@ def open_scene(
     return scenes[0]
 
 
-def choose_inputs(scene: Scene, inputs: int | Sequence[int] | None = None) -> list[int]:
+def spread_count(text: str) -> int:
+    """n of "spread:n"; InputError for anything else."""
+    if not re.fullmatch(r"spread:[0-9]{1,9}", text):
+        raise InputError(f"--inputs {text}: expected frames, 0,7,12, or spread:n, e.g. spread:8")
+    return int(text.partition(":")[2])
+
+
+def choose_inputs(scene: Scene, inputs: int | str | Sequence[int] | None = None) -> list[int]:
     """Indices of the frames of a scene that are inputs.
 
     Args:
       scene: to choose from.
-      inputs: how many, spread over the scene, or which ones; None is INPUTS, or all of fewer.
+      inputs: how many, spread over the scene (`cameras.spread`), also as "spread:8"; or which
+        ones; None is INPUTS, or all of fewer.
 
     Raises:
       InputError: an index without frame or picture, or an impossible number.
     """
     usable = scene.usable
+    if isinstance(inputs, str):
+        inputs = spread_count(inputs)
     if inputs is not None and not isinstance(inputs, int):
         for index in inputs:
             if index not in usable:

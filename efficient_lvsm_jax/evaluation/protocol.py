@@ -307,6 +307,7 @@ def protocol_of(
         views = {
             "held_out": list(opened.hold_out.frames) or "whole scenes",
             "num_inputs": settings.num_inputs or HELD_OUT_INPUTS,
+            "inputs_spread_by": "places and viewing directions",  # `cameras.spread`
             "num_targets": settings.num_targets or "all",
         }
     else:

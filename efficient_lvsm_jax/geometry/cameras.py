@@ -240,13 +240,14 @@ def nearest_camera(c2w_inputs: np.ndarray, c2w_target: np.ndarray) -> int:
 def spread(c2w: np.ndarray, count: int) -> list[int]:
     """Indices of `count` cameras of [V, 4, 4] spread over all, ascending.
 
-    The first, then always the one farthest from those taken, by centre; the lowest of equals.
+    The first, then always the one farthest from those taken, as `camera_distances` measures; the
+    lowest of equals.
     """
-    centres = np.asarray(c2w)[:, :3, 3]
+    places = _places(c2w)
     taken = [0]
-    distance = np.full(len(centres), np.inf)  # to the nearest one taken
+    distance = np.full(len(places), np.inf)  # to the nearest one taken
     while len(taken) < count:
-        distance = np.minimum(distance, np.linalg.norm(centres - centres[taken[-1]], axis=-1))
+        distance = np.minimum(distance, np.linalg.norm(places - places[taken[-1]], axis=-1))
         distance[taken] = -1  # never again, even if others stand in the same place
         taken.append(int(np.argmax(distance)))
     return sorted(taken)
@@ -255,18 +256,23 @@ def spread(c2w: np.ndarray, count: int) -> list[int]:
 def camera_distances(c2w: np.ndarray) -> np.ndarray:
     """How far cameras [V, 4, 4] are apart, in place and in where they look: [V, V] float64.
 
-    The root of (distance of centres / the largest there is)² + |difference of the unit viewing
-    directions|²: units and rotations of the world change nothing, and half a turn weighs as much
-    as twice the whole extent. With all in one place directions alone count.
+    distance² = (distance of centres / extent)² + |difference of viewing directions|², where the
+    extent is the root mean square distance of all centres from their mean. Without an extent the
+    directions count alone. Unit and axes of the world change nothing.
     """
+    places = _places(c2w)
+    return np.linalg.norm(places[:, None] - places, axis=-1)
+
+
+def _places(c2w: np.ndarray) -> np.ndarray:
+    """Cameras [V, 4, 4] as points [V, 6] that are as far apart as `camera_distances` says."""
     c2w = np.asarray(c2w, np.float64)
-    centres, forward = c2w[:, :3, 3], c2w[:, :3, 2]
-    apart = np.linalg.norm(centres[:, None] - centres, axis=-1)
-    turned = np.linalg.norm(forward[:, None] - forward, axis=-1)
-    extent = apart.max()
+    centres = c2w[:, :3, 3]
+    offsets = centres - centres.mean(0)
+    extent = np.sqrt((offsets**2).sum(-1).mean())
     if extent <= 1e-9 * np.abs(centres).max():  # not zero: rounding leaves a trace
-        return turned
-    return np.hypot(apart / extent, turned)
+        offsets, extent = np.zeros_like(offsets), 1.0
+    return np.concatenate([offsets / extent, c2w[:, :3, 2]], axis=-1)
 
 
 def check_cameras(

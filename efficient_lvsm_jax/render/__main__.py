@@ -52,24 +52,26 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.full_circle and arguments.path != "orbit":
         raise InputError("--full-circle: only --path orbit can go around")
     inputs = arguments.inputs
-    if inputs is not None and (len(inputs) < 2 or len(set(inputs)) < len(inputs)):
+    if isinstance(inputs, list) and (len(inputs) < 2 or len(set(inputs)) < len(inputs)):
         raise InputError(
             f"--inputs {','.join(map(str, inputs))}: expected two or more frames, all different; "
             "--count says how many"
         )
 
 
-def _indices(text: str) -> list[int]:
+def _inputs(text: str) -> list[int] | str:
+    if text.startswith("spread:"):
+        return text
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected numbers with commas between, e.g. 0,7,12"
+            f"{text!r}: expected numbers with commas between, e.g. 0,7,12, or spread:8"
         ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m efficient_lvsm_jax.render", __doc__, {})
+    parser = Parser("python -m efficient_lvsm_jax.render", __doc__)
     parser.add_argument("capture", metavar="CAPTURE", help="folder or file of posed pictures")
     parser.add_argument(
         "--out", required=True, metavar="FILM.mp4", type=Path, help="is replaced if it exists"
@@ -120,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         "there are fewer)",
     )
     inputs.add_argument(
-        "--inputs", type=_indices, metavar="I,J,K", help="which ones, counted from 0"
+        "--inputs",
+        type=_inputs,
+        metavar="I,J,K",
+        help="which ones, counted from 0; or spread:V, the same as --count V",
     )
     parser.add_argument("--scene", metavar="NAME", help="which of several, or its number from 0")
     add_read_options(parser)

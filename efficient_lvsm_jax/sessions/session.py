@@ -115,7 +115,7 @@ class Session:
         model: Model,
         capture: str | Path,
         *,
-        inputs: int | Sequence[int] | None = None,
+        inputs: int | str | Sequence[int] | None = None,
         scene: str | None = None,
         format: str | None = None,
         read: ReadOptions | None = None,
@@ -126,8 +126,8 @@ class Session:
         Args:
           model: what encodes and renders.
           capture: folder or file that `data_pipeline.formats` reads.
-          inputs: how many, spread over the capture, or the indices of which ones; None is 8, or
-            all of fewer.
+          inputs: how many, spread over the capture, also as "spread:8"; or the indices of which
+            ones; None is 8, or all of fewer.
           scene: its name, of several.
           format, read: how the capture is read, see `open_scenes`.
           options: of `Session`; `size` None keeps the shape of most of the inputs.

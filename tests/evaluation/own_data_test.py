@@ -81,6 +81,7 @@ def test_eval_scores_the_hold_out_without_an_index(folder, trained, monkeypatch,
     assert metrics["leak"]["targets_that_are_inputs"] == 0
     assert metrics["protocol"]["views"] == {
         "held_out": [4, 12, 20],
+        "inputs_spread_by": "places and viewing directions",
         "num_inputs": 4,
         "num_targets": "all",
     }

@@ -326,7 +326,9 @@ def test_distances_of_cameras_count_places_and_directions_in_any_world():
     c2w[:, 0, 3] = [0, 3, 6, 6]
     c2w[3, :3, :3] = np.diag([-1, 1, -1])  # looks back
     distances = camera_distances(c2w)
-    np.testing.assert_allclose(distances[0], [0, 0.5, 1, 5**0.5])
+    extent = np.std([0, 3, 6, 6])
+    expected = [0, 3 / extent, 6 / extent, np.hypot(6 / extent, 2)]
+    np.testing.assert_allclose(distances[0], expected)
     assert distances[2, 3] == 2
     np.testing.assert_array_equal(distances, distances.T)
     moved = random_cameras(0)[0][0] @ c2w
@@ -342,3 +344,31 @@ def test_of_cameras_in_one_place_directions_alone_tell_the_distance():
     expected = [[0, 0, 2], [0, 0, 2], [2, 2, 0]]
     np.testing.assert_array_equal(camera_distances(c2w), expected)
     np.testing.assert_array_equal(camera_distances(c2w[:1]), [[0]])
+
+
+def turned(degrees, x=0.0):
+    a = np.deg2rad(degrees)
+    pose = np.eye(4)
+    pose[:3, 0], pose[:3, 2] = [np.cos(a), 0, -np.sin(a)], [np.sin(a), 0, np.cos(a)]
+    pose[0, 3] = x
+    return pose
+
+
+def test_spread_takes_other_directions_from_the_same_places():
+    c2w = np.stack([turned(0), turned(0, 0.1), turned(0, 1), turned(180, 0.1), turned(0, 1.1)])
+    assert spread(c2w, 3) == [0, 3, 4]
+    one_place = 1e6 + np.stack([turned(angle) for angle in (0, 10, 20, 180, 90)])
+    one_place[:, :3, :3] -= 1e6
+    one_place[:, 3] = 0, 0, 0, 1
+    assert spread(one_place, 3) == [0, 3, 4]
+
+
+def test_spread_knows_no_unit_origin_or_axes():
+    c2w, _ = random_cameras(7, 12)
+    motion = np.eye(4)
+    motion[:3, :3], motion[:3, 3] = random_rotations(np.random.default_rng(1), 1)[0], [5, 6, 7]
+    moved = motion @ c2w
+    moved[:, :3, 3] *= 40
+    for count in range(1, 13):
+        assert spread(moved, count) == spread(c2w, count)
+        assert set(spread(c2w, count)) <= set(spread(c2w, min(count + 1, 12)))

@@ -188,6 +188,14 @@ def test_a_saved_path_flies_the_same_film_again(capture, weights):
     assert film.read_bytes() == first
 
 
+def test_inputs_may_be_said_as_spread(capture, weights, capsys):
+    chosen = []
+    for options in (["--inputs", "spread:3"], ["--count", 3]):
+        render(capture, weights, "--path", "orbit", "--frames", 1, *options)
+        chosen.append(capsys.readouterr().out.partition(" inputs=")[2].split()[0])
+    assert chosen[0] == chosen[1] and chosen[0].count(",") == 2
+
+
 def test_a_film_may_read_the_nearest_views_of_each_picture(capture, weights):
     options = ["--path", "inputs", "--frames", 4, "--views", "nearest:1"]
     render(capture, weights, *options, "--export", capture.parent / "near")
@@ -218,6 +226,8 @@ def test_one_of_several_scenes_must_be_named(tmp_path, weights):
         (["--path", "orbit", "--count", 6], r"6 inputs of scene capture, which has 5"),
         (["--path", "orbit", "--count", 1], "at least 2 inputs"),
         (["--path", "orbit", "--inputs", "1"], "expected two or more"),
+        (["--path", "orbit", "--inputs", "spread:x"], "--inputs spread:x: expected frames"),
+        (["--path", "orbit", "--inputs", "spread:6"], r"6 inputs of scene capture, which has 5"),
         (["--path", "orbit", "--inputs", "8"], "--count says how many"),
         (["--path", "orbit", "--views", "0,1"], "--views='0,1': expected all or nearest:k"),
         (["--path", "orbit", "--full_circle"], "--full_circle is now --full-circle"),
