@@ -1,8 +1,8 @@
 """Views in fewer keys: what a full cache may do instead of forgetting one.
 
-In every layer and head by itself a view's keys are clustered (k-means), and each cluster becomes
-one key and one value, the means of those in it, which stands for as many tokens: `Pages.log_size`.
-Softmax attention to equal keys stays exactly what it was.
+In every layer and head by itself a view's keys are clustered together with their values (k-means),
+and each cluster becomes one key and one value, the means of those in it, which stands for as many
+tokens: `Pages.log_size`. Attention to tokens that are equal stays exactly what it was.
 
 So that a condensed view takes less memory, every view lies in several short pages from the start,
 and is condensed to half, a quarter or an eighth of them. The slots of the others are free again.
@@ -69,8 +69,9 @@ def condense(view: Pages, pages: int) -> Pages:
     sizes = jnp.ones(rows) if view.log_size is None else jnp.exp(view.log_size).reshape(rows)
     keys_values = (x.reshape(*rows, head_dim) for x in (plain.k, plain.v))
     cluster = functools.partial(_clustered, clusters=pages * page_tokens)
-    # One after the other: the distances of one layer's head from all clusters are large enough.
-    k, v, sizes = jax.lax.map(lambda row: cluster(*row), (*keys_values, sizes))
+    # A layer after the other: the distances of its keys from all clusters are large enough.
+    of_all = (*keys_values, sizes)
+    k, v, sizes = jax.lax.map(lambda row: cluster(*row), of_all, batch_size=heads)
     k, v = (x.reshape(layers, batch, heads, pages, page_tokens, head_dim) for x in (k, v))
     condensed = Pages(k, v, log_size=jnp.log(sizes).reshape(k.shape[:-1]))
     return store(condensed, view.precision)
@@ -84,24 +85,42 @@ def _clustered(
     An empty cluster has zeros. Sizes are 0 or at least 1.
     """
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    share = (sizes / sizes.sum())[:, None]
+    tokens = jnp.concatenate([_normed(k, share), _normed(v, share)], axis=-1)  # equal say for both
 
     def members(centres: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The share [C, N] of each key in the cluster whose centre is nearest, and sizes [C]."""
-        nearness = product(k, centres.T) - jnp.square(centres).sum(-1) / 2
+        """The share [C, N] of each token in the cluster whose centre is nearest, and sizes [C]."""
+        nearness = product(tokens, centres.T) - jnp.square(centres).sum(-1) / 2
         theirs = nearness.argmax(-1) == jnp.arange(clusters)[:, None]
         weights = jnp.where(theirs, sizes, 0)
         total = weights.sum(-1)
         return weights / jnp.maximum(total, 1)[:, None], total
 
     def move(_: int, centres: jax.Array) -> jax.Array:
-        share, total = members(centres)
-        return jnp.where(total[:, None] > 0, product(share, k), centres)
+        means, total = members(centres)
+        return jnp.where(total[:, None] > 0, product(means, tokens), centres)
 
-    # Start from keys spread evenly over the picture, out of those that stand for something.
-    order, count = jnp.argsort(sizes == 0, stable=True), (sizes > 0).sum()
-    start = k[order[jnp.arange(clusters) * count // clusters]]
-    share, total = members(jax.lax.fori_loop(0, STEPS - 1, move, start))
-    return product(share, k), product(share, v), total
+    def take(index: int, carry: tuple) -> tuple:
+        taken, distances = carry
+        farthest = distances.argmax()
+        away = squares + squares[farthest] - 2 * products[farthest]
+        return taken.at[index].set(farthest), jnp.minimum(distances, away)
+
+    # Start from the token farthest from their mean, then always the one farthest from all taken:
+    # what is rare in a picture keeps a key of its own.
+    squares, products = jnp.square(tokens).sum(-1), product(tokens, tokens.T)
+    distances = jnp.where(sizes > 0, squares, -1)
+    start = jnp.zeros(clusters, jnp.int32), distances
+    taken, _ = jax.lax.fori_loop(0, clusters, take, start)
+    means, total = members(jax.lax.fori_loop(0, STEPS - 1, move, tokens[taken]))
+    return product(means, k), product(means, v), total
+
+
+def _normed(x: jax.Array, share: jax.Array) -> jax.Array:
+    """x [N, K] less its mean, over its deviation; `share` [N, 1] is the weight of each row."""
+    centred = x - (share * x).sum(0)
+    variance = (share * jnp.square(centred)).sum()
+    return centred * jax.lax.rsqrt(jnp.maximum(variance, jnp.finfo(jnp.float32).tiny))
 
 
 def halve(cache: Pages, slots: jax.Array) -> Pages:
