@@ -127,6 +127,21 @@ def test_a_condensed_view_that_is_removed_leaves_no_trace(small_model):
     assert len(session.views) == 7
 
 
+@pytest.mark.parametrize("positions", ["none", "prope"])
+def test_a_choice_reads_all_pages_of_condensed_views_and_of_no_others(small_model, positions):
+    config = dataclasses.replace(small_model.config, positions=positions)
+    session, _ = merging(dataclasses.replace(small_model, config=config), range(12))
+    some = session.views[-4:]
+    assert {len(session._store.slots_of(view)) for view in some} >= {2, 8}
+    got = session.render(TARGETS.c2w[0], TARGETS.fxfycxcy[0], SIZE, views=some)
+    by_one = session.render(TARGETS.c2w[0, 0], TARGETS.fxfycxcy[0, 0], SIZE, views="nearest:2")
+    assert np.isfinite(by_one).all()
+    assert np.abs(got - pictures(session)).max() > 1e-3
+    for view in set(session.views) - set(some):
+        session.remove(view)
+    np.testing.assert_allclose(pictures(session), got, atol=1e-6)
+
+
 def test_a_condensed_view_that_is_replaced_comes_whole_and_keeps_its_id(small_model):
     session, ids = merging(small_model, range(9))
     changed = next(view for view in ids if len(session._store.slots_of(view)) < 8)
