@@ -203,6 +203,24 @@ def test_a_model_without_a_cache_equals_the_live_one(tmp_path):
     np.testing.assert_array_equal(pictures, expected)
 
 
+@pytest.mark.parametrize("family", ["efficient_lvsm", "lvsm_decoder_only"])
+def test_relative_cameras_are_served_as_live(tmp_path, family):
+    settings = {"width": 32, "head_dim": 16, "layers": 1, "mlp_ratio": 2, "positions": "prope"}
+    config = configure(family, settings)
+    model = Model(family, config, init_params(family, config, jax.random.key(0)))
+    counts = {"capacity": 1} if model.paged else {"inputs": (1,)}
+    export(
+        model, tmp_path / "out", Shapes(sizes=(SIZE,), targets=(2,), **counts), platforms=["cpu"]
+    )
+    served, inputs, targets = Programs(tmp_path / "out"), random_views(1), random_views(2, seed=1)
+    memory, expected = page(served, inputs, 0), model.encode(inputs)
+    if model.paged:
+        memory = served.append(served.empty(SIZE), memory)
+        expected = pages.append(pages.empty(1, expected), expected)
+    pictures = served.decode(memory, targets.c2w, targets.fxfycxcy, SIZE)
+    np.testing.assert_array_equal(pictures, model.decode(expected, targets.cameras))
+
+
 def test_bfloat16_programs_keep_half_the_weights_and_equal_the_live_model(half, folder, tmp_path):
     export(half, tmp_path / "out", Shapes((SIZE,), (1,), 2), platforms=["cpu"])
     size_of_halves = (tmp_path / "out" / "weights.npz").stat().st_size

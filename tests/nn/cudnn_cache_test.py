@@ -41,8 +41,9 @@ def keys_read(monkeypatch):
 
 @pytest.fixture
 def fused(small_model, keys_read):
-    """The small model as a GPU would compute it."""
-    config = dataclasses.replace(small_model.config, compute_dtype="bfloat16", attention="cudnn")
+    """The small model as a GPU would compute it, keys and values turned by their cameras."""
+    settings = {"compute_dtype": "bfloat16", "attention": "cudnn", "positions": "prope"}
+    config = dataclasses.replace(small_model.config, **settings)
     return dataclasses.replace(small_model, config=config)
 
 
