@@ -120,26 +120,17 @@ def projections(cameras: Cameras) -> tuple[jax.Array, jax.Array]:
     a point in view goes to (x·z, y·z, z, 1) with x and y within ±½. The inverse is analytic.
     """
     c2w = jnp.asarray(cameras.c2w, jnp.float32)
-    fx, fy, cx, cy = jnp.moveaxis(jnp.asarray(cameras.fxfycxcy, jnp.float32), -1, 0)
+    fx, fy, cx, cy = jnp.moveaxis(jnp.asarray(cameras.fxfycxcy, jnp.float32)[..., None], -2, 0)
     fx, cx = fx / cameras.width, cx / cameras.width - 0.5
     fy, cy = fy / cameras.height, cy / cameras.height - 0.5
-    zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
-
-    def matrix(*rows: tuple[jax.Array, ...]) -> jax.Array:
-        return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-
-    last = (zero, zero, zero, one)
-    depth = (zero, zero, one, zero)
-    intrinsics = matrix((fx, zero, cx, zero), (zero, fy, cy, zero), depth, last)
-    lifted = matrix((1 / fx, zero, -cx / fx, zero), (zero, 1 / fy, -cy / fy, zero), depth, last)
-    turn, centre = jnp.swapaxes(c2w[..., :3, :3], -1, -2), c2w[..., :3, 3:]
-    w2c = jnp.concatenate([turn, -_product(turn, centre)], axis=-1)
-    w2c = jnp.concatenate([w2c, c2w[..., 3:, :]], axis=-2)
-    return _product(intrinsics, w2c), _product(c2w, lifted)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")
+    # Multiply and add, not a matmul, as in `rays`.
+    axes, centre = jnp.swapaxes(c2w[..., :3, :3], -1, -2), c2w[..., None, :3, 3]
+    shift = -(axes * centre).sum(axis=-1, keepdims=True)
+    right, down, forward = jnp.moveaxis(jnp.concatenate([axes, shift], axis=-1), -2, 0)
+    rows = fx * right + cx * forward, fy * down + cy * forward, forward, c2w[..., 3, :]
+    right, down, forward, origin = jnp.moveaxis(c2w, -1, 0)
+    columns = right / fx, down / fy, forward - cx / fx * right - cy / fy * down, origin
+    return jnp.stack(rows, axis=-2), jnp.stack(columns, axis=-1)
 
 
 def _round_to_bfloat16(x: jax.Array) -> jax.Array:

@@ -81,36 +81,56 @@ class Positions:
 
     def queries(self, q: jax.Array, views: int) -> jax.Array:
         """Pᵀ q for q [B, V, H, N, K] or [B, H, V, N, K]; `views` is the axis of V."""
-        return self._moved(q, views, self.projection, "ij", self.sine)
+        return self._moved(q, views, _transposed(self.projection), self.sine)
 
     def keys(self, k: jax.Array, views: int) -> jax.Array:
         """P⁻¹ k; values alike."""
-        return self._moved(k, views, self.inverse, "ji", self.sine)
+        return self._moved(k, views, self.inverse, self.sine)
 
     def results(self, mixed: jax.Array, views: int) -> jax.Array:
         """P applied to what queries gathered of values, which turns it back as well."""
-        return self._moved(mixed, views, self.projection, "ji", -self.sine)
+        return self._moved(mixed, views, self.projection, -self.sine)
 
     def _moved(
-        self, x: jax.Array, views: int, matrix: jax.Array | None, axes: str, sine: jax.Array
+        self, x: jax.Array, views: int, matrix: jax.Array | None, sine: jax.Array
     ) -> jax.Array:
         """x with its channels projected and turned, in float32, returned in its dtype."""
-        frequencies, shape = self.sine.shape[-1], x.shape
+        frequencies, shape, heads = self.sine.shape[-1], x.shape, 3 - views
         still, turned = jnp.split(x.astype(jnp.float32), [shape[-1] - 4 * frequencies], axis=-1)
         if matrix is not None:
-            lead = "BVHN" if views == 1 else "BHVN"
-            cameras = "BVN" if matrix.ndim == 5 else "BV"
-            groups = still.reshape(*shape[:-1], -1, 4)
-            # In full: accelerators would multiply float32 with fewer bits, and moments are large.
-            product = jnp.einsum(
-                f"{lead}Gi,{cameras}{axes}->{lead}Gj", groups, matrix, precision="highest"
-            )
-            still = product.reshape(still.shape)
+            matrix = matrix if matrix.ndim == 5 else matrix[:, :, None]  # one for all tokens
+            matrix = jnp.expand_dims(matrix, heads)[..., None, :, :]
+            still = _product(matrix, still.reshape(*shape[:-1], -1, 4)).reshape(still.shape)
         # By column, then by row: of F pairs all first coordinates of a turn, then all second ones.
         pairs = turned.reshape(*shape[:-1], 2, 2, frequencies)
-        cosine, sine = (jnp.expand_dims(turn, 3 - views) for turn in (self.cosine, sine))
+        cosine, sine = (jnp.expand_dims(turn, heads) for turn in (self.cosine, sine))
         first, second = pairs[..., 0, :], pairs[..., 1, :]
         turned = jnp.stack(
             [first * cosine - second * sine, first * sine + second * cosine], axis=-2
         )
         return jnp.concatenate([still, turned.reshape(*shape[:-1], -1)], axis=-1).astype(x.dtype)
+
+
+def _transposed(matrix: jax.Array | None) -> jax.Array | None:
+    return None if matrix is None else jnp.swapaxes(matrix, -1, -2)
+
+
+@jax.custom_vjp
+def _product(matrix: jax.Array, groups: jax.Array) -> jax.Array:
+    """Matrices [..., 1, 4, 4] times vectors [..., G, 4]; axes of the matrices may be 1.
+
+    Multiply and add, not a matmul: accelerators would drop bits, and a CPU takes twice as long. Of
+    autodiff's gradient a CPU makes ten times the work.
+    """
+    columns = jnp.swapaxes(matrix, -1, -2)
+    return sum(groups[..., i : i + 1] * columns[..., i, :] for i in range(4))
+
+
+def _product_backward(operands: tuple, upstream: jax.Array) -> tuple[jax.Array, jax.Array]:
+    matrix, groups = operands
+    of_matrix = upstream[..., :, None] * groups[..., None, :]
+    shared = [axis for axis, size in enumerate(matrix.shape) if size == 1]
+    return of_matrix.sum(shared, keepdims=True), _product(jnp.swapaxes(matrix, -1, -2), upstream)
+
+
+_product.defvjp(lambda *operands: (_product(*operands), operands), _product_backward)

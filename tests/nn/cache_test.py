@@ -226,7 +226,8 @@ def test_stored_keys_and_values_are_near_the_exact_ones(small_model, precision):
 @pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
 def test_a_cache_stores_what_is_added_as_it_stores_the_rest(small_model, precision):
     """One by one, replaced and removed, partly filled: the same picture as all at once."""
-    together = render(small_model, pages.store(small_model.encode(VIEWS), precision))
+    # Of views encoded alone here, too: between two numbers of bfloat16 the last bit decides.
+    together = render(small_model, pages.store(filled(small_model, range(6)), precision))
     first = pages.store(small_model.encode(one_view(VIEWS, 0)), precision)
     cache = pages.empty(8, first)
     for index in (5, 0, 1, 2, 3, 4, 4):
@@ -269,11 +270,17 @@ def chosen_alone(model, cache, chosen, cameras):
 CHOSEN = np.array([[1, 0, 0, 1, 0, 0], [0, 0, 1, 1, 1, 0]], bool)
 
 
-@pytest.mark.parametrize("precision", ["computed", *PRECISIONS])
-@pytest.mark.parametrize("implementation", ["cpu", "xla"])
-@pytest.mark.parametrize("size", [(16, 24), (192, 192)])
+@pytest.mark.parametrize(
+    ("size", "implementation", "precision"),
+    [
+        *(((16, 24), "cpu", precision) for precision in ("computed", *PRECISIONS)),
+        *(((16, 24), "xla", precision) for precision in ("computed", "int8")),
+        *(((192, 192), "cpu", precision) for precision in ("computed", "bf16", "int8")),
+        ((192, 192), "xla", "computed"),
+    ],
+)
 def test_targets_read_what_each_chose_and_nothing_else(
-    small_model, precision, implementation, size
+    small_model, size, implementation, precision
 ):
     """Views that nobody chose are NaN; of long ones each target is decoded by itself."""
     config = dataclasses.replace(small_model.config, cache=precision, attention=implementation)

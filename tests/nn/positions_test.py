@@ -134,6 +134,27 @@ def test_both_layouts_and_cameras_by_token_are_the_same():
     np.testing.assert_allclose(got, expected.reshape(got.shape), atol=1e-6)
 
 
+def test_gradients_are_those_of_the_matrices_written_out_cameras_among_them():
+    x, weights = channels(), channels(seed=9)
+
+    def written_out(cameras, x):
+        forward = projections(cameras)[0]
+        groups = x[..., :8].reshape(*x.shape[:-1], 2, 4)
+        return jnp.einsum("bvij,bhvngj->bhvngi", forward, groups).reshape(*x.shape[:-1], 8)
+
+    def by_positions(cameras, x):
+        return Positions.of("prope", cameras, 8, HEAD_DIM).results(x, 2)[..., :8]
+
+    expected, got = (
+        jax.grad(lambda c, x, f=f: (f(c, x) * weights[..., :8]).sum(), argnums=(0, 1))(
+            KEYS.cameras, x
+        )
+        for f in (written_out, by_positions)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-3, rtol=1e-4), expected, got)
+    assert np.abs(got[0].c2w).max() > 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_stays_and_is_turned_in_float32(kind):
     if kind == "none":
