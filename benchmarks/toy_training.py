@@ -38,8 +38,9 @@ def study_parser(description: str) -> argparse.ArgumentParser:
 
 
 def squeezed(config: ConfigDict, *, seed: int, steps: int) -> ConfigDict:
-    """A configuration of configs/, two inputs a scene, its schedule in so many steps."""
+    """A configuration of configs/ as published: two inputs a scene, no positions, so many steps."""
     config = complete(config, settings)
+    config.model.positions = "none"
     config.seed, config.steps = seed, steps
     config.checkpoint_every = steps
     config.log.update(pictures_every=0, tensorboard=False, every=50)

@@ -15,7 +15,13 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 500,
             "checkpoints_to_keep": 2,
             "log": {"pictures_every": 500},
-            "model": {"width": 128, "layers": 4, "mlp_ratio": 3, "decoder_init": "uniform"},
+            "model": {
+                "width": 128,
+                "layers": 4,
+                "mlp_ratio": 3,
+                "decoder_init": "uniform",
+                "positions": "prope",
+            },
             "losses": {},  # the mean squared error alone
             "optimizer": {
                 "name": "muon",

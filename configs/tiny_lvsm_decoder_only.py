@@ -13,6 +13,6 @@ def get_config() -> ConfigDict:
     """Settings for train.py and eval.py."""
     config = tiny.get_config()
     config.family = "lvsm_decoder_only"
-    del config.model.decoder_init
+    del config.model.decoder_init, config.model.positions  # as published
     config.model.update(layers=8, init="uniform")
     return config

@@ -15,6 +15,6 @@ def get_config() -> ConfigDict:
     """Settings for train.py and eval.py."""
     config = tiny.get_config()
     config.family = "lvsm_encoder_decoder"
-    del config.model.layers, config.model.decoder_init
+    del config.model.layers, config.model.decoder_init, config.model.positions
     config.model.update(encoder_layers=4, decoder_layers=4, latents=108, init="uniform")
     return config
