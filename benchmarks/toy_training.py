@@ -44,7 +44,7 @@ def squeezed(config: ConfigDict, *, seed: int, steps: int) -> ConfigDict:
     config.seed, config.steps = seed, steps
     config.checkpoint_every = steps
     config.log.update(pictures_every=0, tensorboard=False, every=50)
-    config.data.update(num_inputs_cycle=(2,), scenes=8 * steps)  # every one once
+    config.data.update(num_inputs_cycle=(2,), views=8, scenes=8 * steps)  # every one once
     config.evaluation.update(added_one_by_one=(), film_frames=0)
     return config
 

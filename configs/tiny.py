@@ -34,7 +34,8 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
                 "ema_decay": 0.98,
             },
-            "data": {},  # 4,000 generated scenes of 8 views at 48 pixels
+            # 4,000 generated scenes at 48 pixels; a batch's number of inputs, in turn.
+            "data": {"views": 12, "num_inputs_cycle": (2, 4, 1, 8, 2, 6, 3, 4)},
             "evaluation": {
                 "scenes": 48,
                 "views": 13,

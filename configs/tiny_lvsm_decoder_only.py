@@ -15,4 +15,5 @@ def get_config() -> ConfigDict:
     config.family = "lvsm_decoder_only"
     del config.model.decoder_init, config.model.positions  # as published
     config.model.update(layers=8, init="uniform")
+    config.data = {}  # 8 views of a scene, 1, 2 or 4 of them inputs
     return config

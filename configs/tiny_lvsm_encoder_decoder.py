@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     config.family = "lvsm_encoder_decoder"
     del config.model.layers, config.model.decoder_init, config.model.positions
     config.model.update(encoder_layers=4, decoder_layers=4, latents=108, init="uniform")
+    config.data = {}  # 8 views of a scene, 1, 2 or 4 of them inputs
     return config
