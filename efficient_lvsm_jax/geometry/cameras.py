@@ -196,6 +196,12 @@ class SceneFrame:
         poses[..., :3, 3] *= self.scale
         return poses.astype(np.float32)
 
+    def undo(self, c2w: np.ndarray) -> np.ndarray:
+        """Poses [..., 4, 4] in this frame as world poses, [..., 4, 4] float64."""
+        poses = np.array(c2w, np.float64)
+        poses[..., :3, 3] /= self.scale
+        return np.linalg.inv(self.frame_from_world) @ poses
+
 
 def normalise_poses(c2w: np.ndarray, *, checked: bool = False) -> np.ndarray:
     """Poses [V, 4, 4] in the scene frame of all of them, float32.

@@ -172,6 +172,11 @@ class Session:
         """(height, width) of the input pictures; None before there is one."""
         return self._size
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that encoded views take in the cache; 0 without one."""
+        return self._store.bytes
+
     def add(
         self,
         image: Picture,

@@ -75,6 +75,12 @@ class Store:
         """How many views have fewer keys than they came with."""
         return sum(len(slots) < self.parts for slots in self._slots.values())
 
+    @property
+    def bytes(self) -> int:
+        """That the pages of all views take, without those that are free."""
+        pages_used = sum(len(slots) for slots in self._slots.values())
+        return pages_used * self.cache.page_bytes if pages_used else 0
+
     def rooms(self, size: tuple[int, int]) -> list[int]:
         """Numbers of views of a size, (height, width), that rendering compiles for at first."""
         rooms, room = [1], self._room(size)

@@ -181,6 +181,12 @@ def test_identity_frame_keeps_poses_of_any_shape():
         np.testing.assert_array_equal(SceneFrame.identity().apply(poses), poses.astype(np.float32))
 
 
+def test_undoing_a_frame_gives_the_poses_of_the_world_back():
+    c2w, _ = random_cameras(4)
+    frame = SceneFrame.from_cameras(c2w)
+    np.testing.assert_allclose(frame.undo(frame.apply(c2w)), c2w, atol=1e-6)
+
+
 def test_frame_leaves_the_poses_it_is_given_alone():
     c2w = random_cameras(13)[0]
     before = c2w.copy()

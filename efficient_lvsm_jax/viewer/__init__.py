@@ -1,0 +1,1 @@
+"""A live viewer: a capture in the browser, its photos put in and taken out while one looks."""

@@ -1,0 +1,223 @@
+"""The scene behind the viewer, without any browser: photos, which of them are inputs, pictures.
+
+All of it computes and belongs to one thread, see `worker`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.captures.inputs import choose_inputs
+from data_pipeline.pictures.transforms import fit, fit_intrinsics
+from data_pipeline.scenes import Frame, Scene
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, spread
+from efficient_lvsm_jax.geometry.choice import usefulness
+from efficient_lvsm_jax.media.levels import from_bytes, to_bytes
+from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.sessions.pictures import size_for
+from efficient_lvsm_jax.sessions.session import Session
+
+PHOTOS = 24  # shown of a capture, spread over it
+LITTLE = 0.02  # a camera no input is worth more to looks at what none saw
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How photos are kept.
+
+    precision: of the cache, as of `Session`; None is the model's own.
+    max_bytes: the most the cache may take; None is no limit.
+    size: (height, width) of inputs and pictures; None is that of most photos.
+    """
+
+    precision: str | None = None
+    max_bytes: int | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A picture and what is said about it.
+
+    image: uint8 [Y, X, 3]. seconds: it took. unseen: no input saw what it shows.
+    """
+
+    image: np.ndarray
+    seconds: float
+    unseen: bool
+
+
+class ViewedScene:
+    """Photos of one scene, some of which are inputs, and pictures from any camera.
+
+    Photos are counted from 0, in the order of the capture. Poses are in the capture's world; the
+    scene frame, fixed by the inputs it starts with, is that of browsers as well.
+
+    Attributes:
+      name: of the scene.
+      photos: the frames that can be inputs.
+      frame: the scene frame.
+      settings: how photos are kept.
+      size: (height, width) of pictures.
+      chosen: which photos are inputs, ascending.
+      change: the last change of them in words, such as "+1 view 12 ms"; empty at first.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        scene: Scene,
+        *,
+        inputs: int | str | Sequence[int] | None = None,
+        photos: int = PHOTOS,
+        settings: Settings = Settings(),
+        warm: bool = False,
+    ):
+        """Encodes the first inputs.
+
+        Args:
+          model: what renders.
+          scene: of a capture.
+          inputs: those to start with, see `choose_inputs`.
+          photos: how many can be inputs, spread over the scene; the first inputs always can.
+          settings: how photos are kept.
+          warm: compile first, with a bar on standard error.
+
+        Raises:
+          InputError: no such inputs, or what `Session` refuses.
+        """
+        first = choose_inputs(scene, inputs)
+        usable = scene.usable
+        some = spread(scene.c2w[usable], min(photos, len(usable)))
+        listed = sorted({*first, *(usable[index] for index in some)})
+        self.name = scene.name
+        self.photos: list[Frame] = [scene.frames[index] for index in listed]
+        self.frame = SceneFrame.from_cameras(scene.c2w[first])
+        self.chosen = sorted(listed.index(index) for index in first)
+        self.change = ""
+        self._previous = list(self.chosen)
+        self._model = model
+        self._start(settings, self.chosen, warm=warm)
+
+    def _start(self, settings: Settings, chosen: Sequence[int], *, warm: bool = False) -> None:
+        """A new session of the chosen photos; nothing changes if that fails."""
+        shapes = Counter((frame.height, frame.width) for frame in self.photos)
+        size = settings.size or size_for(self._model, shapes.most_common(1)[0][0])
+        session = Session(
+            self._model,
+            frame=self.frame,
+            size=size,
+            capacity=min(len(self.photos), 2 * max(len(chosen), 2)),
+            precision=settings.precision,
+            max_bytes=settings.max_bytes,
+        )
+        if warm and self._model.paged:
+            session.warm_up(size, targets=(1,), progress=True)
+        views = {photo: session.add(self.photos[photo]) for photo in chosen}
+        self.settings, self.size, self._session, self._views = settings, size, session, views
+        self.chosen = sorted(views)
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether pictures can be made of some inputs alone."""
+        return self._model.paged
+
+    @property
+    def precision(self) -> str | None:
+        """How keys and values are stored; None without a cache."""
+        return (self.settings.precision or self._model.config.cache) if self.can_choose else None
+
+    @property
+    def cache_bytes(self) -> int:
+        """That the inputs take in the cache."""
+        return self._session.cache_bytes
+
+    def thumbnail(self, photo: int, height: int) -> np.ndarray:
+        """A photo, uint8 [height, X, 3], of its own shape."""
+        frame = self.photos[photo]
+        size = height, max(1, round(height * frame.width / frame.height))
+        return fit(frame.image(), frame.fxfycxcy, size, patch=1)[0]
+
+    def intrinsics(self, photo: int) -> np.ndarray:
+        """fxfycxcy [4] of a photo fitted to `size`."""
+        frame = self.photos[photo]
+        patch = self._model.config.patch
+        return fit_intrinsics(frame.fxfycxcy, (frame.height, frame.width), self.size, patch=patch)
+
+    def truth(self, photo: int) -> np.ndarray:
+        """A photo as it goes into the model, uint8 [*size, 3]."""
+        frame = self.photos[photo]
+        return fit(frame.image(), frame.fxfycxcy, self.size, patch=self._model.config.patch)[0]
+
+    def compare(self, photo: int) -> tuple[Shown, np.ndarray, float]:
+        """A photo's camera rendered, the photo as `truth`, and the PSNR between them in dB."""
+        shown = self.render(self.photos[photo].c2w, self.intrinsics(photo))
+        truth = self.truth(photo)
+        return shown, truth, float(psnr(from_bytes(shown.image), from_bytes(truth)))
+
+    def toggle(self, photo: int) -> None:
+        """Puts a photo in, or takes it out. Raises InputError if there is none, or no room."""
+        if photo not in range(len(self.photos)):
+            raise InputError(f"photo {photo}: there are {len(self.photos)}, counted from 0")
+        self.choose({*self.chosen} ^ {photo})
+
+    def choose(self, photos: Sequence[int] | set[int]) -> None:
+        """Makes these photos the inputs, and says in `change` what that took.
+
+        Raises:
+          InputError: no room, or a photo that cannot be read; those before it are in.
+        """
+        before, start = list(self.chosen), time.perf_counter()
+        try:
+            for photo in sorted({*before} - {*photos}):
+                self._session.remove(self._views.pop(photo))
+            for photo in sorted({*photos} - {*before}):
+                self._views[photo] = self._session.add(self.photos[photo])
+        finally:
+            self.chosen = sorted(self._views)
+            if self.chosen != before:
+                self._previous = before
+        milliseconds = (time.perf_counter() - start) * 1000
+        came, went = len({*self.chosen} - {*before}), len({*before} - {*self.chosen})
+        parts = [f"{sign}{n} view{'s' * (n > 1)}" for sign, n in (("+", came), ("−", went)) if n]
+        self.change = f"{' '.join(parts)} {milliseconds:.0f} ms" if parts else ""
+
+    def swap(self) -> None:
+        """Back to the inputs before the last change, and with the next swap forth again."""
+        self.choose(self._previous)
+
+    def keep(self, settings: Settings) -> None:
+        """Encodes all inputs anew, to be kept otherwise.
+
+        Raises:
+          InputError: as `Session`; then everything stays as it was.
+        """
+        start = time.perf_counter()
+        self._start(settings, self.chosen)
+        self.change = f"encoded anew {time.perf_counter() - start:.1f} s"
+
+    def render(self, c2w: np.ndarray, fxfycxcy: np.ndarray, views: str = "all") -> Shown:
+        """A picture of `size`; camera and views as of `Session.render`, which says what it raises.
+
+        Without any input it is black, and `unseen`.
+        """
+        start = time.perf_counter()
+        if not self.chosen:
+            return Shown(np.zeros((*self.size, 3), np.uint8), 0.0, True)
+        image = to_bytes(self._session.render(c2w, fxfycxcy, self.size, views))
+        seconds = time.perf_counter() - start
+        target = Cameras(np.asarray(c2w)[None], np.asarray(fxfycxcy)[None], *self.size)
+        frames = [self.photos[photo] for photo in self.chosen]
+        inputs = Cameras(
+            np.stack([frame.c2w for frame in frames]),
+            np.stack([self.intrinsics(photo) for photo in self.chosen]),
+            *self.size,
+        )
+        return Shown(image, seconds, bool(usefulness(target, inputs).max() < LITTLE))
