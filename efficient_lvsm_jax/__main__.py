@@ -17,6 +17,10 @@ PACKAGE = Path(__file__).parent
 VERBS = {
     "inspect": ("data_pipeline.inspect", "is a capture usable, and if not, why"),
     "render": ("efficient_lvsm_jax.render", "a film or pictures of a capture"),
+    "view": (
+        "efficient_lvsm_jax.viewer",
+        "a capture in the browser, photos in and out while looking",
+    ),
     "convert": ("efficient_lvsm_jax.convert", "weights from PyTorch, and back"),
     "walk": ("data_pipeline.procedural", "draw a capture to try everything on, without a camera"),
     "prepare": ("data_pipeline.prepare", "data for training, from anything readable"),

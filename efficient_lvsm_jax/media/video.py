@@ -1,11 +1,12 @@
-"""Films of rendered frames: H.264 in an mp4 that browsers play."""
+"""Films of rendered frames: H.264 in an mp4 that browsers play, and GIFs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import written_whole
@@ -57,6 +58,50 @@ def write_film(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30)
                     count += 1
                 if not count:
                     raise InputError("film frames: none; expected uint8 [F, Y, X, 3], not empty")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return count
+
+
+def write_gif(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30) -> int:
+    """Writes frames as a GIF that repeats, beside and then renamed.
+
+    Args:
+      path: ends in .gif.
+      frames: as of `write_film`, one by one; not enlarged.
+      fps: frames a second, 50 at most: the format counts hundredths of a second.
+
+    Returns:
+      F.
+
+    Raises:
+      InputError: as `write_film`.
+    """
+    path = Path(path)
+    if path.suffix != ".gif":
+        raise InputError(f"{path}: a GIF's name must end in .gif")
+    if fps < 1:
+        raise InputError(f"fps={fps}: expected at least 1 frame a second")
+    count = 0
+
+    def pictures() -> Iterator[Image.Image]:
+        nonlocal count
+        shape = None
+        for frame in frames:
+            frame = _checked(frame, count, shape)
+            shape, count = frame.shape, count + 1
+            yield Image.fromarray(frame).quantize()
+
+    made = pictures()
+    first = next(made, None)
+    if first is None:
+        raise InputError("film frames: none; expected uint8 [F, Y, X, 3], not empty")
+    milliseconds = max(20, round(100 / fps) * 10)
+    try:
+        with written_whole(path) as partial:
+            first.save(
+                partial, "GIF", save_all=True, append_images=made, duration=milliseconds, loop=0
+            )
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     return count

@@ -1,6 +1,6 @@
 """The scene behind the viewer, without any browser: photos, which of them are inputs, pictures.
 
-All of it computes and belongs to one thread, see `worker`.
+Whatever renders or changes it runs in one thread, see `worker`; others may read what it says.
 """
 
 from __future__ import annotations

@@ -1,0 +1,72 @@
+"""Looks at a capture in the browser: photos go in and out while the picture follows.
+
+    python -m efficient_lvsm_jax.viewer CAPTURE --weights W
+
+Prints the address to open. It listens on this machine alone; from another one, forward the port
+with the ssh line it prints, or let it listen there with --host, which prints a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from data_pipeline.read_options import add_read_options
+from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
+from efficient_lvsm_jax.errors import InputError
+
+LOCAL = "127.0.0.1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    if not 0 <= arguments.port <= 65535:
+        raise InputError(f"--port {arguments.port}: expected 1 to 65535, or 0 for any free one")
+    if arguments.photos < 2:
+        raise InputError(f"--photos {arguments.photos}: expected at least 2")
+    # Here, so that --help need not wait for it.
+    from efficient_lvsm_jax.viewer.server import view
+
+    view(arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("python -m efficient_lvsm_jax.viewer", __doc__)
+    parser.add_argument(
+        "capture", metavar="CAPTURE", help="posed pictures, or a folder of captures to choose from"
+    )
+    parser.add_argument(
+        "--weights", required=True, metavar="W", help="weights folder, workdir or PyTorch file"
+    )
+    parser.add_argument("--scene", metavar="NAME", help="to begin with, or its number from 0")
+    parser.add_argument(
+        "--count", type=int, metavar="V", help="photos in the cache at first (default: 8)"
+    )
+    parser.add_argument(
+        "--photos", type=int, default=24, metavar="P", help="in the strip (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=picture_size,
+        metavar="HxW",
+        help="of photos and pictures (default: the capture's shape, as many pixels as in training)",
+    )
+    parser.add_argument(
+        "--cache", metavar="PRECISION", help="of keys and values: fp32, bf16, fp8 or int8"
+    )
+    parser.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0: any free")
+    parser.add_argument(
+        "--host",
+        default=LOCAL,
+        metavar="ADDRESS",
+        help="to listen on, 0.0.0.0 for all of this machine; whoever knows the token that is "
+        "printed then sees the capture, unencrypted (default: this machine alone)",
+    )
+    add_read_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    main_exit(main)
