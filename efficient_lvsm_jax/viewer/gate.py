@@ -72,7 +72,7 @@ class Gate:
                 return Response(http.HTTPStatus.SEE_OTHER, "See Other", headers)
             elif not self._knows_token(request.headers.get("Cookie", "")):
                 return _refused("no valid token; open the address that elvsm view printed")
-        except (KeyError, ValueError):  # a header twice, or one that is none
+        except (LookupError, ValueError):  # a header twice, or one that is none
             return _refused("headers that cannot be read", http.HTTPStatus.BAD_REQUEST)
         if request.headers.get("Upgrade") and self.clients >= CLIENTS:
             what = f"{CLIENTS} browsers look already"

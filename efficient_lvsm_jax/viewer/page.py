@@ -108,6 +108,7 @@ class Page:
             self._client.camera.on_update(self._moved)
             self._listens = True
         self._to_start()
+        self._look(self._client.camera)  # a browser that stands there already reports nothing
 
     def follow(self) -> None:
         """Shows what became of the scene: strip, truth and, for the same camera, a new picture."""
@@ -183,6 +184,9 @@ class Page:
     # In viser's threads.
 
     async def _moved(self, camera: viser.CameraHandle) -> None:
+        self._look(camera)  # on the event loop, so that the order of cameras stays
+
+    def _look(self, camera: viser.CameraHandle) -> None:
         self._window = Window(
             camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height
         )

@@ -2,25 +2,19 @@
 
 import numpy as np
 import pytest
-from cameras_around import ring
+from noise_capture import SIZE, noise_scene
 
-from data_pipeline.scenes import scene_of_arrays
 from efficient_lvsm_jax import InputError, SceneFrame, Session
 from efficient_lvsm_jax.viewer.scene import Settings, ViewedScene
-
-ANGLES = np.array([-40.0, -20, 0, 20, 40])
 
 
 @pytest.fixture(scope="module")
 def capture():
-    """Five pictures of noise, 24x16, from a ring."""
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
-    return scene_of_arrays("noise", image, ring(ANGLES), np.tile([22.0, 22, 12, 8], (5, 1)))
+    return noise_scene()
 
 
 def viewed(model, capture, **options):
-    options = {"inputs": [0, 2], "settings": Settings(size=(16, 24)), **options}
+    options = {"inputs": [0, 2], "settings": Settings(size=SIZE), **options}
     return ViewedScene(model, capture, **options)
 
 
@@ -34,7 +28,7 @@ def test_a_picture_is_what_a_session_of_the_chosen_photos_renders(small_model, c
     scene.toggle(0)
     assert scene.chosen == [2, 4]
     frame = SceneFrame.from_cameras(capture.c2w[[0, 2]])
-    session = Session(small_model, frame=frame, size=(16, 24))
+    session = Session(small_model, frame=frame, size=SIZE)
     for photo in (2, 4):
         session.add(capture.frames[photo])
     expected = np.round(session.render(capture.frames[3]) * 255)
@@ -102,18 +96,18 @@ def test_the_cache_can_be_kept_otherwise_and_a_budget_too_small_changes_nothing(
 ):
     scene = viewed(small_model, capture)
     held = scene.cache_bytes
-    scene.keep(Settings("bf16", None, (16, 24)))
+    scene.keep(Settings("bf16", None, SIZE))
     assert scene.precision == "bf16" and scene.cache_bytes == held // 2
     before = picture(scene, 3)
     with pytest.raises(InputError, match="max_bytes=10 holds no view"):
-        scene.keep(Settings("fp32", 10, (16, 24)))
+        scene.keep(Settings("fp32", 10, SIZE))
     assert scene.settings.max_bytes is None and scene.precision == "bf16"
     np.testing.assert_array_equal(picture(scene, 3), before)
 
 
 def test_a_full_cache_is_an_error_and_keeps_the_inputs_that_are_in(small_model, capture):
     scene = viewed(small_model, capture)
-    scene.keep(Settings("fp32", scene.cache_bytes, (16, 24)))
+    scene.keep(Settings("fp32", scene.cache_bytes, SIZE))
     with pytest.raises(InputError, match="holds 2 views"):
         scene.toggle(4)
     assert scene.chosen == [0, 2]
