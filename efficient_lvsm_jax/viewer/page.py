@@ -79,9 +79,11 @@ class Page:
         self._seconds = 0.0  # of the last picture
         self._last: Shown | None = None
         self._busy = threading.Lock()  # while a flight is made or played
-        self._keyframes: list[Camera] = []
-        self._flight: list[Camera] = []  # read from a file
-        self._listens = False
+        # Windows and the file's text: cameras are in pixels, and pictures may get another size.
+        self._keyframes: list[Window] = []
+        self._file = b""
+        self._ready = False  # `begin` is through
+        client.camera.on_update(self._moved)
 
     # In the worker's thread.
 
@@ -89,10 +91,11 @@ class Page:
         """Builds all of the page for the scene that is shown, and stands at its first input."""
         if self.gone:
             return
+        self._ready = False
         gui, scene = self._client.gui, self._viewer.scene
         gui.reset()
         self._client.scene.reset()
-        self._at, self._keyframes, self._flight = None, [], []
+        self._at, self._keyframes, self._file = None, [], b""
         self._said = gui.add_html(SAID.format(badge="", hint=""))
         if len(self._viewer.names) > 1:
             names = gui.add_dropdown("Scene", self._viewer.names, initial_value=scene.name)
@@ -104,15 +107,13 @@ class Page:
         with gui.add_folder("Path and files", expand_by_default=False):
             self._build_flights()
         self._show_photos()
-        if not self._listens:
-            self._client.camera.on_update(self._moved)
-            self._listens = True
         self._to_start()
+        self._ready = True
         self._look(self._client.camera)  # a browser that stands there already reports nothing
 
     def follow(self) -> None:
         """Shows what became of the scene: strip, truth and, for the same camera, a new picture."""
-        if self.gone or not self._listens:
+        if self.gone or not self._ready:
             return
         self._show_photos()
         if self._at is not None:
@@ -184,7 +185,8 @@ class Page:
     # In viser's threads.
 
     async def _moved(self, camera: viser.CameraHandle) -> None:
-        self._look(camera)  # on the event loop, so that the order of cameras stays
+        if self._ready:
+            self._look(camera)  # on the event loop, so that the order of cameras stays
 
     def _look(self, camera: viser.CameraHandle) -> None:
         self._window = Window(
@@ -307,7 +309,8 @@ class Page:
                 frustum.visible = shown
 
     def _go(self, photo: int) -> None:
-        self._at, self._arrived = photo, False
+        apart = np.linalg.norm(self._centres[photo] - self._here().position)
+        self._at, self._arrived = photo, apart < MOVED
         self._stand_at(photo)
         self._viewer.worker.do(self._id, functools.partial(self._compare, photo))
 
@@ -360,7 +363,7 @@ class Page:
         self._fps = gui.add_number("Frames a second", 30, min=1, max=flights.MOST_FPS, step=1)
         self._button("Add keyframe (K)", self._add_keyframe)
         self._command("K", "Add keyframe", self._add_keyframe)
-        self._button("Drop keyframes", self._keyframes.clear)
+        self._button("Drop keyframes", lambda: self._keyframes.clear())
         self._button("Preview (P)", lambda: self._alone(self._preview))
         self._command("P", "Preview of the path", lambda: self._alone(self._preview))
         self._progress = gui.add_progress_bar(0, visible=False)
@@ -374,30 +377,27 @@ class Page:
 
     # Flights and files.
 
-    def _camera(self) -> Camera:
-        """The camera of the browser."""
+    def _here(self) -> Window:
+        """Where the browser's camera is."""
         if self._window is None:
             raise InputError("the browser has not said yet where its camera stands")
-        scene = self._viewer.scene
-        return Camera(*camera_of(self._window, scene.frame, scene.size))
+        return self._window
 
     def _add_keyframe(self) -> None:
-        self._keyframes.append(self._camera())
+        self._keyframes.append(self._here())
         self._kind.value = flights.KEYFRAMES
         self._client.add_notification(
             f"Keyframe {len(self._keyframes)}", "The path goes through it.", auto_close_seconds=3
         )
 
     def _cameras(self) -> list[Camera]:
-        if self._kind.value == flights.FILE:
-            return self._flight
-        return flights.flight(
-            self._kind.value,
-            self._viewer.scene,
-            self._camera().fxfycxcy,
-            int(self._frames.value),
-            self._keyframes,
-        )
+        """The path that is chosen."""
+        scene, kind = self._viewer.scene, self._kind.value
+        if kind == flights.FILE:
+            return flights.read_flight(self._file, scene.size)
+        windows = [self._here(), *self._keyframes]
+        here, *stops = (Camera(*camera_of(each, scene.frame, scene.size)) for each in windows)
+        return flights.flight(kind, scene, here.fxfycxcy, int(self._frames.value), stops)
 
     def _pictures(self, cameras: Sequence[Camera]) -> Iterator[Shown]:
         """Of a flight, one by one, between which the worker makes others' pictures."""
@@ -444,8 +444,8 @@ class Page:
         self._download("path.json", flights.path_file(self._cameras(), size, fps))
 
     def _open_path(self, content: bytes) -> None:
-        self._flight = flights.read_flight(content, self._viewer.scene.size)
-        self._kind.options = (*flights.KINDS, flights.FILE)
+        flights.read_flight(content, self._viewer.scene.size)  # an error is one now
+        self._file, self._kind.options = content, (*flights.KINDS, flights.FILE)
         self._kind.value = flights.FILE
 
     def _snapshot(self) -> None:

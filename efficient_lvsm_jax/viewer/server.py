@@ -101,14 +101,15 @@ class Viewer:
         self.worker.do(client, command)
 
     def change(self, client: int, what: Callable[[ViewedScene], None]) -> None:
-        """Changes the scene for all, whose pictures follow."""
+        """Changes the scene for all, whose pictures follow; those of another size begin anew."""
 
         def command() -> None:
+            size = self.scene.size
             try:
                 what(self.scene)
             finally:
                 for page in self._all_pages():
-                    page.follow()
+                    page.follow() if self.scene.size == size else page.begin()
 
         self.worker.do(client, command)
 
@@ -165,12 +166,11 @@ def view(arguments: argparse.Namespace) -> None:
     try:
         with serving(viewer, arguments.host, arguments.port) as (address, port):
             print(f"{viewer.scene.name}: open {address}")
-            print(
-                "from another machine: "
-                f"ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}, "
-                f"then open {address if _is_local(arguments.host) else f'it at localhost:{port}'}",
-                flush=True,
-            )
+            how = "whoever knows that address can look, and the connection is not encrypted"
+            if _is_local(arguments.host):
+                there = f"{getpass.getuser()}@{socket.gethostname()}"
+                how = f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {there}"
+            print(how, flush=True)
             threading.Event().wait()
     finally:
         viewer.worker.stop()
