@@ -34,8 +34,8 @@ SLOW = 0.25  # seconds of a picture from which a page says that it is being rend
 MOVED = 1e-3  # of the scene's extent: no longer at a photo
 KEYS = "1234567890"  # of the first photos
 GREEN, GREY = (64, 192, 87), (134, 142, 150)
-FRUSTUM = 0.04  # of the scene's extent
-NEAR = 0.08  # of it: a frustum that is nearer than that stands in the way
+FRUSTUM = 0.03  # of the scene's extent
+NEAR = 0.2  # of it: a frustum that is nearer than that stands in the way
 AS_COMPUTED = "as computed"
 STRIP = """
 <div style="display:grid;grid-template-columns:repeat(4,1fr);gap:5px;padding:0 0.6em">{}</div>
@@ -108,6 +108,8 @@ class Page:
             self._build_flights()
         self._show_photos()
         self._to_start()
+        if self._client.camera.aspect < 1:  # a phone: nothing in front of the picture
+            gui.main_panel.minimize()
         self._ready = True
         self._look(self._client.camera)  # a browser that stands there already reports nothing
 
@@ -147,11 +149,13 @@ class Page:
         if not count:
             hint = "No photo is in the cache: click one."
         elif self._last is not None and self._last.unseen:
-            hint = "No photo in the cache saw what is here: what you see is made up."
+            hint = "The photos in the cache hardly saw what is here: it is made up."
         badge = ", ".join([*filter(None, parts), speed])
         content = SAID.format(badge=html.escape(badge), hint=html.escape(hint))
         if content != self._said.content:
             self._said.content = content
+            if self._client.camera.aspect < 1:
+                self._client.gui.set_panel_label(hint or badge)
 
     def _show_photos(self) -> None:
         scene = self._viewer.scene
@@ -177,7 +181,7 @@ class Page:
 
     def _compare(self, photo: int) -> None:
         _, truth, psnr = self._viewer.scene.compare(photo)
-        self._truth.image = truth
+        self._truth.image = framed(truth, self._here())
         among = " (it is in the cache)" if photo in self._viewer.scene.chosen else ""
         self._truth.label = f"Photo {photo + 1}: {psnr:.1f} dB{among}"
         self._truth.visible = True

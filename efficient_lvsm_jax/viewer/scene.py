@@ -25,7 +25,7 @@ from efficient_lvsm_jax.sessions.pictures import size_for
 from efficient_lvsm_jax.sessions.session import Session
 
 PHOTOS = 24  # shown of a capture, spread over it
-LITTLE = 0.02  # a camera no input is worth more to looks at what none saw
+LITTLE = 0.1  # what no input is worth more to, `usefulness`, hardly any saw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Settings:
 class Shown:
     """A picture and what is said about it.
 
-    image: uint8 [Y, X, 3]. seconds: it took. unseen: no input saw what it shows.
+    image: uint8 [Y, X, 3]. seconds: it took. unseen: inputs hardly saw what it shows.
     """
 
     image: np.ndarray
