@@ -60,7 +60,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {  # positions, data, lo
     "1 to 8 inputs, PRoPE": ("prope", TO_EIGHT, False),
     "4 scenes x 8 targets, PRoPE": ("prope", FEW_SCENES, False),
 }
-DRAWN = ("2 inputs", "2 inputs; nearest 2", "varied", "varied, PRoPE", "1 to 8 inputs, PRoPE")
+DRAWN = (
+    "2 inputs",
+    "2 inputs; nearest 2",
+    "varied",
+    "varied, PRoPE",
+    "1 to 8 inputs, PRoPE",
+    "1 to 8 inputs, PRoPE; nearest 2",
+)
 
 
 def configuration(variant: str, seed: int, steps: int) -> ConfigDict:
@@ -155,7 +162,7 @@ def means(results: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def table(results: dict, seconds: dict[str, float], nearest: list[float]) -> None:
     """Prints what docs/reproduction.md holds."""
-    print(f"| trained with | a step, s | {' | '.join(f'{c} inputs' for c in COUNTS)} |")
+    print(f"| trained with | a step, s | {' | '.join(f'with {c}' for c in COUNTS)} |")
     print("|---" * (2 + len(COUNTS)) + "|")
     print(f"| copying the nearest input | | {' | '.join(f'{score:.2f}' for score in nearest)} |")
     for name, (mean, error) in means(results).items():
