@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 # What was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MOST_REGIONS = 20_000
 GOLDENS = Path(__file__).parent / "goldens"
 SMALL = EfficientLVSMConfig(
     width=32, head_dim=16, layers=2, patch=8, mlp_ratio=2, decoder_init="uniform"
@@ -79,6 +81,19 @@ def small_model() -> Model:
     for tokenizer in ("input_tokenizer", "target_tokenizer", "head"):
         params[tokenizer]["kernel"] *= 10
     return Model("efficient_lvsm", SMALL, params)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs_in_memory():
+    """Drops compiled programs before they take all regions of memory that Linux gives a process.
+
+    Each takes several of 65,530, and a compiler that gets none more ends the process.
+    """
+    yield
+    regions = Path("/proc/self/maps")
+    if regions.exists() and regions.read_bytes().count(b"\n") > MOST_REGIONS:
+        jax.clear_caches()
+        gc.collect()
 
 
 PARITY = pytest.StashKey[list]()
