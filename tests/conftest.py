@@ -5,14 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes to compiling, so what is compiled quickly may run slowly; in programs that
-# tests start as well. The table of parity is of programs as users run them.
-if "--parity" not in sys.argv:
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 import numpy as np

@@ -115,7 +115,7 @@ class DecoderLayer(nnx.Module):
         self,
         x: jax.Array,
         attend_memory: Callable[[jax.Array], jax.Array],
-        positions: Positions | None,
+        positions: Positions | None = None,
     ) -> jax.Array:
         x = self.self_attention(x, positions and positions.within_views())
         return self.mlp(self.cross_attention(x, attend_memory, positions))
