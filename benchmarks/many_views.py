@@ -6,7 +6,7 @@ Trains configs/tiny.py with each variant and seed, scores all with 1, 2, 4, 8 an
 same held-out rooms, every target reading all of them or its most useful 2 or 4, prints the table of
 docs/reproduction.md, ± being the standard error over seeds, and draws it (many_views.png). What is
 trained and scored already is not done again. A variant differs from the first one in
-what it names; "longer" has 8 % more steps, about what turning channels takes in time. The time of a
+what it names; "longer" has 8 % more steps. The time of a
 step is measured at the end, the variants taking turns.
 """
 
