@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     """Settings for train.py and eval.py."""
     config = tiny.get_config()
     config.steps = 600
-    config.model.positions = "none"  # the figures above are of a model without
+    del config.model["positions"]  # the figures above are of a model without
     config.checkpoint_every = 200
     config.log.pictures_every = 200
     config.data = {
