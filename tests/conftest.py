@@ -8,6 +8,9 @@ import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Without most of LLVM's optimizations tests, and the programs they start, compile in less than half
+# the time; but see `compiled_as_used`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import numpy as np
@@ -76,6 +79,19 @@ def small_model() -> Model:
     for tokenizer in ("input_tokenizer", "target_tokenizer", "head"):
         params[tokenizer]["kernel"] *= 10
     return Model("efficient_lvsm", SMALL, params)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_as_used(request):
+    """Files that compare with recordings, `parity`, compile as users' programs do."""
+    of_file = (item for item in request.session.items if item.path == request.node.path)
+    if not any("parity" in item.fixturenames for item in of_file):
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")
