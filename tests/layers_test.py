@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, DATA = "efficient_lvsm_jax", "data_pipeline"
 LAYERS = (
     "errors version",
-    "files",
+    "files shipped",
     "configuration geometry media parallel",
     "commands metrics nn",
     "backbones data_pipeline",

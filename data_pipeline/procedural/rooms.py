@@ -23,7 +23,7 @@ from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.media.progress import counted
 
-SPLITS = {"train": 0, "heldout": 1}
+SPLITS = {"train": 0, "heldout": 1, "example": 2}
 SOLID, CHECKER, STRIPES, NOISE = range(4)
 
 _SAMPLES = 2  # rays per pixel along each image axis
@@ -75,8 +75,8 @@ class ProceduralScenes:
     Args:
       count: number of scenes.
       seed: 0 <= seed < 2**32. Scene i depends on (recipe, seed, split, i) only.
-      split: "train" or "heldout". The split is part of every scene's seed sequence, so the two
-        share no scene whatever their seeds and sizes.
+      split: "train", "heldout" or "example". The split is part of every scene's seed sequence, so
+        that no two share a scene, whatever their seeds and sizes.
       recipe: what the rooms look like.
       progress: say on standard error how far it is.
 

@@ -14,6 +14,7 @@ from data_pipeline.procedural import __main__ as command
 from data_pipeline.procedural.furnished_room import furnished_room
 from data_pipeline.procedural.walk import LENSES, SAMPLES, draw, pixel_rays, walk, write_walk
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.shipped import example
 
 SMALL = {"frames": 3, "size": (48, 64)}
 
@@ -113,6 +114,24 @@ def test_the_command_writes_a_capture_once(tmp_path, capsys):
         command.main([*arguments[:-1], "pinhole"])
     assert pictures(out) == before
     assert set(command.LENSES) == set(LENSES)
+
+
+def test_the_command_draws_the_room_that_ships(tmp_path, capsys):
+    out = tmp_path / "room"
+    assert command.main(["--room", "--out", str(out), "--seed", "7"]) == 0
+    assert f"{out}: 24 pictures of a room" in capsys.readouterr().out
+    drawn, shipped = (open_scenes(str(folder))[0] for folder in (out, example("room")))
+    for one, other in zip(drawn.frames, shipped.frames, strict=True):
+        np.testing.assert_array_equal(one.c2w, other.c2w)
+        apart = np.abs(one.image().astype(int) - other.image())
+        assert (apart > 2).mean() < 2e-3  # on another machine a ray may just miss an edge
+
+
+@pytest.mark.parametrize("flags", [["--lens", "fisheye"], ["--exposure", "1"], ["--size", "32x24"]])
+def test_a_room_is_square_and_without_a_lens(tmp_path, flags):
+    with pytest.raises(SystemExit):
+        command.main(["--room", "--out", str(tmp_path / "room"), *flags])
+    assert not (tmp_path / "room").exists()
 
 
 @pytest.mark.parametrize(
