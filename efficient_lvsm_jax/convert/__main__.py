@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "of films if not told, and warnings",
     )
     parser.add_argument(
+        "--half", action="store_true", help="float16 in the .safetensors file that is written"
+    )
+    parser.add_argument(
         "--entry",
         metavar="NAME",
         help="entry of the file to take, with dots between entries of entries, e.g. ema, or what "
@@ -57,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.lpips:
-        if arguments.reference or arguments.size or arguments.entry:
-            parser.error("--reference, --size and --entry are about models, not --lpips weights")
+        if arguments.reference or arguments.size or arguments.entry or arguments.half:
+            parser.error(
+                "--reference, --size, --half and --entry are about models, not --lpips weights"
+            )
         return _convert_lpips(arguments.sources, arguments.out)
-    if arguments.size and arguments.out.endswith(".safetensors"):
-        parser.error("--size: published files hold no size; it belongs to a weights folder")
+    if arguments.half and not arguments.out.endswith(".safetensors"):
+        parser.error("--half: a weights folder is float32; name a file ending in .safetensors")
     if len(arguments.sources) > 1:
         parser.error(f"{len(arguments.sources)} sources; several are only taken with --lpips")
 
@@ -72,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     reference = read_reference(arguments.reference) if arguments.reference else None
     source, size, entry = arguments.sources[0], arguments.size, arguments.entry
-    done = convert(source, arguments.out, trained_size=size, entry=entry)
+    done = convert(source, arguments.out, trained_size=size, entry=entry, half=arguments.half)
     numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())
     print(
         f"{arguments.out}: {done.family} ({numbers}), {done.parameters} parameters in "

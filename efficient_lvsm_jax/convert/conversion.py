@@ -7,13 +7,21 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
-from efficient_lvsm_jax.weights import folder as weights
-from efficient_lvsm_jax.weights.load import load, read_file
-from efficient_lvsm_jax.weights.published import Published, bring_out, count_tensors
+from efficient_lvsm_jax.weights.folder import save_weights
+from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.published import (
+    Published,
+    bring_out,
+    count_tensors,
+    info_of,
+    metadata_of,
+    read_file,
+)
 from efficient_lvsm_jax.weights.source import HUB, fetch, sha256
 
 
@@ -43,6 +51,7 @@ def convert(
     *,
     trained_size: tuple[int, int] | None = None,
     entry: str | None = None,
+    half: bool = False,
 ) -> Conversion:
     """Converts published weights to a weights folder, or any weights to a published file.
 
@@ -53,12 +62,13 @@ def convert(
       destination: a new folder; or a new file that ends in .safetensors, which gets the published
         names and layout.
       trained_size: (height, width) of the pictures it was trained on, which published files do not
-        say; kept in a folder, see `Model.trained_sizes`.
+        say; kept with the weights, see `Model.trained_sizes`.
       entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
+      half: writes float16 to a file; reading it gives float32 again.
 
     Raises:
       InputError: the source is not what it should be, or damaged; the destination exists or cannot
-        be written. Nothing is left at the destination then.
+        be written; values that float16 does not hold. Nothing is left at the destination then.
     """
     source_name, destination = str(source), Path(destination)
     if os.path.lexists(destination):
@@ -70,23 +80,18 @@ def convert(
     else:
         published, digest = read_file(path, entry), sha256(path)
 
+    sizes = published.sizes if trained_size is None else (trained_size,)
     if to_file:
         tensors = bring_out(published.params, published.family, published.config)
-        write_safetensors(destination, tensors)
+        if half:
+            tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
+        write_safetensors(destination, tensors, metadata_of(published.config, sizes))
         digest = digest or sha256(destination)
     else:
-        info = {
-            "family": published.family,
-            "config": published.config.architecture,
-            "source": source_name if source_name.startswith(HUB) else Path(source).name,
-            "sha256": digest,
-            "tensors": published.tensors,
-        }
-        if trained_size is not None:
-            info[weights.SIZES] = [trained_size]
-        if entry is not None:
-            info["entry"] = entry
-        weights.save_weights(destination, published.params, info)
+        published = dataclasses.replace(published, sizes=sizes)
+        name = source_name if source_name.startswith(HUB) else Path(source).name
+        info = info_of(published, name, digest, entry)
+        save_weights(destination, published.params, info)
     parameters = sum(x.size for x in jax.tree.leaves(published.params))
     return Conversion(
         published.family,
@@ -101,4 +106,10 @@ def convert(
 def _published_from_folder(folder: Path, entry: str | None) -> Published:
     model = load(folder, entry=entry)
     tensors = count_tensors(model.family, model.config)
-    return Published(model.family, model.params, model.config, tensors, {})
+    return Published(model.family, model.params, model.config, tensors, {}, model.trained_sizes)
+
+
+def _halved(name: str, tensor: np.ndarray) -> np.ndarray:
+    if np.abs(tensor).max(initial=0) > np.finfo(np.float16).max:
+        raise InputError(f"tensor {name} has values above 65504, which float16 does not hold")
+    return tensor.astype(np.float16)

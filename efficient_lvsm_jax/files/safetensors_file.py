@@ -25,6 +25,7 @@ from efficient_lvsm_jax.files.stored import (
 from efficient_lvsm_jax.files.writing import written_whole
 
 MAX_TABLE_BYTES = 16 * 2**20
+METADATA = "__metadata__"
 FORMAT_DTYPES = {
     "F32": DTYPES["float32"],
     "F16": DTYPES["float16"],
@@ -46,21 +47,12 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
       InputError: not such a file, or damaged.
     """
+    entries, length, size = _table(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, MAX_TABLE_BYTES):
-                raise _damaged(path, f"its table of tensors would take {length} bytes of {size}")
-            table = file.read(length)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        entries = json.loads(table, object_pairs_hook=_without_repeats)
-        entries.pop("__metadata__", None)
+        entries.pop(METADATA, None)
         places = sorted((_place(entry), name) for name, entry in entries.items())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"its table of tensors is malformed ({error})") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _malformed(path, error) from error
 
     tensors, end = {}, 0
     for (start, stop), name in places:
@@ -83,19 +75,38 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What is said of the whole file, none if nothing is; it is not believed to be true.
+
+    Raises:
+      InputError: not such a file, or damaged.
+    """
+    entries, _, _ = _table(path)
+    try:
+        said = dict(entries.get(METADATA) or {})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _malformed(path, error) from error
+    if not all(isinstance(value, str) for value in said.values()):
+        raise _damaged(path, f"{METADATA} holds other values than texts")
+    return said
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes `tensors` in their order, beside `path`, and renames the whole to it.
 
     Args:
       path: a new file.
       tensors: float32 or float16.
+      metadata: texts about the whole file, as of `read_metadata`.
 
     Raises:
       InputError: `path` exists, or cannot be written; then nothing is left behind.
     """
     if path.exists():
         raise InputError(f"{path} already exists; name a new file or remove it first")
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {METADATA: {"format": "pt", **(metadata or {})}}
     end = 0
     for name, array in tensors.items():
         start, end = end, end + array.nbytes
@@ -117,6 +128,26 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         ) from error
 
 
+def _table(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The table as it is written, its bytes, and those of the file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, MAX_TABLE_BYTES):
+                raise _damaged(path, f"its table of tensors would take {length} bytes of {size}")
+            table = file.read(length)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        entries = json.loads(table, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, error) from error
+    if not isinstance(entries, dict):
+        raise _malformed(path, "no object")
+    return entries, length, size
+
+
 def _place(entry: dict) -> tuple[int, int]:
     start, stop = entry["data_offsets"]
     if not (type(start) is type(stop) is int and 0 <= start <= stop):
@@ -134,6 +165,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a name is there twice")
     return dict(pairs)
+
+
+def _malformed(path: Path, error: Exception | str) -> InputError:
+    return _damaged(path, f"its table of tensors is malformed ({error})")
 
 
 def _damaged(path: Path, reason: str) -> InputError:

@@ -1,4 +1,4 @@
-"""A model from whatever holds one: weights folder, training workdir, published file."""
+"""A model from whatever holds one: its name, weights folder, training workdir, published file."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ import jax
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.shipped import models
 from efficient_lvsm_jax.weights.folder import WEIGHTS_FILE, load_weights, read_sizes
-from efficient_lvsm_jax.weights.published import Published, bring_in
+from efficient_lvsm_jax.weights.kept import kept
+from efficient_lvsm_jax.weights.published import read_file
 from efficient_lvsm_jax.weights.shards import find_index
-from efficient_lvsm_jax.weights.source import fetch, open_state_dict
+from efficient_lvsm_jax.weights.source import HUB, fetch
 from efficient_lvsm_jax.weights.workdir import MODEL_FILE, load_workdir
 
 
 def load(path: str | Path, *, entry: str | None = None) -> Model:
-    """A model from a weights folder, a training workdir or a PyTorch checkpoint file.
+    """A model by its name, from a weights folder, a training workdir or a PyTorch checkpoint file.
 
     Args:
-      path: folder written by `python -m efficient_lvsm_jax.convert`, `--workdir` of train.py (its
-        newest step; the averaged parameters if it keeps them), or a `.pt`, `.pth`, `.ckpt` or
+      path: "rooms", the model that comes with the package ("./rooms" is a folder of that name); or
+        a folder written by `python -m efficient_lvsm_jax.convert`; or the `--workdir` of train.py
+        (its newest step; the averaged parameters if it keeps them); or a `.pt`, `.pth`, `.ckpt` or
         `.safetensors` file in the published layout (converted in memory on every load), or several
-        with an index (`model.safetensors.index.json`), by their folder or the index.
+        with an index (`model.safetensors.index.json`), by their folder or the index; or
+        hf://OWNER/REPO/FILE, one of these on the hub, downloaded and converted once.
       entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
 
     Raises:
       InputError: nothing usable there; the message names the file and what was expected.
     """
-    path = Path(path)
+    if str(path).startswith(HUB):
+        path, entry = kept(str(path), entry), None
+    path = fetch(path) if path in models() else Path(path)
     if path.is_file() or (path.is_dir() and not _is_ours(path) and find_index(path)):
         model = read_published(path, entry=entry)
         return dataclasses.replace(model, params=jax.device_put(model.params))
@@ -51,7 +57,8 @@ def load(path: str | Path, *, entry: str | None = None) -> Model:
     raise InputError(
         f"{path} {what}: expected a folder with {WEIGHTS_FILE} (made by python -m "
         f"efficient_lvsm_jax.convert), a workdir with {MODEL_FILE} (made by train.py), or a .pt, "
-        ".pth, .ckpt or .safetensors file or an index of several"
+        ".pth, .ckpt or .safetensors file or an index of several, one of them of the hub "
+        f"(hf://OWNER/REPO/FILE), or a model that comes with the package: {', '.join(models())}"
     )
 
 
@@ -66,10 +73,4 @@ def read_published(source: str | Path, *, entry: str | None = None) -> Model:
       InputError: as `convert`.
     """
     published = read_file(fetch(source), entry)
-    return Model(published.family, published.config, published.params)
-
-
-def read_file(path: Path, entry: str | None = None) -> Published:
-    """A file in the published layout. Errors as `read_published`."""
-    with open_state_dict(path, entry) as state:
-        return bring_in(path, state)
+    return Model(published.family, published.config, published.params, published.sizes)

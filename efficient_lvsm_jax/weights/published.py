@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from efficient_lvsm_jax.configuration import check_key
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.safetensors_file import read_metadata
 from efficient_lvsm_jax.files.stored import printable
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.weights.entries import bare_name
+from efficient_lvsm_jax.weights.folder import SIZES, read_sizes
 from efficient_lvsm_jax.weights.layouts import LAYOUTS, layout_named, layout_of
+from efficient_lvsm_jax.weights.source import open_state_dict
 from efficient_lvsm_jax.weights.tensors import Published, params_of, tensors_of
+
+TOLD = "efficient_lvsm_jax"  # in the metadata of a .safetensors file, see `metadata_of`
 
 
 def bring_in(path: Path, state: Mapping[str, Any]) -> Published:
@@ -32,9 +40,74 @@ def bring_in(path: Path, state: Mapping[str, Any]) -> Published:
     return params_of([(path, state)], layout)
 
 
+def read_file(path: Path, entry: str | None = None) -> Published:
+    """The model of a file in the published layout, its parameters float32 NumPy arrays.
+
+    Raises:
+      InputError: as `open_state_dict`, `bring_in` and `as_told`.
+    """
+    with open_state_dict(path, entry) as state:
+        published = bring_in(path, state)
+    return as_told(path, published)
+
+
+def info_of(
+    published: Published, source: str, sha256: str, entry: str | None = None
+) -> dict[str, Any]:
+    """What `weights.json` says of a published file that was brought in, see `save_weights`."""
+    info = {
+        "family": published.family,
+        "config": {**published.config.architecture, **published.config.unshown},
+        "source": source,
+        "sha256": sha256,
+        "tensors": published.tensors,
+    }
+    if published.sizes:
+        info[SIZES] = published.sizes
+    if entry is not None:
+        info["entry"] = entry
+    return info
+
+
 def bring_out(params: Mapping[str, Any], family: str, config: ModelConfig) -> dict[str, np.ndarray]:
     """Parameters as float32 tensors with published names and layout; undoes `bring_in`."""
     return tensors_of(params, layout_named(family), config, config.architecture)
+
+
+def metadata_of(config: ModelConfig, sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """What a .safetensors file has to say besides its tensors: `config.unshown`, trained sizes.
+
+    Nothing for a model as published, of sizes that are not known.
+    """
+    told = dict(config.unshown)
+    if sizes:
+        told[SIZES] = [list(size) for size in sizes]
+    return {TOLD: json.dumps(told, sort_keys=True)} if told else {}
+
+
+def as_told(path: Path, published: Published) -> Published:
+    """With the settings and sizes that the metadata of a .safetensors file name, if any.
+
+    Raises:
+      InputError: they are not what `metadata_of` writes, or no model has them.
+    """
+    text = read_metadata(path).get(TOLD) if path.suffix == ".safetensors" else None
+    if text is None:
+        return published
+    where = f"{path}: metadata {TOLD!r}"
+    try:
+        told = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{where}: expected a JSON object of settings, {error}") from error
+    sizes = read_sizes(told, path)
+    told.pop(SIZES, None)
+    for name in told:
+        check_key(name, published.config.unshown_settings, where)
+    try:
+        config = dataclasses.replace(published.config, **told)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return dataclasses.replace(published, config=config, sizes=sizes)
 
 
 def count_tensors(family: str, config: ModelConfig) -> int:

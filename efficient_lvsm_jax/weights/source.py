@@ -12,6 +12,7 @@ from typing import Any
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors
 from efficient_lvsm_jax.files.torch_file import open_torch
+from efficient_lvsm_jax.shipped import models
 from efficient_lvsm_jax.weights.entries import choose_entry
 from efficient_lvsm_jax.weights.shards import END, SUFFIXES, files_of, find_index, open_shards
 
@@ -20,9 +21,10 @@ TORCH = (".pt", ".pth", ".ckpt")
 
 
 def fetch(source: str | Path) -> Path:
-    """The local file of `source`: a path, or hf://OWNER/REPO/FILE, which is downloaded once.
+    """The local file of `source`: a path, hf://OWNER/REPO/FILE, or what comes with the package.
 
-    Of a folder with an index of weights it is the index; of an index of the hub all files come.
+    Of the hub it is downloaded once; "rooms" comes with the package. Of a folder with an index of
+    weights it is the index; of an index of the hub all files come.
 
     Downloads go through the `huggingface_hub` library and its cache; its variables HF_ENDPOINT and
     HF_HOME apply.
@@ -31,7 +33,7 @@ def fetch(source: str | Path) -> Path:
       InputError: no such file, or the library is missing.
     """
     if not str(source).startswith(HUB):
-        path = Path(source)
+        path = models().get(source) or Path(source)
         return (find_index(path) if path.is_dir() else None) or path
     parts = re.fullmatch(r"([\w.-]+/[\w.-]+)/([^\\]+)", str(source).removeprefix(HUB))
     if parts is None or ".." in parts[2].split("/"):

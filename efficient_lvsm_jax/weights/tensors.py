@@ -32,6 +32,7 @@ class Published:
       config: inferred from the shapes.
       tensors: how many tensors the parameters were made from.
       left_out: how many others were left out, by reason.
+      sizes: (height, width) of the pictures it was trained on, where the file says so.
     """
 
     family: str
@@ -39,6 +40,7 @@ class Published:
     config: Any
     tensors: int
     left_out: dict[str, int]
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 def params_of(files: Sequence[tuple[Path, Mapping[str, Any]]], layout: Layout) -> Published:

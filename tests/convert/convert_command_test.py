@@ -71,21 +71,46 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_hub_files_are_fetched_and_named(tmp_path):
+@pytest.fixture
+def hub(tmp_path):
+    """What a process needs to ask `Hub` in place of the real one."""
     pytest.importorskip("huggingface_hub")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment = {
+        yield {
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
             "HF_HOME": str(tmp_path / "hub"),
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
-        source = "hf://owner/repo/weights/square.pt"
-        status, _, errors = run(source, "--out", tmp_path / "weights", **environment)
-        assert status == 0, errors
-        absent = run("hf://owner/repo/absent.pt", "--out", tmp_path / "absent", **environment)
         server.shutdown()
+
+
+def test_models_of_the_hub_are_downloaded_and_converted_once(tmp_path, hub):
+    program = (
+        "import efficient_lvsm_jax as elvsm, efficient_lvsm_jax.weights.kept as kept\n"
+        "from efficient_lvsm_jax.weights.folder import digest\n"
+        "read = kept.read_file\n"
+        "kept.read_file = lambda *given: print('converts') or read(*given)\n"
+        "model = elvsm.load('hf://owner/repo/weights/square.pt')\n"
+        "print(model, digest(model.params))\n"
+    )
+    command = [sys.executable, "-c", program]
+    outputs = [
+        subprocess.run(
+            command, env={**os.environ, **hub}, capture_output=True, text=True, timeout=300
+        )
+        for _ in range(2)
+    ]
+    first, second = (output.stdout.splitlines() for output in outputs)
+    assert first[0] == "converts" and first[1:] == second, outputs[0].stderr
+
+
+def test_hub_files_are_fetched_and_named(tmp_path, hub):
+    source = "hf://owner/repo/weights/square.pt"
+    status, _, errors = run(source, "--out", tmp_path / "weights", **hub)
+    assert status == 0, errors
+    absent = run("hf://owner/repo/absent.pt", "--out", tmp_path / "absent", **hub)
     params, info = load_weights(tmp_path / "weights")
     assert info["source"] == source and info["sha256"] == sha256(GOLDENS / "square.pt")
     expected = read_published(GOLDENS / "square.pt").params

@@ -1,3 +1,6 @@
+import dataclasses
+import re
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -14,7 +17,7 @@ from efficient_lvsm_jax.files.torch_file import open_torch
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
-from efficient_lvsm_jax.weights.folder import load_weights
+from efficient_lvsm_jax.weights.folder import load_weights, save_weights
 from efficient_lvsm_jax.weights.load import load, read_published
 from efficient_lvsm_jax.weights.published import bring_in, count_tensors
 from efficient_lvsm_jax.weights.source import sha256
@@ -130,6 +133,50 @@ def test_a_training_workdir_can_be_published(tmp_path, small_model):
     checkpoints.close()
     convert(tmp_path / "run", tmp_path / "out.safetensors")
     assert_same(elvsm.load(tmp_path / "out.safetensors").params, small_model.params)
+
+
+def test_a_file_keeps_what_shapes_do_not_show(tmp_path, small_model):
+    config = dataclasses.replace(small_model.config, positions="prope", rays="camera")
+    info = {"family": "efficient_lvsm", "config": dataclasses.asdict(config)}
+    save_weights(tmp_path / "weights", small_model.params, info | {"trained_sizes": [[16, 24]]})
+    done = convert(tmp_path / "weights", tmp_path / "half.safetensors", half=True)
+    assert (tmp_path / "half.safetensors").stat().st_size < 2.2 * done.parameters
+    model = load(tmp_path / "half.safetensors")
+    assert model.config.positions == "prope" and model.config.rays == "camera"
+    assert model.trained_sizes == ((16, 24),)
+    for got, expected in zip(
+        *map(jax.tree.leaves, (model.params, small_model.params)), strict=True
+    ):
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, expected.astype(np.float16))
+    convert(tmp_path / "half.safetensors", tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert again.config == model.config and again.trained_sizes == ((16, 24),)
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("{", "expected a JSON object of settings"),
+        ("[1]", "expected a JSON object of settings"),
+        ('{"width": 8}', "width is not a known setting"),
+        ('{"positions": "guessed"}', "positions='guessed'"),
+        ('{"trained_sizes": [[8]]}', "expected pairs"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_not_believed(tmp_path, published, told, reason):
+    write_safetensors(tmp_path / "x.safetensors", published, {"efficient_lvsm_jax": told})
+    with pytest.raises(InputError, match=re.escape(reason)) as raised:
+        load(tmp_path / "x.safetensors")
+    assert "x.safetensors" in str(raised.value)
+
+
+def test_values_beyond_float16_are_refused(tmp_path, published):
+    name = f"{FIRST}.attn.fc.weight"
+    write_safetensors(tmp_path / "x.safetensors", published | {name: published[name] * 1e6})
+    with pytest.raises(InputError, match=rf"{re.escape(name)} has values above 65504"):
+        convert(tmp_path / "x.safetensors", tmp_path / "half.safetensors", half=True)
+    assert not (tmp_path / "half.safetensors").exists()
 
 
 @pytest.mark.parametrize(
