@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.evaluation.index import ChosenFrames
 from data_pipeline.evaluation.scenes import EvaluationScene
@@ -25,13 +24,12 @@ from efficient_lvsm_jax.evaluation.protocol import (
 )
 from efficient_lvsm_jax.evaluation.scoring import model_renders, padded_size
 from efficient_lvsm_jax.media.levels import to_bytes
+from efficient_lvsm_jax.media.sheet import sheet
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.parallel.processes import say
 
 MOST_TARGETS = 3  # of a scene; a sheet is as wide as its inputs and twice this
-SMALL, LARGE = 128, 256  # pixels: smaller pictures are enlarged, larger ones reduced
-GAP, GROUP_GAP, LINE = 6, 26, 24  # pixels between pictures, between groups, of a line of text
 
 
 def heldout_of(
@@ -125,60 +123,10 @@ def render_heldout(
     scores = np.asarray(psnr(images, truth), np.float64)  # [B, T]
     mean = float(scores.mean())
     title = f"step {step:,}: held-out scenes, mean {mean:.2f} dB"
-    return sheet(scenes, to_bytes(np.nan_to_num(images)), scores, title), {"heldout/psnr": mean}
-
-
-def sheet(
-    scenes: Sequence[EvaluationScene], predictions: np.ndarray, scores: np.ndarray, title: str
-) -> np.ndarray:
-    """Inputs, true and predicted targets of scenes, a row each.
-
-    Args:
-      scenes: of equal shapes.
-      predictions: uint8 [B, T, Y, X, 3].
-      scores: [B, T], dB.
-      title: the line above.
-
-    Returns:
-      uint8 [Y, X, 3].
-    """
-    height, width = _shown_size(*predictions.shape[2:4])
-    counts = (len(scenes[0].inputs.image), predictions.shape[1], predictions.shape[1])
-    lefts, left = [], GAP
-    for count in counts:
-        lefts.append(left)
-        left += count * (width + GAP) + GROUP_GAP
-    row_height = height + LINE
-    top = 2 * LINE + GAP
-    image = Image.new("RGB", (left - GROUP_GAP, top + len(scenes) * row_height), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    draw.text((GAP, 5), title, fill="black", font=font)
-    for name, at in zip(("inputs", "true", "predicted"), lefts, strict=True):
-        draw.text((at, LINE + GAP), name, fill="black", font=font)
-    for i, row in enumerate(scores):
-        for j, score in enumerate(row):
-            below = (lefts[2] + j * (width + GAP), top + i * row_height + height + 3)
-            draw.text(below, f"{score:.1f} dB", fill="black", font=font)
-    for i, scene in enumerate(scenes):
-        groups = (to_bytes(scene.inputs.image), to_bytes(scene.targets.image), predictions[i])
-        for at, group in zip(lefts, groups, strict=True):
-            for j, picture in enumerate(group):
-                place = (at + j * (width + GAP), top + i * row_height)
-                image.paste(_resized(picture, (height, width)), place)
-    return np.asarray(image)
-
-
-def _shown_size(height: int, width: int) -> tuple[int, int]:
-    longest = max(height, width)
-    if longest <= SMALL:
-        factor = LARGE * 3 // 4 // longest
-        return height * factor, width * factor
-    scale = min(1.0, LARGE / longest)
-    return round(height * scale), round(width * scale)
-
-
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Enlarged so that pixels stay visible, or reduced smoothly."""
-    enlarged = size[0] > picture.shape[0]
-    how = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
-    return Image.fromarray(picture).resize(size[::-1], how)
+    rows = [
+        [to_bytes(scene.inputs.image), to_bytes(scene.targets.image), picture]
+        for scene, picture in zip(scenes, to_bytes(np.nan_to_num(images)), strict=True)
+    ]
+    captions = [[(), (), [f"{score:.1f} dB" for score in row]] for row in scores]
+    shown = sheet(title, ("inputs", "true", "predicted"), rows, captions)
+    return shown, {"heldout/psnr": mean}
