@@ -103,6 +103,7 @@ def write_report(
             _card(scene, f"{place[scene.scores.scene] + 1} of {len(ranked)}")
             for scene in sorted(shown, key=lambda scene: place[scene.scores.scene])
         ),
+        glance=_glance(shown, ranked),
         made=[(name, _text(value)) for name, value in pairs],
     )
 
@@ -220,6 +221,28 @@ def _card(scene: ShownScene, place: str) -> dict[str, Any]:
         ],
         "targets": targets,
     }
+
+
+def _glance(
+    shown: Sequence[ShownScene], ranked: Sequence[SceneScores]
+) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """The best, the median and the worst scene: what, its PSNR, two inputs and the first target."""
+    if len(ranked) < 3:
+        return []
+    of = {scene.scores.scene: scene for scene in shown}
+    glance = []
+    for what, row in (
+        ("best", ranked[-1]),
+        ("median", ranked[len(ranked) // 2]),
+        ("worst", ranked[0]),
+    ):
+        if (scene := of.get(row.scene)) is None:
+            continue
+        frames = [("input", scene.inputs[0]), ("input", scene.inputs[-1])]
+        frames += [("true", scene.targets[0]), ("rendered", scene.predictions[0])]
+        pictures = [picture(pixels, f"{what}, {word}", word) for word, pixels in frames]
+        glance.append((what, f"{row.mean('psnr'):.1f} dB", pictures))
+    return glance
 
 
 def _scores_line(scores: SceneScores, target: int) -> str:

@@ -41,7 +41,15 @@ def page(tmp_path):
 def test_scenes_are_sorted_by_psnr_and_all_of_a_few_are_there(page):
     text = page([scored("middle", 20), scored("best", 30), scored("worst", 10)])
     assert re.findall(r"<article><h3>(\w+)", text) == ["worst", "middle", "best"]
-    assert text.count("<img") == 3 * (2 + 3 * 3)
+    assert text.count("<img") == 3 * 4 + 3 * (2 + 3 * 3)
+
+
+def test_best_median_and_worst_come_first(page):
+    text = page([scored(f"s{psnr}", psnr) for psnr in (20, 25, 10, 30, 15)])
+    glance = re.findall(r"<section><h3>(\w+)<small>([\d.]+) dB", text)
+    assert glance == [("best", "30.0"), ("median", "20.0"), ("worst", "10.0")]
+    assert text.index("At a glance") < text.index("<article>")
+    assert "At a glance" not in page([scored("a", 20), scored("b", 25)])
 
 
 def test_of_many_scenes_the_worst_ten_some_middle_and_the_best_are_shown():
