@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.backbones.vit import Rotation, TeacherConfig, VisionTransformer
+from efficient_lvsm_jax.backbones.vit import TeacherConfig, VisionTransformer
+from efficient_lvsm_jax.nn.rotary import Rotation
 
 
 class DINOv3(VisionTransformer):

@@ -17,11 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.nn.attention import attend
-from efficient_lvsm_jax.nn.layers import gelu
-from efficient_lvsm_jax.nn.paged import Pages
-
-Rotation = tuple[jax.Array, jax.Array]
+from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
+from efficient_lvsm_jax.nn.rotary import Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +32,10 @@ class TeacherConfig:
       layers: L.
       hidden: F.
       patch: edge of a patch in pixels.
-      storage_tokens: DINOv3's tokens between the class token and the patches.
+      storage_tokens: DINOv3's tokens between the class token and the patches, DINOv2's registers.
       position_side: DINOv2's position table is for so many patches squared.
+      final_norm: whether the norm after the last layer is there, see `patch_tokens`.
+      attention: how it is computed, see `nn.attention.attend`.
     """
 
     family: str
@@ -47,77 +46,12 @@ class TeacherConfig:
     patch: int = 16
     storage_tokens: int = 0
     position_side: int = 0
+    final_norm: bool = False
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.width % self.head_dim:
             raise InputError(f"width {self.width} is not a multiple of head_dim {self.head_dim}")
-
-
-class Linear(nnx.Module):
-    """A linear map with bias; the caller names the axes. Computed in the dtype of its kernel."""
-
-    def __init__(self, kernel: tuple[int, ...], bias: tuple[int, ...]):
-        self.kernel = nnx.Param(jnp.zeros(kernel))
-        self.bias = nnx.Param(jnp.zeros(bias))
-
-    def __call__(self, axes: str, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...]
-        return jnp.einsum(axes, x.astype(kernel.dtype), kernel) + self.bias[...].astype(
-            kernel.dtype
-        )
-
-
-class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis with scale and bias, in float32."""
-
-    def __init__(self, width: int, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.zeros((width,)))
-        self.bias = nnx.Param(jnp.zeros((width,)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
-
-
-class Block(nnx.Module):
-    """Attention among the tokens of an image, then an MLP; each with LayerNorm and LayerScale."""
-
-    def __init__(self, config: TeacherConfig, epsilon: float):
-        width, hidden = config.width, config.hidden
-        heads = (width // config.head_dim, config.head_dim)
-        self.norm1 = LayerNorm(width, epsilon)
-        self.qkv = Linear((width, 3, *heads), (3, *heads))
-        self.out = Linear((*heads, width), (width,))
-        self.scale1 = nnx.Param(jnp.zeros((width,)))
-        self.norm2 = LayerNorm(width, epsilon)
-        self.up = Linear((width, hidden), (hidden,))
-        self.down = Linear((hidden, width), (width,))
-        self.scale2 = nnx.Param(jnp.zeros((width,)))
-
-    def __call__(self, x: jax.Array, rotation: Rotation | None) -> jax.Array:
-        """x [I, T, D] to the same; `rotation` turns queries and keys, see `rotate`."""
-        qkv = self.qkv("ITD,DCHK->ITCHK", self.norm1(x))
-        q, k, v = jnp.einsum("ITCHK->CIHTK", qkv)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = attend(q, Pages(k[:, :, None], v[:, :, None]))
-        x = x + self.scale1[...] * self.out("IHTK,HKD->ITD", mixed)
-        hidden = gelu(self.up("ITD,DF->ITF", self.norm2(x)))
-        return x + self.scale2[...] * self.down("ITF,FD->ITD", hidden)
-
-
-def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turns channel c of x [I, H, T, K] against channel c + K/2, in float32.
-
-    `rotation` is the cosine and sine of every token's angles, each [T, K].
-    """
-    cosine, sine = rotation
-    wide = x.astype(jnp.float32)
-    low, high = jnp.split(wide, 2, axis=-1)
-    turned = jnp.concatenate([-high, low], axis=-1)
-    return (wide * cosine + turned * sine).astype(x.dtype)
 
 
 class VisionTransformer(nnx.Module):
@@ -131,7 +65,13 @@ class VisionTransformer(nnx.Module):
         patch = (config.patch, config.patch, 3)
         self.patches = Linear((*patch, config.width), (config.width,))
         self.cls = nnx.Param(jnp.zeros((1, 1, config.width)))
-        self.blocks = jax.vmap(lambda _: Block(config, self.epsilon))(jnp.arange(config.layers))
+
+        def block(_: jax.Array) -> Block:
+            sizes = config.width, config.head_dim, config.hidden
+            return Block(*sizes, self.epsilon, attention=config.attention)
+
+        self.blocks = jax.vmap(block)(jnp.arange(config.layers))
+        self.norm = LayerNorm(config.width, self.epsilon) if config.final_norm else None
 
     def embed(self, images: jax.Array, grid: tuple[int, int]) -> tuple[jax.Array, Rotation | None]:
         """Tokens [I, T, D] of images [I, Y, X, 3], and how queries and keys are turned."""
@@ -178,14 +118,21 @@ class VisionTransformer(nnx.Module):
             taps.append(x[:, self.prefix_tokens :])
         return jnp.stack(taps)
 
+    def patch_tokens(self, images: jax.Array) -> jax.Array:
+        """Patch tokens [I, N, D] after all layers and the final norm, float32; images as above."""
+        grid = tuple(size // self.config.patch for size in images.shape[1:3])
+        x, rotation = self.embed(images, grid)
+        x, _ = jax.lax.scan(lambda x, block: (block(x, rotation), None), x, self.blocks)
+        return self.norm(x[:, self.prefix_tokens :])
+
     def embed_patches(self, images: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
         """Patches of images [I, Y, X, 3] as tokens [I, N, D], float32, and their rows, columns."""
         p = self.config.patch
         count, height, width, _ = images.shape
         if height % p or width % p:
             raise InputError(
-                f"a teacher's image of {height}x{width} (height x width): both must be multiples "
-                f"of its patch size {p}"
+                f"an image of {height}x{width} (height x width): both must be multiples "
+                f"of the patch size {p}"
             )
         rows, columns = height // p, width // p
         pixels = images.reshape(count, rows, p, columns, p, 3)

@@ -1,0 +1,103 @@
+"""Parts of vision transformers as others publish them: biased maps and norms, LayerScale, blocks.
+
+Parameters are made as zeros for their shapes alone; values come from files. Matrices (every
+`kernel`) may be bfloat16, then products with them are; norms, softmax and the residual stream are
+float32.
+
+Axes: I image, T token, D width, H head, K head dim, F hidden channels of an MLP.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.layers import gelu
+from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.rotary import Rotation, rotate
+
+
+class Linear(nnx.Module):
+    """A linear map with bias; the caller names the axes. Computed in the dtype of its kernel."""
+
+    def __init__(self, kernel: tuple[int, ...], bias: tuple[int, ...]):
+        self.kernel = nnx.Param(jnp.zeros(kernel))
+        self.bias = nnx.Param(jnp.zeros(bias))
+
+    def __call__(self, axes: str, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        return jnp.einsum(axes, x.astype(kernel.dtype), kernel) + self.bias[...].astype(
+            kernel.dtype
+        )
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis with scale and bias, in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.zeros((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
+
+
+class Block(nnx.Module):
+    """Attention among the tokens of an image, then an MLP; each with LayerNorm and LayerScale.
+
+    With `qk_norm` queries and keys pass a LayerNorm over the channels of a head, before they are
+    turned. `heads` and `add` are what is before and after attention, for who attends otherwise.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        head_dim: int,
+        hidden: int,
+        epsilon: float,
+        *,
+        qk_norm: bool = False,
+        attention: str = "auto",
+    ):
+        self.attention = attention
+        heads = (width // head_dim, head_dim)
+        self.norm1 = LayerNorm(width, epsilon)
+        self.qkv = Linear((width, 3, *heads), (3, *heads))
+        self.q_norm = LayerNorm(head_dim, epsilon) if qk_norm else None
+        self.k_norm = LayerNorm(head_dim, epsilon) if qk_norm else None
+        self.out = Linear((*heads, width), (width,))
+        self.scale1 = nnx.Param(jnp.zeros((width,)))
+        self.norm2 = LayerNorm(width, epsilon)
+        self.up = Linear((width, hidden), (hidden,))
+        self.down = Linear((hidden, width), (width,))
+        self.scale2 = nnx.Param(jnp.zeros((width,)))
+
+    def __call__(self, x: jax.Array, rotation: Rotation | None, *, groups: int = 1) -> jax.Array:
+        """x [I, T, D] to the same; `rotation` turns queries and keys, see `nn.rotary.rotate`."""
+        q, k, v = self.heads(x, rotation, groups=groups)
+        pages = Pages(k[:, :, None], v[:, :, None])
+        return self.add(x, attend(q, pages, implementation=self.attention))
+
+    def heads(
+        self, x: jax.Array, rotation: Rotation | None, *, groups: int = 1
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Finished queries, keys and values, each [I, H, T, K], of tokens x [I, T, D]."""
+        qkv = self.qkv("ITD,DCHK->ITCHK", self.norm1(x))
+        q, k, v = jnp.einsum("ITCHK->CIHTK", qkv)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
+        if rotation is not None:
+            q, k = rotate(q, rotation, groups), rotate(k, rotation, groups)
+        return q, k, v
+
+    def add(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        """x [I, T, D] with what attention gathered, [I, H, T, K], and then an MLP added."""
+        x = x + self.scale1[...] * self.out("IHTK,HKD->ITD", mixed)
+        hidden = gelu(self.up("ITD,DF->ITF", self.norm2(x)))
+        return x + self.scale2[...] * self.down("ITF,FD->ITD", hidden)
