@@ -74,7 +74,7 @@ from efficient_lvsm_jax.parallel.sharding import make_mesh
 from efficient_lvsm_jax.runs.profiling import StepTrace
 from efficient_lvsm_jax.runs.provenance import check_generated
 from efficient_lvsm_jax.weights.folder import digest
-from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.load import load_renderer
 from efficient_lvsm_jax.weights.lpips import find_lpips
 
 
@@ -188,7 +188,7 @@ def main() -> None:
             raise InputError("--predictions scores given pictures: no --weights, nothing to save")
         source = Predictions(values.predictions, named=values["predictions-named"].value)
     else:
-        source = load(values.weights or values.workdir)
+        source = load_renderer(values.weights or values.workdir)
         if not (config.evaluation.data or config.data.path or values.weights):
             check_generated(Path(values.workdir))
     options = Options(save, values.restart, values.weights or values.workdir, values.profile)

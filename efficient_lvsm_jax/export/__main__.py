@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     # Here, so that --help need not wait for it.
     from efficient_lvsm_jax.export.programs import LOADER_FILE, PLATFORMS, Shapes, export
-    from efficient_lvsm_jax.weights.load import load
+    from efficient_lvsm_jax.weights.load import load_renderer
 
-    model = load(arguments.weights)
+    model = load_renderer(arguments.weights)
     if arguments.compute_dtype:
         config = dataclasses.replace(model.config, compute_dtype=arguments.compute_dtype)
         model = dataclasses.replace(model, config=config)

@@ -1,7 +1,8 @@
 """The families of models by name: each module of this folder registers its own.
 
-Every family keeps one contract, see `view_synthesis`: encode(views) gives a memory, decode(memory,
-cameras) images.
+A family keeps one of two contracts. That of `view_synthesis`: encode(views) gives a memory,
+decode(memory, cameras) images. That of `scene_geometry`: observe(memory, images) gives the memory
+with these frames, and their geometry.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
 from efficient_lvsm_jax import models
-from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.configuration import Settings, build
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.view_synthesis import ModelConfig, ViewModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,13 @@ class Family:
     Attributes:
       name: in configurations, in files of weights and on command lines.
       config: the class of its settings, which also knows what the model costs.
-      module: the class of the network, made of a configuration and `rngs`.
+      module: the class of the network, made of a configuration and `rngs`; a subclass of
+        `ViewModel` or `SceneGeometry`, which says what its contract is.
     """
 
     name: str
-    config: type[ModelConfig]
-    module: type[ViewModel]
+    config: type[Settings]
+    module: type[nnx.Module]
 
 
 _REGISTERED: dict[str, Family] = {}
@@ -44,11 +47,16 @@ def register(family: Family) -> Family:
     return family
 
 
-def families() -> Mapping[str, Family]:
-    """All families by name: of the modules in this folder, and what else registers itself."""
+def families(contract: type[nnx.Module] = nnx.Module) -> Mapping[str, Family]:
+    """Families by name: of the modules in this folder, and what else registers itself.
+
+    Args:
+      contract: only those whose module is such a one.
+    """
     for module in pkgutil.iter_modules(models.__path__):
         importlib.import_module(f"{models.__name__}.{module.name}")
-    return types.MappingProxyType(_REGISTERED)
+    kept = {name: x for name, x in _REGISTERED.items() if issubclass(x.module, contract)}
+    return types.MappingProxyType(kept)
 
 
 def family_named(name: str) -> Family:
@@ -59,7 +67,7 @@ def family_named(name: str) -> Family:
     return known[name]
 
 
-def configure(name: str, values: dict[str, Any]) -> ModelConfig:
+def configure(name: str, values: dict[str, Any]) -> Any:
     """The configuration of a family from plain values.
 
     Raises:

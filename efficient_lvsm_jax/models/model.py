@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from efficient_lvsm_jax.configuration import Settings
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.families import family_named
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
@@ -21,19 +22,19 @@ USUAL_SIZE = (256, 256)  # pixels, where nothing says what a model was trained o
 FAR = 2.0  # times as many pixels as in training, or as few
 
 
-def init_params(family: str, config: ModelConfig, key: jax.Array) -> dict:
+def init_params(family: str, config: Settings, key: jax.Array) -> dict:
     """Fresh float32 parameters, a plain nested dict. Jit it with out_shardings to place them."""
     module = family_named(family).module(config, rngs=nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.split(module)[1])
 
 
-def abstract_params(family: str, config: ModelConfig) -> dict:
+def abstract_params(family: str, config: Settings) -> dict:
     """Shapes and dtypes of the parameters, without making them."""
     return jax.eval_shape(lambda: init_params(family, config, jax.random.key(0)))
 
 
 @functools.lru_cache
-def _graph(family: str, config: ModelConfig) -> nnx.GraphDef:
+def _graph(family: str, config: Settings) -> nnx.GraphDef:
     module = family_named(family).module
     return nnx.split(jax.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))[0]
 
@@ -43,10 +44,17 @@ def bind(family: str, config: ModelConfig, params: dict) -> nnx.Module:
 
     Kernels are cast to the compute dtype here, once; norm scales stay float32.
     """
-    return nnx.merge(_graph(family, config), _cast_kernels(params, config.dtype))
+    return bind_as_is(family, config, cast_kernels(params, config.dtype))
 
 
-def _cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
+def bind_as_is(family: str, config: Settings, params: dict) -> nnx.Module:
+    """`bind`, the kernels being of the dtype that they shall have."""
+    return nnx.merge(_graph(family, config), params)
+
+
+def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
+    """Parameters with every `kernel` in another dtype."""
+
     def cast(path: tuple, x: jax.Array) -> jax.Array:
         is_kernel = path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
         return x.astype(dtype) if is_kernel else x
@@ -107,7 +115,7 @@ class Model:
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.params)):
             return self.params  # while tracing; `bind` casts them
         with jax.ensure_compile_time_eval():
-            ready = _cast_kernels(self.params, self.config.dtype)
+            ready = cast_kernels(self.params, self.config.dtype)
             return jax.tree.map(as_bits, ready) if platform() == "cpu" else ready
 
     @property
@@ -145,7 +153,7 @@ class Model:
 
 def abstract_ready(family: str, config: ModelConfig) -> dict:
     """Shapes and dtypes of the parameters as a `Model` holds them for rendering on accelerators."""
-    cast = functools.partial(_cast_kernels, dtype=config.dtype)
+    cast = functools.partial(cast_kernels, dtype=config.dtype)
     return jax.eval_shape(cast, abstract_params(family, config))
 
 

@@ -1,4 +1,4 @@
-"""Bicubic resizing as PyTorch does it, which `jax.image.resize` does not.
+"""Resizing as PyTorch does it, which `jax.image.resize` does not: bicubic, and aligned bilinear.
 
 PyTorch's plain bicubic uses Keys' kernel with a = -0.75, repeats the border and never smooths; with
 antialiasing it uses a = -0.5 and drops what lies outside. Corners are not aligned: pixel centres
@@ -54,6 +54,17 @@ def bicubic_antialiased(image: jax.Array, size: tuple[int, int]) -> jax.Array:
     return _apply(image, *matrices)
 
 
+def bilinear_aligned(image: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes [..., Y, X, C] to [..., y, x, C], float32, with the corners' centres kept in place.
+
+    Raises:
+      InputError: a size below 1.
+    """
+    _check(image, size)
+    sizes = zip(image.shape[-3:-1], size, strict=True)
+    return _apply(image, *(None if new == old else _aligned_matrix(old, new) for old, new in sizes))
+
+
 def bicubic_matrix(source: int, target: int, factor: float | None = None) -> np.ndarray:
     """Weights [target, source] of plain bicubic resizing along one axis, float64."""
     step = source / target if factor is None else 1 / factor
@@ -77,6 +88,12 @@ def bicubic_antialiased_matrix(source: int, target: int) -> np.ndarray:
     )
     matrix = np.where(inside, _keys((pixel - centre + 0.5) / width, -0.5), 0)
     return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _aligned_matrix(source: int, target: int) -> np.ndarray:
+    """Weights [target, source] of linear interpolation between aligned ends, float64."""
+    position = np.arange(target) * ((source - 1) / max(target - 1, 1))
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source)))
 
 
 def _keys(distance: np.ndarray, a: float) -> np.ndarray:

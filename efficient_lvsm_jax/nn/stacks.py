@@ -47,22 +47,24 @@ def stack(layer: Callable[..., nnx.Module], layers: int, init: str, rngs: nnx.Rn
 
 def scan_layers(
     remat: str,
-    step: Callable[[jax.Array, object], tuple[jax.Array, object]],
-    x: jax.Array,
+    step: Callable[[object, object], tuple[object, object]],
+    x: object,
     stacks: object,
     *,
     layers: int,
     taps: tuple[int, ...] = (),
-) -> tuple[jax.Array, jax.Array | None, object]:
+    tap: Callable[[object], jax.Array] = lambda x: x,
+) -> tuple[object, jax.Array | None, object]:
     """`step(x, layer)` along stacks of layers, rematerialised as one of REMAT_POLICIES says.
 
     Args:
       remat: what is kept for the backward pass.
       step: gives the next x and what else of this layer is wanted.
-      x: the first one.
+      x: the first one, an array or a tree of them.
       stacks: modules or arrays with a leading axis L.
       layers: L.
       taps: distinct numbers 1 … L of layers whose x is wanted; no other layer's is kept for them.
+      tap: which array of a tree x that is.
 
     Returns:
       The last x; x after each of `taps`, stacked, or None without any; other outputs, stacked.
@@ -80,14 +82,14 @@ def scan_layers(
     # One slot for each tap and one more, which every other layer overwrites.
     slots = np.full(layers, len(taps))
     slots[np.array(taps, int) - 1] = np.arange(len(taps))
-    tapped = jnp.zeros((len(taps) + 1, *x.shape), x.dtype) if taps else None
+    tapped = jnp.zeros((len(taps) + 1, *tap(x).shape), tap(x).dtype) if taps else None
 
     def one(carry: tuple, xs: tuple) -> tuple[tuple, object]:
         # Taps are written outside of what is rematerialised: nothing is kept per layer.
         x, tapped = carry
         x, outputs = step(x, xs[1])
         if tapped is not None:
-            tapped = jax.lax.dynamic_update_index_in_dim(tapped, x, xs[0], axis=0)
+            tapped = jax.lax.dynamic_update_index_in_dim(tapped, tap(x), xs[0], axis=0)
         return (x, tapped), outputs
 
     (x, tapped), outputs = jax.lax.scan(one, (x, tapped), (slots, stacks))

@@ -35,7 +35,7 @@ from efficient_lvsm_jax.models.model import USUAL_SIZE, Model
 from efficient_lvsm_jax.render import FRAMES
 from efficient_lvsm_jax.sessions.choice import check_paged, nearest_of
 from efficient_lvsm_jax.sessions.session import Session
-from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.load import load_renderer
 
 WIDEST = 4  # a film of a camera path file is at most so many times as wide as high
 # A flight is plausible that comes nearer to an input than so many times their extent, and is not
@@ -67,7 +67,7 @@ def make_film(arguments: argparse.Namespace) -> None:
     options, format = read_options(arguments)
     scene = open_scene(arguments.capture, arguments.scene, options=options, format=format)
     chosen = choose_inputs(scene, arguments.inputs or arguments.count)
-    model = load(arguments.weights)
+    model = load_renderer(arguments.weights)
     check_paged(model, arguments.views, "--views")
     _inspect(scene)
 

@@ -23,7 +23,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.viewer.scene import Settings, ViewedScene
 from efficient_lvsm_jax.viewer.worker import Worker
-from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.load import load_renderer
 
 try:
     import viser
@@ -156,7 +156,7 @@ def view(arguments: argparse.Namespace) -> None:
     scenes = open_scenes(arguments.capture, options, format=format)
     _check_port(arguments.host, arguments.port)
     viewer = Viewer(
-        load(arguments.weights),
+        load_renderer(arguments.weights),
         scenes,
         scene=arguments.scene,
         inputs=arguments.count,

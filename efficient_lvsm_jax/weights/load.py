@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.families import configure, families, family_named
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.models.scene_geometry import SceneGeometry
+from efficient_lvsm_jax.models.view_synthesis import ViewModel
 from efficient_lvsm_jax.shipped import models
 from efficient_lvsm_jax.weights.folder import WEIGHTS_FILE, load_weights, read_sizes
 from efficient_lvsm_jax.weights.kept import kept
@@ -19,7 +23,22 @@ from efficient_lvsm_jax.weights.source import HUB, fetch
 from efficient_lvsm_jax.weights.workdir import MODEL_FILE, load_workdir
 
 
-def load(path: str | Path, *, entry: str | None = None) -> Model:
+def load_renderer(path: str | Path) -> Model:
+    """A model that renders views, from what `load` takes.
+
+    Raises:
+      InputError: a model of geometry; or as `load`.
+    """
+    model = load(path)
+    if isinstance(model, GeometryModel):
+        raise InputError(
+            f"{path}: a model of the family {model.family} sees cameras and depth, and renders no "
+            f"views; expected one of {', '.join(families(ViewModel))}"
+        )
+    return model
+
+
+def load(path: str | Path, *, entry: str | None = None) -> Model | GeometryModel:
     """A model by its name, from a weights folder, a training workdir or a PyTorch checkpoint file.
 
     Args:
@@ -44,11 +63,8 @@ def load(path: str | Path, *, entry: str | None = None) -> Model:
         raise InputError(f"{path}: has no entries to choose from; published files have")
     if (path / WEIGHTS_FILE).is_file():
         params, info = load_weights(path)
-        config, sizes = (
-            configure(info["family"], info["config"]),
-            read_sizes(info, path / WEIGHTS_FILE),
-        )
-        return Model(info["family"], config, params, sizes)
+        family, config = info["family"], configure(info["family"], info["config"])
+        return _model(family, config, params, read_sizes(info, path / WEIGHTS_FILE))
     if (path / MODEL_FILE).is_file():
         return load_workdir(path)
     what = "is empty" if path.is_dir() and not any(path.iterdir()) else "holds no weights"
@@ -66,11 +82,20 @@ def _is_ours(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS_FILE, MODEL_FILE))
 
 
-def read_published(source: str | Path, *, entry: str | None = None) -> Model:
+def _model(
+    family: str, config: Any, params: dict, sizes: tuple[tuple[int, int], ...] = ()
+) -> Model | GeometryModel:
+    """Of the kind that its family is."""
+    if issubclass(family_named(family).module, SceneGeometry):
+        return GeometryModel(family, config, params)
+    return Model(family, config, params, sizes)
+
+
+def read_published(source: str | Path, *, entry: str | None = None) -> Model | GeometryModel:
     """The model of a published file, its parameters float32 NumPy arrays.
 
     Raises:
       InputError: as `convert`.
     """
     published = read_file(fetch(source), entry)
-    return Model(published.family, published.config, published.params, published.sizes)
+    return _model(published.family, published.config, published.params, published.sizes)

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import itertools
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,11 @@ class Published:
     sizes: tuple[tuple[int, int], ...] = ()
 
 
-def params_of(files: Sequence[tuple[Path, Mapping[str, Any]]], layout: Layout) -> Published:
+def params_of(
+    files: Sequence[tuple[Path, Mapping[str, Any]]],
+    layout: Layout,
+    told: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Published:
     """Parameters and configuration from published tensors.
 
     Values are read one tensor at a time, the bytes that tensors are parts of once, and no more of
@@ -52,11 +57,13 @@ def params_of(files: Sequence[tuple[Path, Mapping[str, Any]]], layout: Layout) -
     Args:
       files: one or several (or the index of several) that together have all tensors, each with its
         entries by published name, with or without words of wrappers.
+      layout: how they are published.
+      told: settings of the configuration that files do not say.
 
     Raises:
       InputError: one report of all tensors that are missing, unexpected, given twice, of a wrong
         dtype or shape, not finite, other than the constant or the other copy that they should
-        equal, or that share their values.
+        equal, or that share their values; and of settings that tensors contradict.
     """
     tensors, left_out, problems = _sort_out(files, layout)
     numbers = layout.numbers(tensors)
@@ -70,8 +77,13 @@ def params_of(files: Sequence[tuple[Path, Mapping[str, Any]]], layout: Layout) -
     ]
     config = sizes = None
     try:
-        config = layout.infer(_votes(tensors, rules), numbers)
+        config = layout.infer(_votes(tensors, rules), {**told, **numbers})
         sizes = layout.sizes(config)
+        problems += [
+            f"setting: {name}={value} was told, but its tensors say {getattr(config, name)}"
+            for name, value in told.items()
+            if getattr(config, name) != value
+        ]
     except InputError as error:
         problems.append(str(error))
     misfits = {name: _misfits(name, x, rules.get(name), sizes) for name, x in tensors.items()}

@@ -1,0 +1,142 @@
+"""`GeometryModel`: family, configuration and parameters as one value, as `Model` is of views."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models.families import family_named
+from efficient_lvsm_jax.models.model import bind_as_is, cast_kernels
+from efficient_lvsm_jax.models.scene_geometry import (
+    Geometry,
+    GeometryConfig,
+    SceneMemory,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class GeometryModel:
+    """A ready model of geometry: arrays in, arrays out, jitted once per shape.
+
+    Attributes:
+      family: its name, see `families`.
+      config: what it is and how it computes.
+      params: nested dict of float32 arrays.
+    """
+
+    family: str
+    config: GeometryConfig
+    params: dict
+
+    def __repr__(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        return (
+            f"GeometryModel({self.family}, {count:,} parameters, computes in "
+            f"{self.config.compute_dtype})"
+        )
+
+    @functools.cached_property
+    def ready(self) -> dict:
+        """`params` with kernels outside of heads in the compute dtype."""
+        heads = family_named(self.family).module.float32
+        rest = {name: part for name, part in self.params.items() if name not in heads}
+        return self.params | cast_kernels(rest, self.config.dtype)
+
+    def start(self, capacity: int, size: tuple[int, int], batch: int = 1) -> SceneMemory:
+        """An empty memory for so many frames of (height, width) pixels of each of B scenes.
+
+        Raises:
+          InputError: no room, or a size that is no whole patches.
+        """
+        if capacity < 1:
+            raise InputError(f"memory for {capacity} frames: expected room for at least 1")
+        _check_size(size, self.config.patch)
+        return _start(self.family, self.config, capacity, tuple(size), batch)
+
+    def observe(
+        self,
+        memory: SceneMemory | None,
+        images: jax.Array | np.ndarray,
+        queries: jax.Array | np.ndarray | None = None,
+    ) -> tuple[SceneMemory | None, Geometry]:
+        """Frames seen after those in memory, or by themselves, and what is now known of them.
+
+        The memory is donated: keep only the new one. A call of as many frames of the same size
+        compiles nothing, however many were seen. That the memory has free slots is looked at,
+        which waits for the call before.
+
+        Args:
+          memory: of `start`, or None: the frames are a clip that is seen as a whole.
+          images: [B, R, Y, X, 3] floats in [0, 1].
+          queries: pixels x y of the first frame to track, [B, Q, 2]; only without memory.
+
+        Raises:
+          InputError: arrays that are no such pictures or points, sizes unlike those of the memory,
+            or a memory with too few free slots.
+        """
+        if images.ndim != 5 or images.shape[-1] != 3 or 0 in images.shape:
+            raise InputError(f"images of shape {images.shape}: expected [B, R, Y, X, 3]")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"images of {images.dtype}: expected floats in [0, 1]")
+        _check_size(images.shape[2:4], self.config.patch)
+        if queries is not None and (
+            memory is not None or queries.shape != (images.shape[0], queries.shape[1], 2)
+        ):
+            raise InputError(
+                f"queries of shape {queries.shape}: expected [{images.shape[0]}, Q, 2], and no "
+                "memory: points are tracked in clips"
+            )
+        if memory is not None:
+            self._check_memory(memory, images.shape)
+        return _observe(self.family, self.config, self.ready, memory, images, queries)
+
+    def _check_memory(self, memory: SceneMemory, shape: tuple[int, ...]) -> None:
+        expected = jax.eval_shape(
+            lambda: _start(self.family, self.config, memory.capacity, shape[2:4], shape[0])
+        )
+        if memory.tokens.k.shape != expected.tokens.k.shape:
+            raise InputError(
+                f"images of shape {shape} do not fit the memory: it holds frames of "
+                f"{memory.tokens.k.shape[4]} tokens of {memory.tokens.k.shape[1]} scenes, these "
+                f"have {expected.tokens.k.shape[4]} of {shape[0]}; start another one"
+            )
+        free = memory.capacity - int(np.count_nonzero(memory.used))
+        if shape[1] > free:
+            raise InputError(
+                f"{shape[1]} frames for a memory with {free} of {memory.capacity} slots free; "
+                "start one with more room"
+            )
+
+
+def _check_size(size: tuple[int, int], patch: int) -> None:
+    height, width = size
+    if height < patch or width < patch or height % patch or width % patch:
+        raise InputError(
+            f"frames of {height}x{width} (height x width): both must be multiples of the patch "
+            f"size {patch}; resize them, as data_pipeline.pictures.unposed does"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _start(
+    family: str, config: GeometryConfig, capacity: int, size: tuple[int, int], batch: int
+) -> SceneMemory:
+    module = family_named(family).module
+    return module.start(config, capacity, size, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _observe(
+    family: str,
+    config: GeometryConfig,
+    params: dict,
+    memory: SceneMemory | None,
+    images: jax.Array,
+    queries: jax.Array | None,
+) -> tuple[SceneMemory | None, Geometry]:
+    return bind_as_is(family, config, params).observe(memory, images, queries)

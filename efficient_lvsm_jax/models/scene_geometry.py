@@ -1,0 +1,235 @@
+"""The contract of families that see geometry: pictures to their cameras, depth and points.
+
+    memory = module.start(config, capacity, size)
+    memory, geometry = module.observe(memory, images)
+
+`observe` takes one frame of a stream, or several at once; a memory of None stands for pictures that
+are seen by themselves, as a whole clip, and then nothing is remembered.
+
+Everything is told in one frame of the world, that of the very first camera: its axes (x right,
+y down, z forward), its place as origin, and a unit of the model's own (about the mean distance of
+what is seen). The first camera is predicted like all others, so it is near the identity, not equal.
+
+Axes: B scene, R frame of this call, S slot of the memory, Y X pixel, P token of a frame, H head,
+K head dim, L layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_lvsm_jax.configuration import Settings, setting
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Cameras
+from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS, attend
+from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometryConfig(Settings):
+    """What every model of geometry is made of, and how it is computed.
+
+    Attributes:
+      width: D, channels of a token; a multiple of head_dim.
+      head_dim: K, channels of an attention head.
+      patch: edge of a patch in pixels; image sides must be multiples of it.
+      attention: as `view_synthesis.ModelConfig` says.
+      compute_dtype: "float32" or "bfloat16" for matmuls outside of heads. The residual stream,
+        norms, softmax and heads stay float32.
+      remat: as `view_synthesis.ModelConfig` says.
+    """
+
+    group = "model"
+
+    width: int = setting(1024, at_least=1)
+    head_dim: int = setting(64, at_least=1)
+    patch: int = setting(14, at_least=1)
+
+    attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
+    compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
+    remat: str = setting("none", choices=REMAT_POLICIES)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.width % self.head_dim:
+            raise InputError(
+                f"model.width={self.width} is not a multiple of head_dim={self.head_dim}"
+            )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The settings that are fixed by the weights."""
+        fields = dataclasses.fields(self)
+        return {field.name: getattr(self, field.name) for field in fields if field.type != "str"}
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """compute_dtype as a dtype."""
+        return jnp.dtype(self.compute_dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tracks:
+    """Where points of the first frame are in all.
+
+    Attributes:
+      points: [B, R, Q, 2] float32, pixels x y, as the queries are.
+      visible, confidence: [B, R, Q] float32, probabilities.
+    """
+
+    points: jax.Array
+    visible: jax.Array
+    confidence: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Geometry:
+    """What is known of R frames, in the frame of the world above.
+
+    Attributes:
+      cameras: [B, R]; a focal length may be infinite, where the model says a field of view of 0.
+      encodings: of the cameras after every iteration of refining them, [I, B, R, 9] float32, see
+        `geometry.pose_encoding`; the cameras are the last.
+      depth: [B, R, Y, X] float32 above 0, along the viewing direction.
+      depth_confidence: of it, at least 1.
+      points: [B, R, Y, X, 3] float32, of the world, predicted apart from depth and cameras.
+      points_confidence: [B, R, Y, X] float32, at least 1.
+      tracks: of the points asked for; None: none were.
+    """
+
+    cameras: Cameras
+    encodings: jax.Array
+    depth: jax.Array
+    depth_confidence: jax.Array
+    points: jax.Array
+    points_confidence: jax.Array
+    tracks: Tracks | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SceneMemory:
+    """Finished keys and values of the frames that were seen. A value: shapes never change.
+
+    Attributes:
+      tokens: of the layers in which frames see each other, [L, B, H, S, P, K].
+      cameras: likewise of the camera head, a page of one token for every frame and iteration.
+      used: [S] bool, which slots hold a frame.
+    """
+
+    tokens: Pages
+    cameras: Pages
+    used: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """S, how many frames there is room for."""
+        return self.used.shape[0]
+
+
+class SceneGeometry(nnx.Module):
+    """What a family of this contract has."""
+
+    float32: tuple[str, ...] = ()  # the parts that compute in it whatever the rest does
+
+    @staticmethod
+    def start(
+        config: GeometryConfig, capacity: int, size: tuple[int, int], batch: int = 1
+    ) -> SceneMemory:
+        """An empty memory for so many frames of (height, width) pixels of each of B scenes."""
+        raise NotImplementedError  # each family has its own
+
+    def observe(
+        self, memory: SceneMemory | None, images: jax.Array, queries: jax.Array | None = None
+    ) -> tuple[SceneMemory | None, Geometry]:
+        """Frames seen after those in memory, and what is now known of them.
+
+        Args:
+          memory: with free slots for the frames, which is not checked here; None: there is none.
+          images: [B, R, Y, X, 3] floats in [0, 1].
+          queries: pixels x y of the first frame to track, [B, Q, 2]; only without memory.
+
+        Returns:
+          The memory with the frames added, in the place of the old one; their geometry.
+        """
+        raise NotImplementedError  # each family has its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """Which frames see which, and where new ones go in a memory.
+
+    Attributes:
+      causal: whether a frame sees none that comes later in the same call.
+      implementation: of attention, see `attend`.
+      slots: [R] int32, of the frames of this call. None: there is no memory.
+      reads: [R, S] bool, the slots that each of them reads.
+    """
+
+    causal: bool
+    implementation: str
+    slots: jax.Array | None = None
+    reads: jax.Array | None = None
+
+    @classmethod
+    def of(
+        cls, memory: SceneMemory | None, frames: int, causal: bool, implementation: str
+    ) -> Sight:
+        """Of so many frames, which go into the first free slots."""
+        if memory is None:
+            return cls(causal, implementation)
+        slots = jnp.argsort(memory.used, stable=True)[:frames]
+        new = jnp.arange(memory.capacity) == slots[:, None]
+        own = jnp.cumsum(new, axis=0, dtype=bool) if causal else new.any(axis=0, keepdims=True)
+        return cls(causal, implementation, slots, own | memory.used)
+
+    def attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pages: Pages | None, layer: jax.Array
+    ) -> tuple[jax.Array, Pages | None]:
+        """What frames gather of those that they see.
+
+        Args:
+          q: [B, H, R·P, K].
+          k, v: finished, [B, H, R, P, K].
+          pages: of all layers in memory, [L, B, H, S, P, K], or None without memory; gradients flow
+            only then.
+          layer: which of them.
+
+        Returns:
+          As q; and the pages with k and v in them.
+        """
+        if self.slots is None:
+            return self._attend_among(q, k, v), None
+
+        def put(pool: jax.Array, new: jax.Array) -> jax.Array:
+            for index in range(new.shape[2]):
+                one = new[None, :, :, index : index + 1].astype(pool.dtype)
+                start = (layer, 0, 0, self.slots[index], 0, 0)
+                pool = jax.lax.dynamic_update_slice(pool, one, start)
+            return pool
+
+        pages = Pages(put(pages.k, k), put(pages.v, v))
+        used = self.reads[0]
+        if len(self.reads) > 1:
+            used = jnp.broadcast_to(self.reads, (q.shape[0], *self.reads.shape))
+        read = dataclasses.replace(pages, used=used, layer=layer)
+        return attend(q, read, implementation=self.implementation), pages
+
+    def _attend_among(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Of frames by themselves; every frame reads so many whole pages, without a mask."""
+        frames = k.shape[2]
+        if not self.causal:
+            return attend(q, Pages(k, v), implementation=self.implementation)
+        mixed = [
+            attend(one, Pages(k[:, :, :seen], v[:, :, :seen]), implementation=self.implementation)
+            for seen, one in enumerate(jnp.split(q, frames, axis=2), 1)
+        ]
+        return jnp.concatenate(mixed, axis=2)

@@ -1,0 +1,291 @@
+"""VGGT and StreamVGGT: cameras, depth, points and tracks of pictures.
+
+One network (arXiv:2503.11651, arXiv:2507.11539). DINOv2 makes tokens of every frame; then attention
+within frames and attention among frames take turns, and heads read what comes of some rounds.
+StreamVGGT is causal: a frame sees those before it, so their keys and values are kept and frames are
+seen one by one.
+
+Axes: B scene, R frame of this call, S slot of the memory, Y X pixel, N patch token, P token of a
+frame (camera, registers, patches), D width, H head, K head dim, L round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_lvsm_jax.backbones.dinov2 import DINOv2
+from efficient_lvsm_jax.backbones.vit import TeacherConfig
+from efficient_lvsm_jax.configuration import setting
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.pose_encoding import decode
+from efficient_lvsm_jax.models.families import Family, register
+from efficient_lvsm_jax.models.scene_geometry import (
+    Geometry,
+    GeometryConfig,
+    SceneGeometry,
+    SceneMemory,
+    Sight,
+)
+from efficient_lvsm_jax.models.vggt_camera_head import CACHES, CameraHead
+from efficient_lvsm_jax.models.vggt_tracker import Tracker
+from efficient_lvsm_jax.nn.blocks import Block
+from efficient_lvsm_jax.nn.dpt import DPT
+from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.rotary import patch_rotation
+from efficient_lvsm_jax.nn.stacks import scan_layers
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGTConfig(GeometryConfig):
+    """Settings of VGGT and StreamVGGT besides those of every model of geometry.
+
+    Attributes:
+      encoder_layers: of DINOv2.
+      layers: L, rounds of attention within and among frames.
+      registers: tokens of a frame beside camera and patches.
+      encoder_registers: DINOv2's.
+      position_side: DINOv2's position table is for so many patches squared.
+      taps: the four rounds that heads read, counted from 1.
+      camera_heads, camera_layers, camera_iterations: of the camera head.
+      channels: of the four levels of a DPT head, finest first.
+      features: of all levels while they are fused.
+      track_features, track_width, track_heads, track_layers: of the tracker.
+      virtual_tracks: beside those asked for.
+      correlation_levels, correlation_radius: of the windows in which the tracker compares.
+      track_iterations: how often tracks are refined.
+      causal: whether a frame sees only those before it: StreamVGGT. Otherwise the frames of a call
+        see each other, and those in memory: VGGT.
+      camera_cache: which iterations of the camera head a frame of a stream sees of the frames
+        before: "separate", the same one, as in training; "published", all of them, as the published
+        program does.
+    """
+
+    encoder_layers: int = setting(24, at_least=1)
+    layers: int = setting(24, at_least=1)
+    registers: int = setting(4, at_least=1)
+    encoder_registers: int = setting(4, at_least=1)
+    position_side: int = setting(37, at_least=1)
+    taps: tuple[int, ...] = setting((5, 12, 18, 24), at_least=1)
+    camera_heads: int = setting(16, at_least=1)
+    camera_layers: int = setting(4, at_least=1)
+    camera_iterations: int = setting(4, at_least=1)
+    channels: tuple[int, ...] = setting((256, 512, 1024, 1024), at_least=1)
+    features: int = setting(256, at_least=1)
+    track_features: int = setting(128, at_least=1)
+    track_width: int = setting(384, at_least=1)
+    track_heads: int = setting(8, at_least=1)
+    track_layers: int = setting(6, at_least=1)
+    virtual_tracks: int = setting(64, at_least=1)
+    correlation_levels: int = setting(7, at_least=1)
+    correlation_radius: int = setting(4, at_least=0)
+    track_iterations: int = setting(4, at_least=1)
+    causal: bool = True
+
+    camera_cache: str = setting("separate", choices=CACHES)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.head_dim % 4 or 2 * self.width % self.camera_heads:
+            raise InputError(
+                f"model.head_dim={self.head_dim}, camera_heads={self.camera_heads}: expected a "
+                f"multiple of 4, and a divisor of twice the width {self.width}"
+            )
+        if self.track_width % self.track_heads or self.track_features % 4:
+            raise InputError(
+                f"model.track_width={self.track_width}, track_features={self.track_features}: "
+                f"expected multiples of track_heads={self.track_heads}, and of 4"
+            )
+        if any(n % 4 for n in self.channels) or len(self.channels) != 4 or self.features % 8:
+            raise InputError(
+                f"model.channels={self.channels}, features={self.features}: expected four "
+                "multiples of 4, and a multiple of 8"
+            )
+        taps = self.taps
+        if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[-1] > self.layers:
+            raise InputError(
+                f"model.taps={taps}: expected four ascending rounds from 1 to {self.layers}"
+            )
+
+
+class VGGT(SceneGeometry):
+    """The model. Its heads are computed in float32, whatever the rest is."""
+
+    float32 = ("camera_head", "depth_head", "point_head", "tracker")
+
+    def __init__(self, config: VGGTConfig, *, rngs: nnx.Rngs | None = None):
+        self.config = config
+        width, sizes = config.width, (config.width, config.head_dim, 4 * config.width)
+        self.encoder = DINOv2(
+            TeacherConfig(
+                "dinov2",
+                width=width,
+                head_dim=config.head_dim,
+                layers=config.encoder_layers,
+                hidden=4 * width,
+                patch=config.patch,
+                storage_tokens=config.encoder_registers,
+                position_side=config.position_side,
+                final_norm=True,
+                attention=config.attention,
+            )
+        )
+        # Unused, but published: kept so that files come out as they came in.
+        self.mask_token = nnx.Param(jnp.zeros((width,)))
+        # Of the first frame, and of all others.
+        self.camera_token = nnx.Param(jnp.zeros((2, 1, width)))
+        self.register_tokens = nnx.Param(jnp.zeros((2, config.registers, width)))
+
+        def block(_: jax.Array) -> Block:
+            return Block(*sizes, 1e-5, qk_norm=True, attention=config.attention)
+
+        self.within = jax.vmap(block)(jnp.arange(config.layers))
+        self.among = jax.vmap(block)(jnp.arange(config.layers))
+        self.camera_head = CameraHead(
+            2 * width,
+            config.camera_heads,
+            config.camera_layers,
+            config.camera_iterations,
+            config.camera_cache,
+        )
+        self.depth_head = DPT(2 * width, config.channels, config.features, 2)
+        self.point_head = DPT(2 * width, config.channels, config.features, 4)
+        self.tracker = Tracker(
+            2 * width,
+            config.channels,
+            features=config.track_features,
+            hidden=config.track_width,
+            heads=config.track_heads,
+            layers=config.track_layers,
+            virtual=config.virtual_tracks,
+            levels=config.correlation_levels,
+            radius=config.correlation_radius,
+            iterations=config.track_iterations,
+        )
+
+    @staticmethod
+    def start(
+        config: VGGTConfig, capacity: int, size: tuple[int, int], batch: int = 1
+    ) -> SceneMemory:
+        """As `SceneGeometry` says."""
+        tokens = size[0] // config.patch * (size[1] // config.patch) + 1 + config.registers
+        heads = config.width // config.head_dim
+        of_rounds = (config.layers, batch, heads, capacity, tokens, config.head_dim)
+        heads = config.camera_heads
+        kept, channels = capacity * config.camera_iterations, 2 * config.width // heads
+        of_cameras = (config.camera_layers, batch, heads, kept, 1, channels)
+
+        # Separate buffers: the same zeros could not be donated.
+        def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Pages:
+            return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+        used = jnp.zeros(capacity, bool)
+        return SceneMemory(empty(of_rounds, config.dtype), empty(of_cameras, jnp.float32), used)
+
+    def observe(
+        self, memory: SceneMemory | None, images: jax.Array, queries: jax.Array | None = None
+    ) -> tuple[SceneMemory | None, Geometry]:
+        """As `SceneGeometry` says."""
+        if memory is not None and queries is not None:
+            raise InputError("tracks are found in clips: give queries without a memory")
+        sight = self.sight(memory, images.shape[1])
+        x, taps, tokens = self.rounds(memory, images, sight)
+        cameras = None if memory is None else memory.cameras
+        encodings, cameras = self.camera_head(x[:, :, 0], sight, cameras)
+        if memory is not None:
+            used = memory.used.at[sight.slots].set(True)
+            memory = SceneMemory(tokens, cameras, used)
+        size = images.shape[2:4]
+        depth = self.map(self.depth_head, taps, size)
+        points = self.map(self.point_head, taps, size)
+        tracks = None
+        if queries is not None:
+            _, tracks = self.tracker(self.map(self.tracker.features, taps, size), queries)
+        geometry = Geometry(
+            decode(encodings[-1], size),
+            encodings,
+            jnp.exp(depth[..., 0]),
+            1 + jnp.exp(depth[..., 1]),
+            jnp.sign(points[..., :3]) * jnp.expm1(jnp.abs(points[..., :3])),
+            1 + jnp.exp(points[..., 3]),
+            tracks,
+        )
+        return memory, geometry
+
+    def sight(self, memory: SceneMemory | None, frames: int) -> Sight:
+        """Which frames see which."""
+        return Sight.of(memory, frames, self.config.causal, self.config.attention)
+
+    def tokens(self, memory: SceneMemory | None, images: jax.Array) -> jax.Array:
+        """Tokens [B, R, P, D] of frames before the first round, float32."""
+        batch, frames = images.shape[:2]
+        seen = 0 if memory is None else jnp.count_nonzero(memory.used)
+        slot = jnp.minimum(jnp.arange(frames) + seen, 1)
+        images = (images - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_DEVIATION)
+        patches = self.encoder.patch_tokens(images.reshape(-1, *images.shape[2:]))
+        patches = patches.reshape(batch, frames, *patches.shape[1:])
+        special = jnp.concatenate([self.camera_token[...], self.register_tokens[...]], axis=1)
+        special = jnp.broadcast_to(special[slot], (batch, frames, *special.shape[1:]))
+        return jnp.concatenate([special, patches], axis=2)
+
+    def rounds(
+        self, memory: SceneMemory | None, images: jax.Array, sight: Sight
+    ) -> tuple[jax.Array, jax.Array, Pages | None]:
+        """Attention within and among frames by turns.
+
+        Returns:
+          What leaves the last round, that within frames first, [B, R, P, 2·D] float32; the same
+          after each of `taps`, [4, B, R, P, 2·D]; the memory's pages with these frames added.
+        """
+        config = self.config
+        size = (side // config.patch for side in images.shape[2:4])
+        rotation = patch_rotation(*size, config.head_dim, 1 + config.registers)
+        x = self.tokens(memory, images)
+        batch, frames, tokens, width = x.shape
+
+        def step(carry: tuple, xs: tuple) -> tuple:
+            (x, pages), (within, among, layer) = carry, xs
+            x = x[..., width:].reshape(-1, tokens, width)
+            x = inner = within(x, rotation, groups=2)
+            q, k, v = (
+                jnp.moveaxis(y.reshape(batch, frames, *y.shape[1:]), 1, 2)
+                for y in among.heads(x, rotation, groups=2)
+            )  # [B, H, R, P, K]
+            q = q.reshape(*q.shape[:2], -1, q.shape[-1])
+            mixed, pages = sight.attend(q, k, v, pages, layer)
+            outer = among.add(x.reshape(batch, -1, width), mixed)
+            both = (y.reshape(batch, frames, tokens, width) for y in (inner, outer))
+            return (jnp.concatenate(list(both), axis=-1), pages), None
+
+        pages = None if memory is None else memory.tokens
+        start = jnp.concatenate([x, x], axis=-1), pages
+        stacks = (self.within, self.among, jnp.arange(config.layers))
+        (x, pages), taps, _ = scan_layers(
+            config.remat,
+            step,
+            start,
+            stacks,
+            layers=config.layers,
+            taps=config.taps,
+            tap=lambda carry: carry[0],
+        )
+        return x, taps, pages
+
+    def map(self, head: DPT, taps: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """A head's map [B, R, …, …, C] of `taps` [4, B, R, P, 2·D], frame by frame."""
+        batch, frames = taps.shape[1:3]
+        taps = taps[:, :, :, 1 + self.config.registers :]
+        taps = jnp.moveaxis(taps.reshape(4, -1, *taps.shape[3:]), 1, 0)
+        maps = jax.lax.map(
+            lambda of_frame: head(of_frame[:, None], size, self.config.patch)[0], taps
+        )
+        return maps.reshape(batch, frames, *maps.shape[1:])
+
+
+register(Family("vggt", VGGTConfig, VGGT))

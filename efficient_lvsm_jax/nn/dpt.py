@@ -1,0 +1,178 @@
+"""A DPT head: tokens after four layers of a transformer, to a picture (arXiv:2103.13413).
+
+As VGGT has it: all four maps have the same tokens, so three of them are resized first.
+
+Axes: I image, Y X pixel, y x patch, N patch token, E channels of a token, C channel.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from efficient_lvsm_jax.nn.blocks import LayerNorm, Linear
+from efficient_lvsm_jax.nn.positions import BASE
+from efficient_lvsm_jax.nn.resize import bilinear_aligned
+
+LAST_CHANNELS = 32  # before the last convolution
+POSITIONS_SHARE = 0.1  # of positions, beside features
+
+
+class Conv(nnx.Module):
+    """A convolution of maps [I, Y, X, C], with zeros around them so that stride 1 keeps sizes."""
+
+    def __init__(self, side: int, inputs: int, outputs: int, *, stride: int = 1, bias: bool = True):
+        self.side, self.stride = side, stride
+        self.kernel = nnx.Param(jnp.zeros((side, side, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        around = [(self.side // 2, self.side // 2)] * 2  # "SAME" would pad stride 2 otherwise
+        layout = ("NHWC", "HWIO", "NHWC")
+        strides = (self.stride, self.stride)
+        x = jax.lax.conv_general_dilated(
+            x, self.kernel[...], strides, around, dimension_numbers=layout
+        )
+        return x if self.bias is None else x + self.bias[...]
+
+
+class Enlarge(nnx.Module):
+    """A transposed convolution whose stride is its side: every pixel becomes side² of them."""
+
+    def __init__(self, side: int, channels: int):
+        self.map = Linear((side, side, channels, channels), (channels,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        images, height, width, channels = x.shape
+        side = self.map.kernel.shape[0]
+        x = self.map("IyxC,YXCD->IyYxXD", x)
+        return x.reshape(images, height * side, width * side, channels)
+
+
+class Residual(nnx.Module):
+    """Two convolutions, added to relu(x): the published program's ReLU works in place."""
+
+    def __init__(self, channels: int):
+        self.conv1 = Conv(3, channels, channels)
+        self.conv2 = Conv(3, channels, channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jax.nn.relu(x)
+        return self.conv2(jax.nn.relu(self.conv1(x))) + x
+
+
+class Fusion(nnx.Module):
+    """What comes from the coarser level, and this level's map, at the size of the next one."""
+
+    def __init__(self, channels: int, *, coarsest: bool):
+        self.unit1 = None if coarsest else Residual(channels)
+        self.unit2 = Residual(channels)
+        self.out = Conv(1, channels, channels)
+
+    def __call__(self, x: jax.Array | None, level: jax.Array, size: tuple[int, int]) -> jax.Array:
+        x = level if x is None else x + self.unit1(level)
+        return self.out(bilinear_aligned(self.unit2(x), size))
+
+
+class DPT(nnx.Module):
+    """The head. Computed in float32.
+
+    Args:
+      width: E.
+      channels: of the four levels, finest first.
+      features: of every level while they are fused.
+      outputs: channels of the result; 0: its features, at half the picture's size, are what is
+        wanted, and no positions are added.
+    """
+
+    def __init__(self, width: int, channels: tuple[int, ...], features: int, outputs: int):
+        finest, fine, _, coarsest = channels
+        self.norm = LayerNorm(width, 1e-5)
+        for number, count in enumerate(channels, 1):
+            setattr(self, f"project{number}", Conv(1, width, count))
+            setattr(self, f"reduce{number}", Conv(3, count, features, bias=False))
+            setattr(self, f"fuse{number}", Fusion(features, coarsest=number == 4))
+        self.resize1 = Enlarge(4, finest)
+        self.resize2 = Enlarge(2, fine)
+        self.resize4 = Conv(3, coarsest, coarsest, stride=2)
+        neck = features // 2 if outputs else features
+        self.neck = Conv(3, features, neck)
+        self.last1 = Conv(3, neck, LAST_CHANNELS) if outputs else None
+        self.last2 = Conv(1, LAST_CHANNELS, outputs) if outputs else None
+
+    def __call__(self, taps: jax.Array, size: tuple[int, int], patch: int) -> jax.Array:
+        """Tokens to a map.
+
+        Args:
+          taps: patch tokens after four layers, [4, I, N, E], earliest first.
+          size: (Y, X) of the pictures, multiples of `patch`.
+          patch: side of one in pixels.
+
+        Returns:
+          [I, Y, X, outputs] float32, or features [I, Y/2, X/2, C].
+        """
+        x = self.neck(self.fused(self.levels(taps, size, patch))[-1])
+        if self.last1 is None:
+            return bilinear_aligned(x, (size[0] // 2, size[1] // 2))
+        x = self._placed(bilinear_aligned(x, size), size)
+        return self.last2(jax.nn.relu(self.last1(x)))
+
+    def levels(self, taps: jax.Array, size: tuple[int, int], patch: int) -> list[jax.Array]:
+        """The four maps [I, …, …, C], finest first."""
+        grid = size[0] // patch, size[1] // patch
+        maps = []
+        for number, tokens in enumerate(taps, 1):
+            x = self.norm(tokens)
+            x = x.reshape(x.shape[0], *grid, -1)
+            x = self._placed(getattr(self, f"project{number}")(x), size)
+            resize = getattr(self, f"resize{number}", None)
+            maps.append(x if resize is None else resize(x))
+        return maps
+
+    def fused(self, levels: list[jax.Array]) -> list[jax.Array]:
+        """What is fused, coarsest first, each at the size of the level that is next."""
+        levels = [getattr(self, f"reduce{n}")(level) for n, level in enumerate(levels, 1)]
+        sizes = [level.shape[1:3] for level in levels]
+        sizes = [tuple(2 * side for side in sizes[0]), *sizes[:3]]
+        x, found = None, []
+        for number in (4, 3, 2, 1):
+            x = getattr(self, f"fuse{number}")(x, levels[number - 1], sizes[number - 1])
+            found.append(x)
+        return found
+
+    def _placed(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """x with positions, where the head has them."""
+        if self.last1 is None:
+            return x
+        table = positions(x.shape[1:3], size[1] / size[0], x.shape[-1])
+        return x + jnp.asarray(POSITIONS_SHARE * table, x.dtype)
+
+
+def positions(size: tuple[int, int], aspect: float, channels: int) -> np.ndarray:
+    """Sines and cosines [Y, X, C] of where the pixels of a map are, float64.
+
+    Args:
+      size: (Y, X) of the map.
+      aspect: width over height of the picture, whose half diagonal is 1.
+      channels: C, a multiple of 4; half of them tell the column, half the row.
+    """
+    count = channels // 4
+    frequencies = BASE ** -(np.arange(count) / count)
+    rows, columns = (
+        np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+        for at in coordinates(size, aspect)
+        for angles in [at[:, None] * frequencies]
+    )
+    shape = (*size, channels // 2)
+    parts = np.broadcast_to(columns, shape), np.broadcast_to(rows[:, None], shape)
+    return np.concatenate(parts, axis=-1)
+
+
+def coordinates(size: tuple[int, int], aspect: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of pixel centres, rows [Y] and columns [X], from the middle; the half diagonal is 1."""
+    diagonal = np.hypot(aspect, 1)
+    spans = 1 / diagonal, aspect / diagonal
+    ends = [span * (n - 1) / n for span, n in zip(spans, size, strict=True)]
+    return tuple(np.linspace(-end, end, n) for end, n in zip(ends, size, strict=True))
