@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, Views
     from efficient_lvsm_jax.models.model import Model
     from efficient_lvsm_jax.sessions.session import Session
+    from efficient_lvsm_jax.sessions.streaming import Stream
     from efficient_lvsm_jax.shipped import example
     from efficient_lvsm_jax.weights.load import load
 
@@ -29,6 +30,7 @@ _ROOMS = {
     "Model": "models.model",
     "SceneFrame": "geometry.cameras",
     "Session": "sessions.session",
+    "Stream": "sessions.streaming",
     "Views": "geometry.cameras",
     "example": "shipped",
     "load": "weights.load",
@@ -40,6 +42,7 @@ __all__ = [
     "Model",
     "SceneFrame",
     "Session",
+    "Stream",
     "Views",
     "__version__",
     "example",

@@ -116,6 +116,12 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     return decode_image(read_bytes(path), str(path))
 
 
+def load_upright(path: str | os.PathLike[str]) -> np.ndarray:
+    """As `load_image`, turned as its EXIF orientation says: for pictures without intrinsics."""
+    image, turn = load_image(path), UPRIGHT.get(exif_orientation(Path(path)))
+    return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
+
+
 def load_alpha(path: Path) -> np.ndarray | None:
     """How opaque each pixel of a picture file is, uint8 [Y, X]; None if it has no alpha.
 

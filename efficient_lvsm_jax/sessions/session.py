@@ -87,8 +87,13 @@ class Session:
             render, some ten milliseconds, and a warning says if their cameras do not fit them.
 
         Raises:
-          InputError: an impossible value, or a precision or limit for a model without a cache.
+          InputError: an impossible value, a precision or limit for a model without a cache, or a
+            model that renders no views.
         """
+        if not isinstance(model, Model):
+            raise InputError(
+                f"{model!r} renders no views, which a Session is for; see elvsm.Stream"
+            )
         if (precision or max_bytes is not None) and not model.paged:
             raise InputError(
                 f"precision and max_bytes are about the cache, and {model.family} has none"
