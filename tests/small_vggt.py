@@ -1,15 +1,14 @@
-"""The small VGGT of the goldens, its recorded values and frames."""
+"""The small VGGT of the goldens, and its recorded values."""
 
 import dataclasses
 import functools
 
-import jax.numpy as jnp
 import numpy as np
-from conftest import GOLDENS, channels_last, golden
+from conftest import GOLDENS, golden
 
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.models.model import bind
-from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN, VGGT
+from efficient_lvsm_jax.models.vggt import VGGT
 from efficient_lvsm_jax.weights.load import read_published
 
 FILE = GOLDENS / "stream_vggt.safetensors.index.json"
@@ -35,16 +34,6 @@ def configured(**settings):
 def recorded(name):
     """The arrays of a golden."""
     return golden(f"stream_vggt_{name}")
-
-
-def floats(pictures):
-    """uint8 [..., 3, Y, X] as the network takes them, [..., Y, X, 3]."""
-    return jnp.asarray(channels_last(pictures) / np.float32(255))
-
-
-def normalised(images):
-    """As the encoder takes them."""
-    return (images - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_DEVIATION)
 
 
 def cameras_of(extrinsics, intrinsics, size) -> Cameras:

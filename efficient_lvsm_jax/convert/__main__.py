@@ -10,7 +10,10 @@ Exit status: 0 converted, 2 wrong input, 3 converted, but a --reference limit wa
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 
@@ -53,6 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="recorded outputs of the published program; run the model and compare",
     )
     parser.add_argument(
+        "--setting",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        type=_setting,
+        help="of the model, which its tensors do not say, e.g. causal=false for VGGT's own "
+        "weights, or camera_heads=8; may be given several times",
+    )
+    parser.add_argument(
         "--lpips",
         action="store_true",
         help="the sources are LPIPS weights: torchvision's vgg16-397923af.pth and weights/v0.1/"
@@ -60,9 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.lpips:
-        if arguments.reference or arguments.size or arguments.entry or arguments.half:
+        given = (arguments.reference, arguments.size, arguments.entry, arguments.half)
+        if any(given) or arguments.setting:
             parser.error(
-                "--reference, --size, --half and --entry are about models, not --lpips weights"
+                "--reference, --size, --half, --entry and --setting are about models, not --lpips "
+                "weights"
             )
         return _convert_lpips(arguments.sources, arguments.out)
     if arguments.half and not arguments.out.endswith(".safetensors"):
@@ -77,7 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     reference = read_reference(arguments.reference) if arguments.reference else None
     source, size, entry = arguments.sources[0], arguments.size, arguments.entry
-    done = convert(source, arguments.out, trained_size=size, entry=entry, half=arguments.half)
+    told = (reference.told if reference else {}) | dict(arguments.setting)
+    done = convert(
+        source,
+        arguments.out,
+        trained_size=size,
+        entry=entry,
+        told=told,
+        half=arguments.half,
+    )
     numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())
     print(
         f"{arguments.out}: {done.family} ({numbers}), {done.parameters} parameters in "
@@ -85,6 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for reason, count in done.left_out.items():
         print(f"left out {count} tensors: {reason}")
+    if done.family == "vggt" and "causal" not in told:
+        print(
+            "read as causal, as StreamVGGT's weights are; VGGT's own have the same tensors: for "
+            "them say --setting causal=false"
+        )
     if reference is None:
         return 0
     model = load(arguments.out)
@@ -93,6 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(difference, flush=True)
         differences.append(difference)
     return 0 if all(difference.within for difference in differences) else ABOVE_LIMIT
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A setting's name and value, which is JSON: a number, true, false or [1,2,3]."""
+    name, _, value = text.partition("=")
+    try:
+        value = json.loads(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected NAME=VALUE with a number, true, false or [1,2,3]"
+        ) from None
+    return name, tuple(value) if isinstance(value, list) else value
 
 
 def _convert_lpips(sources: Sequence[str], destination: str) -> int:

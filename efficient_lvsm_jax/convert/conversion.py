@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import types
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
+from efficient_lvsm_jax.models.scene_geometry import GeometryConfig
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.weights.folder import save_weights
 from efficient_lvsm_jax.weights.load import load
@@ -38,7 +42,7 @@ class Conversion:
     """
 
     family: str
-    config: ModelConfig
+    config: ModelConfig | GeometryConfig
     parameters: int
     tensors: int
     sha256: str
@@ -51,6 +55,7 @@ def convert(
     *,
     trained_size: tuple[int, int] | None = None,
     entry: str | None = None,
+    told: Mapping[str, Any] = types.MappingProxyType({}),
     half: bool = False,
 ) -> Conversion:
     """Converts published weights to a weights folder, or any weights to a published file.
@@ -64,6 +69,7 @@ def convert(
       trained_size: (height, width) of the pictures it was trained on, which published files do not
         say; kept with the weights, see `Model.trained_sizes`.
       entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
+      told: settings of the model that a published file does not say.
       half: writes float16 to a file; reading it gives float32 again.
 
     Raises:
@@ -78,7 +84,7 @@ def convert(
     if to_file and path.is_dir():
         published, digest = _published_from_folder(path, entry), None
     else:
-        published, digest = read_file(path, entry), sha256(path)
+        published, digest = read_file(path, entry, told), sha256(path)
 
     sizes = published.sizes if trained_size is None else (trained_size,)
     if to_file:

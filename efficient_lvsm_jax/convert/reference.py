@@ -13,16 +13,20 @@ the rest targets) and at least `render` [B, T, 3, Y, X]. It may have
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
 
+from efficient_lvsm_jax.convert import geometry_reference
+from efficient_lvsm_jax.convert.geometry_reference import GeometryReference
+from efficient_lvsm_jax.convert.recorded import Difference, array_names, read_arrays
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.stored import printable
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views, check_cameras, rays
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
 
@@ -37,7 +41,6 @@ QUANTITIES = {
 }
 RENDER_LIMITS = {"lvsm_encoder_decoder": 5e-4}
 INPUTS = ("image", "c2w", "fxfycxcy", "num_input")
-MAX_BYTES = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,46 +51,21 @@ class Reference:
     views: Views
     cameras: Cameras
     recorded: dict[str, np.ndarray]
+    told: ClassVar[dict] = {}  # it says no settings
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """The largest absolute error of a quantity (NaN if a value is NaN) and the limit for it."""
-
-    quantity: str
-    error: float
-    limit: float
-
-    @property
-    def within(self) -> bool:
-        """Whether the error is small enough; NaN is not."""
-        return self.error <= self.limit
-
-    def __str__(self) -> str:
-        return f"reference {self.quantity} max_abs_error={self.error:.2e} limit={self.limit:.0e}"
-
-
-def read_reference(path: str | Path) -> Reference:
-    """Reads a reference file.
+def read_reference(path: str | Path) -> Reference | GeometryReference:
+    """Reads a reference file, of whatever family it was recorded from.
 
     Raises:
       InputError: not such a file, an array is missing, of a wrong dtype or shape, or not finite.
     """
     path = Path(path)
+    present = array_names(path)
+    if kind := geometry_reference.kind_of(present):
+        return geometry_reference.read(path, kind)
     names = [*INPUTS, *(name for arrays, _ in QUANTITIES.values() for name in arrays)]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_BYTES:
-            raise InputError(f"{path}: unpacks to {size} bytes; at most {MAX_BYTES} are read")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file.files}
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-        reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        raise InputError(f"{path}: not a readable .npz file of plain arrays ({reason})") from error
-
+    arrays = read_arrays(path, [name for name in names if name in present])
     missing = [name for name in (*INPUTS, "render") if name not in arrays]
     if missing:
         raise InputError(f"{path}: has no array {', '.join(missing)}")
@@ -124,13 +102,20 @@ def _posed(path: Path, arrays: dict[str, np.ndarray]) -> Reference:
     return Reference(path, views, cameras, arrays)
 
 
-def compare(model: Model, reference: Reference) -> Iterator[Difference]:
+def compare(
+    model: Model | GeometryModel, reference: Reference | GeometryReference
+) -> Iterator[Difference]:
     """Runs `model` on the reference's input, quantity by quantity.
 
     Raises:
       InputError: a recorded array has another shape than the model's, or is of a cache, which only
-        Efficient-LVSM has.
+        Efficient-LVSM has; or the model is of another kind.
     """
+    if isinstance(model, GeometryModel) != isinstance(reference, GeometryReference):
+        raise InputError(f"{reference.path}: was not recorded from a model like {model!r}")
+    if isinstance(reference, GeometryReference):
+        yield from geometry_reference.compare(model, reference)
+        return
     of_caches = (*QUANTITIES["cache"][0], *QUANTITIES["render_incremental"][0])
     cached = [name for name in of_caches if name in reference.recorded]
     if cached and not model.paged:

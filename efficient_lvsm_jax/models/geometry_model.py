@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ class GeometryModel:
       config: what it is and how it computes.
       params: nested dict of float32 arrays.
     """
+
+    trained_sizes: ClassVar[tuple[tuple[int, int], ...]] = ()  # as of `Model`: any will do
 
     family: str
     config: GeometryConfig

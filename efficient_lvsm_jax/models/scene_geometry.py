@@ -17,7 +17,7 @@ K head dim, L layer.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class GeometryConfig(Settings):
     """
 
     group = "model"
+    unshown_settings: ClassVar[tuple[str, ...]] = ()  # that weights fix and no shape shows
 
     width: int = setting(1024, at_least=1)
     head_dim: int = setting(64, at_least=1)

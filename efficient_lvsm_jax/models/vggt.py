@@ -12,6 +12,7 @@ frame (camera, registers, patches), D width, H head, K head dim, L round.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from efficient_lvsm_jax.models.scene_geometry import (
     SceneGeometry,
     SceneMemory,
     Sight,
+    Tracks,
 )
 from efficient_lvsm_jax.models.vggt_camera_head import CACHES, CameraHead
 from efficient_lvsm_jax.models.vggt_tracker import Tracker
@@ -66,6 +68,11 @@ class VGGTConfig(GeometryConfig):
         before: "separate", the same one, as in training; "published", all of them, as the published
         program does.
     """
+
+    unshown_settings: ClassVar[tuple[str, ...]] = (
+        *("taps", "camera_heads", "camera_iterations", "track_heads", "track_iterations"),
+        *("correlation_levels", "correlation_radius", "causal", "camera_cache"),
+    )
 
     encoder_layers: int = setting(24, at_least=1)
     layers: int = setting(24, at_least=1)
@@ -194,6 +201,16 @@ class VGGT(SceneGeometry):
         """As `SceneGeometry` says."""
         if memory is not None and queries is not None:
             raise InputError("tracks are found in clips: give queries without a memory")
+        memory, geometry, taps = self.observe_with_taps(memory, images)
+        if queries is not None:
+            _, tracks = self.track(taps, images.shape[2:4], queries)
+            geometry = dataclasses.replace(geometry, tracks=tracks)
+        return memory, geometry
+
+    def observe_with_taps(
+        self, memory: SceneMemory | None, images: jax.Array
+    ) -> tuple[SceneMemory | None, Geometry, jax.Array]:
+        """`observe` without tracks, and what leaves the rounds `taps`, [4, B, R, P, 2·D]."""
         sight = self.sight(memory, images.shape[1])
         x, taps, tokens = self.rounds(memory, images, sight)
         cameras = None if memory is None else memory.cameras
@@ -204,9 +221,6 @@ class VGGT(SceneGeometry):
         size = images.shape[2:4]
         depth = self.map(self.depth_head, taps, size)
         points = self.map(self.point_head, taps, size)
-        tracks = None
-        if queries is not None:
-            _, tracks = self.tracker(self.map(self.tracker.features, taps, size), queries)
         geometry = Geometry(
             decode(encodings[-1], size),
             encodings,
@@ -214,9 +228,19 @@ class VGGT(SceneGeometry):
             1 + jnp.exp(depth[..., 1]),
             jnp.sign(points[..., :3]) * jnp.expm1(jnp.abs(points[..., :3])),
             1 + jnp.exp(points[..., 3]),
-            tracks,
         )
-        return memory, geometry
+        return memory, geometry, taps
+
+    def track(
+        self, taps: jax.Array, size: tuple[int, int], queries: jax.Array
+    ) -> tuple[jax.Array, Tracks]:
+        """Points of a clip's first frame in all frames, see `Tracker`; `taps` as they came."""
+        return self.tracker(self.map(self.tracker.features, taps, size), queries)
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Patch tokens [B·R, N, D] of every frame by itself, float32."""
+        images = (images - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_DEVIATION)
+        return self.encoder.patch_tokens(images.reshape(-1, *images.shape[2:]))
 
     def sight(self, memory: SceneMemory | None, frames: int) -> Sight:
         """Which frames see which."""
@@ -227,8 +251,7 @@ class VGGT(SceneGeometry):
         batch, frames = images.shape[:2]
         seen = 0 if memory is None else jnp.count_nonzero(memory.used)
         slot = jnp.minimum(jnp.arange(frames) + seen, 1)
-        images = (images - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_DEVIATION)
-        patches = self.encoder.patch_tokens(images.reshape(-1, *images.shape[2:]))
+        patches = self.encode(images)
         patches = patches.reshape(batch, frames, *patches.shape[1:])
         special = jnp.concatenate([self.camera_token[...], self.register_tokens[...]], axis=1)
         special = jnp.broadcast_to(special[slot], (batch, frames, *special.shape[1:]))

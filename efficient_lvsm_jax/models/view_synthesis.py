@@ -75,6 +75,7 @@ class ModelConfig(Settings):
     group = "model"
     paged: ClassVar[bool] = False  # memory is a cache, `nn.paged.Pages`: views come and go in it
     tapped: ClassVar[bool] = False  # has encode_with_taps and decode_with_taps, which REPA needs
+    # That weights fix and no shape shows.
     unshown_settings: ClassVar[tuple[str, ...]] = ("positions", "rays", "ray_dtype")
 
     width: int = setting(768, at_least=1)
@@ -111,13 +112,6 @@ class ModelConfig(Settings):
         """The settings that are fixed by the weights."""
         names = [field.name for field in dataclasses.fields(self) if field.type == "int"]
         return {name: getattr(self, name) for name in names}
-
-    @property
-    def unshown(self) -> dict[str, str]:
-        """Settings the weights were trained with that no shape shows, where not as published."""
-        published = {field.name: field.default for field in dataclasses.fields(self)}
-        values = {name: getattr(self, name) for name in self.unshown_settings}
-        return {name: value for name, value in values.items() if value != published[name]}
 
     @property
     def dtype(self) -> jnp.dtype:

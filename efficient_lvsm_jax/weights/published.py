@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efficient_lvsm_jax.configuration import check_key
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_metadata
 from efficient_lvsm_jax.files.stored import printable
-from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.weights.entries import bare_name
 from efficient_lvsm_jax.weights.folder import SIZES, read_sizes
 from efficient_lvsm_jax.weights.layouts import LAYOUTS, layout_named, layout_of
@@ -24,12 +23,15 @@ from efficient_lvsm_jax.weights.tensors import Published, params_of, tensors_of
 TOLD = "efficient_lvsm_jax"  # in the metadata of a .safetensors file, see `metadata_of`
 
 
-def bring_in(path: Path, state: Mapping[str, Any]) -> Published:
+def bring_in(
+    path: Path, state: Mapping[str, Any], told: Mapping[str, Any] = types.MappingProxyType({})
+) -> Published:
     """A model from a published state dict; which family it is follows from the names.
 
     Args:
       path: the file, for messages; no more bytes are read than it has.
       state: tensors by published name, with or without words of wrappers.
+      told: settings of the model that tensors do not say.
 
     Raises:
       InputError: tensors of no family that is known; or as `params_of`.
@@ -37,18 +39,29 @@ def bring_in(path: Path, state: Mapping[str, Any]) -> Published:
     layout = layout_of([bare_name(name) for name in state])
     if layout is None:
         raise InputError(f"{path}: {_unknown(map(bare_name, state))}")
-    return params_of([(path, state)], layout)
+    return params_of([(path, state)], layout, told)
 
 
-def read_file(path: Path, entry: str | None = None) -> Published:
+def read_file(
+    path: Path,
+    entry: str | None = None,
+    told: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Published:
     """The model of a file in the published layout, its parameters float32 NumPy arrays.
 
+    Args:
+      path: of the file, or of the index of several.
+      entry: as `open_state_dict`.
+      told: settings of the model that the file does not say.
+
     Raises:
-      InputError: as `open_state_dict`, `bring_in` and `as_told`.
+      InputError: as `open_state_dict` and `bring_in`; or metadata that `metadata_of` does not
+        write.
     """
+    settings, sizes = _metadata(path)
     with open_state_dict(path, entry) as state:
-        published = bring_in(path, state)
-    return as_told(path, published)
+        published = bring_in(path, state, {**settings, **told})
+    return dataclasses.replace(published, sizes=sizes)
 
 
 def info_of(
@@ -57,7 +70,7 @@ def info_of(
     """What `weights.json` says of a published file that was brought in, see `save_weights`."""
     info = {
         "family": published.family,
-        "config": {**published.config.architecture, **published.config.unshown},
+        "config": {**published.config.architecture, **unshown(published.config)},
         "source": source,
         "sha256": sha256,
         "tensors": published.tensors,
@@ -69,48 +82,46 @@ def info_of(
     return info
 
 
-def bring_out(params: Mapping[str, Any], family: str, config: ModelConfig) -> dict[str, np.ndarray]:
+def bring_out(params: Mapping[str, Any], family: str, config: Any) -> dict[str, np.ndarray]:
     """Parameters as float32 tensors with published names and layout; undoes `bring_in`."""
     return tensors_of(params, layout_named(family), config, config.architecture)
 
 
-def metadata_of(config: ModelConfig, sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
-    """What a .safetensors file has to say besides its tensors: `config.unshown`, trained sizes.
+def metadata_of(config: Any, sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """What a .safetensors file has to say besides its tensors: `unshown` settings, trained sizes.
 
     Nothing for a model as published, of sizes that are not known.
     """
-    told = dict(config.unshown)
+    told = unshown(config)
     if sizes:
         told[SIZES] = [list(size) for size in sizes]
     return {TOLD: json.dumps(told, sort_keys=True)} if told else {}
 
 
-def as_told(path: Path, published: Published) -> Published:
-    """With the settings and sizes that the metadata of a .safetensors file name, if any.
+def unshown(config: Any) -> dict[str, Any]:
+    """Settings that weights were trained with and no shape shows, where not as published."""
+    published = {field.name: field.default for field in dataclasses.fields(config)}
+    values = {name: getattr(config, name) for name in config.unshown_settings}
+    return {name: value for name, value in values.items() if value != published[name]}
 
-    Raises:
-      InputError: they are not what `metadata_of` writes, or no model has them.
-    """
+
+def _metadata(path: Path) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
+    """Settings and sizes that a .safetensors file names, which are looked at as any told are."""
     text = read_metadata(path).get(TOLD) if path.suffix == ".safetensors" else None
     if text is None:
-        return published
-    where = f"{path}: metadata {TOLD!r}"
+        return {}, ()
     try:
         told = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{where}: expected a JSON object of settings, {error}") from error
+        raise InputError(
+            f"{path}: metadata {TOLD!r}: expected a JSON object of settings, {error}"
+        ) from error
     sizes = read_sizes(told, path)
     told.pop(SIZES, None)
-    for name in told:
-        check_key(name, published.config.unshown_settings, where)
-    try:
-        config = dataclasses.replace(published.config, **told)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return dataclasses.replace(published, config=config, sizes=sizes)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}, sizes
 
 
-def count_tensors(family: str, config: ModelConfig) -> int:
+def count_tensors(family: str, config: Any) -> int:
     """How many tensors a published model has: 207 of an Efficient-LVSM with twelve layers."""
     return sum(map(len, layout_named(family).places(config.architecture).values()))
 

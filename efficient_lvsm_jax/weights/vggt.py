@@ -211,24 +211,26 @@ def _infer(votes: Votes, numbers: Mapping[str, int]) -> VGGTConfig:
             "taps=5,12,18,24 of 24"
         )
     radius = max(r for r in range(64) if windows % (2 * r + 1) ** 2 == 0)
-    settings = {
+    guessed = {
+        "camera_heads": max(1, min(CAMERA_HEADS, 2 * width // LEAST_HEAD)),
+        "correlation_levels": windows // (2 * radius + 1) ** 2,
+        "correlation_radius": radius,
+        "taps": PUBLISHED_TAPS.get(numbers["layers"], ()),
+    }
+    said = {
         "width": width,
         "head_dim": head_dim,
         "patch": most_voted(votes, "Y"),
         "registers": most_voted(votes, "R"),
         "encoder_registers": most_voted(votes, "S"),
         "position_side": math.isqrt(most_voted(votes, "T") - 1),
-        "camera_heads": max(1, min(CAMERA_HEADS, 2 * width // LEAST_HEAD)),
         "channels": tuple(most_voted(votes, axis) for axis in "abcd"),
         "features": most_voted(votes, "f"),
         "track_features": most_voted(votes, "t"),
         "track_width": most_voted(votes, "W"),
         "virtual_tracks": most_voted(votes, "V"),
-        "correlation_levels": windows // (2 * radius + 1) ** 2,
-        "correlation_radius": radius,
-        "taps": PUBLISHED_TAPS.get(numbers["layers"], ()),
     }
-    return configure("vggt", settings | dict(numbers))
+    return configure("vggt", {**guessed, **numbers, **said})
 
 
 def axis_sizes(config: VGGTConfig) -> dict[str, int]:

@@ -159,7 +159,7 @@ def test_a_file_keeps_what_shapes_do_not_show(tmp_path, small_model):
     [
         ("{", "expected a JSON object of settings"),
         ("[1]", "expected a JSON object of settings"),
-        ('{"width": 8}', "width is not a known setting"),
+        ('{"width": 8}', "width=8 was told, but its tensors say 64"),
         ('{"positions": "guessed"}', "positions='guessed'"),
         ('{"trained_sizes": [[8]]}', "expected pairs"),
     ],

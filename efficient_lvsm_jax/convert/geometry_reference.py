@@ -1,0 +1,515 @@
+"""Compares VGGT and StreamVGGT with outputs recorded from the published programs.
+
+Files (.npz) are told apart by their arrays; `{s}` is a size, "56x70" (height x width). Most have
+`config`, JSON text with the sizes that tensors do not say.
+
+- an encoder: `images_u8`, `tokens_in`, `tokens_after_blocks`, `patch_tokens`, `pos_embed_{s}`;
+- clips: `pose_iterations_{s}` and what else `_clips` compares. With their frames `images_u8_{s}`
+  they are of the masked network, without of the one without masks, on the frames of the file beside
+  them whose name ends in `_causal.npz`;
+- a stream with the published caches, tracks, both on the same frames;
+- pose encodings and unprojection, and prepared pictures, which need no weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from data_pipeline.pictures.unposed import fit_long_side, fit_padded, fit_width, same_size
+from efficient_lvsm_jax.convert.recorded import Difference, array_names, read_arrays
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.stored import printable
+from efficient_lvsm_jax.geometry.cameras import Cameras
+from efficient_lvsm_jax.geometry.points import unproject
+from efficient_lvsm_jax.geometry.pose_encoding import decode, encode
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.model import bind_as_is
+from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
+from efficient_lvsm_jax.models.vggt_tracker import (
+    correlation,
+    flow_embedding,
+    pooled,
+    position_table,
+    sample,
+)
+from efficient_lvsm_jax.nn.dpt import coordinates, positions
+from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
+
+# Errors of dense maps, and of what else DENSE limits, count in shares of values above 1.
+TOKENS, POSES, DENSE = 1e-5, 1e-5, 1e-4
+# Steps of a track are told by waves of up to 970 rad a pixel, so rounding grows from one refining
+# to the next: errors of the last say less.
+TRACKS = (1e-3, 1e-3, 1e-2, 1e-2)
+# What a file's `config` says, as settings.
+SETTINGS = {
+    "embed_dim": "width",
+    "patch_size": "patch",
+    "register_tokens": "registers",
+    "encoder_depth": "encoder_layers",
+    "depth": "layers",
+    "camera_depth": "camera_layers",
+    "camera_heads": "camera_heads",
+    "camera_iterations": "camera_iterations",
+    "dpt_features": "features",
+    "dpt_out_channels": "channels",
+    "track_features": "track_features",
+    "track_hidden": "track_width",
+    "track_heads": "track_heads",
+    "track_depth": "track_layers",
+    "virtual_tracks": "virtual_tracks",
+    "corr_levels": "correlation_levels",
+    "corr_radius": "correlation_radius",
+    "track_iterations": "track_iterations",
+}
+# An array that a file has and no other, and what the file then is.
+KINDS = {
+    "tokens_after_blocks": "encoder",
+    "camera_cache_k_first_t1": "stream",
+    "corr_out": "tracks",
+    "pose_encoding": "geometry",
+    "big_size_hw": "pictures",
+}
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometryReference:
+    """A reference file: what it is, its arrays by name, and settings that it tells.
+
+    `frames` are the arrays of the file that has the frames, maybe the same.
+    """
+
+    path: Path
+    kind: str
+    arrays: Arrays
+    frames: Arrays
+    told: dict[str, Any]
+
+
+def kind_of(names: Collection[str]) -> str | None:
+    """What a file with these arrays is; None: nothing of VGGT or StreamVGGT."""
+    for name, kind in KINDS.items():
+        if name in names:
+            return kind
+    return "clip" if any(name.startswith("pose_iterations_") for name in names) else None
+
+
+def read(path: Path, kind: str) -> GeometryReference:
+    """Reads a reference file of that kind, and the one with its frames.
+
+    Raises:
+      InputError: not a readable file, values that are not finite, a configuration that says
+        something else, or no file with the frames.
+    """
+    arrays = read_arrays(path, array_names(path))
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise InputError(f"{path}: {name} has NaN or infinite values; expected finite ones")
+    frames = arrays
+    alone = kind in ("encoder", "geometry", "pictures")
+    if not alone and not any(name.startswith("images_u8") for name in arrays):
+        beside = path.with_name(re.sub(r"_[a-z]+\.npz$", "_causal.npz", path.name))
+        if beside == path or not beside.is_file():
+            raise InputError(
+                f"{path}: has no images_u8 of its frames; expected them in {beside.name} beside it"
+            )
+        frames = read_arrays(beside, array_names(beside))
+    return GeometryReference(path, kind, arrays, frames, _told(path, arrays.get("config")))
+
+
+def _told(path: Path, config: np.ndarray | None) -> dict[str, Any]:
+    """The settings in the text of `config`."""
+    if config is None:
+        return {}
+    try:
+        stated = json.loads(str(config))
+        told = {
+            ours: tuple(stated[theirs]) if isinstance(stated[theirs], list) else stated[theirs]
+            for theirs, ours in SETTINGS.items()
+            if theirs in stated
+        }
+        told["taps"] = tuple(tap + 1 for tap in stated["taps"])
+        told["head_dim"] = stated["embed_dim"] // stated["heads"]
+        alike = stated["heads"] == stated["encoder_heads"]
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        reason = printable(f"{type(error).__name__}: {error}")
+        raise InputError(f"{path}: config: expected a JSON object of sizes ({reason})") from None
+    if not alike:
+        raise InputError(f"{path}: config: heads and encoder_heads differ; expected as many")
+    return told
+
+
+def compare(model: GeometryModel, reference: GeometryReference) -> Iterator[Difference]:
+    """Runs `model` on what a file was recorded from, quantity by quantity.
+
+    Raises:
+      InputError: a recorded array is missing or has another shape than the model's.
+    """
+    comparisons: dict[str, Callable] = {
+        "encoder": _encoder,
+        "clip": _clips,
+        "stream": _stream,
+        "tracks": _tracks,
+        "geometry": _geometry,
+        "pictures": _pictures,
+    }
+    worst: dict[str, Difference] = {}
+    # Accelerators would otherwise multiply float32 matrices with fewer bits.
+    with jax.default_matmul_precision("highest"):
+        try:
+            for quantity, name, got, expected, limit in comparisons[reference.kind](
+                model, reference
+            ):
+                new = _difference(reference.path, quantity, name, got, expected, limit)
+                old = worst.setdefault(quantity, new)
+                if not new.error <= old.error:
+                    worst[quantity] = new
+        except KeyError as error:
+            raise InputError(f"{reference.path}: has no array {error.args[0]}") from None
+    yield from worst.values()
+
+
+def _difference(
+    path: Path, quantity: str, name: str, got: Any, expected: np.ndarray, limit: float
+) -> Difference:
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    if got.shape != expected.shape:
+        raise InputError(f"{path}: {name} is {expected.shape}, but this model gives {got.shape}")
+    relative = limit == DENSE
+    error = np.abs(got - expected)
+    if relative:
+        error = error / np.maximum(1, np.abs(expected))
+    return Difference(quantity, float(np.max(error, initial=0.0)), limit, relative)
+
+
+def _network(model: GeometryModel, params: dict) -> Any:
+    return bind_as_is(model.family, model.config, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(function: Callable, *args: Any) -> Any:
+    return function(*args)
+
+
+def _floats(pictures: np.ndarray) -> jax.Array:
+    """uint8 [..., 3, Y, X] as the network takes them."""
+    return jnp.asarray(np.moveaxis(pictures, -3, -1) / np.float32(255))
+
+
+def _encoder(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
+    data, patch = reference.arrays, model.config.patch
+
+    def tokens(params: dict, images: jax.Array) -> tuple:
+        encoder = _network(model, params).encoder
+        grid = images.shape[1] // patch, images.shape[2] // patch
+        start, _ = encoder.embed(images, grid)
+        _, after = jax.lax.scan(lambda x, block: (block(x, None),) * 2, start, encoder.blocks)
+        return start, after, encoder.patch_tokens(images)
+
+    def normalised(images: jax.Array) -> jax.Array:
+        return (images - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_DEVIATION)
+
+    found = _run(tokens, model.ready, normalised(_floats(data["images_u8"])))
+    for name, got in zip(("tokens_in", "tokens_after_blocks", "patch_tokens"), found, strict=True):
+        yield "encoder tokens", name, got, data[name], TOKENS
+
+    def table(params: dict, size: tuple[int, int]) -> jax.Array:
+        return _network(model, params).encoder.position_table(size, size)[0]
+
+    def full(params: dict, image: jax.Array) -> jax.Array:
+        return _network(model, params).encoder.patch_tokens(image)
+
+    for name in sorted(data):
+        size = _size(name)
+        if name.startswith("pos_embed_"):
+            got = _run(functools.partial(table, size=size), model.ready)
+            yield "position tables", name, got[:, : data[name].shape[-1]], data[name], TOKENS
+        elif name.startswith("patch_tokens_"):
+            image = jnp.asarray(_drawn(size), jnp.float32)[None] / 255
+            stride = int(name.rpartition("every")[2])
+            got = _run(full, model.ready, normalised(image))[0, ::stride]
+            yield "encoder tokens of full size", name, got, data[name], TOKENS
+
+
+def _size(name: str) -> tuple[int, int] | None:
+    """The size in the name of an array."""
+    found = re.search(r"_(\d+)x(\d+)", name)
+    return found and (int(found[1]), int(found[2]))
+
+
+def _drawn(size: tuple[int, int]) -> np.ndarray:
+    """The drawn picture of recordings, uint8 [Y, X, 3]."""
+    y, x, c = np.meshgrid(np.arange(size[0]), np.arange(size[1]), np.arange(3), indexing="ij")
+    return ((3 * x + 5 * y + 40 * c + x * y // 16) % 256).astype(np.uint8)
+
+
+def _sizes(data: Arrays, stem: str) -> list[str]:
+    return [name.removeprefix(stem) for name in sorted(data) if name.startswith(stem)]
+
+
+def _with(model: GeometryModel, **settings: Any) -> GeometryModel:
+    config = dataclasses.replace(model.config, **settings)
+    return dataclasses.replace(model, config=config)
+
+
+def _clips(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
+    data = reference.arrays
+    model = _with(model, causal=reference.frames is data)
+    first = 1 + model.config.registers
+
+    def clip(params: dict, images: jax.Array) -> tuple:
+        network = _network(model, params)
+        _, geometry, taps = network.observe_with_taps(None, images)
+        head, size = network.depth_head, images.shape[2:4]
+        levels = head.levels(taps[:, 0, :1, first:], size, model.config.patch)
+        fused = head.fused(levels)
+        inside = {f"level{n}": x for n, x in enumerate(levels, 1)}
+        inside |= {f"fused{n}": x for n, x in zip((4, 3, 2, 1), fused, strict=True)}
+        inside["output_conv1"] = head.neck(fused[-1])
+        plain = network.encode(images)
+        return geometry, taps, inside, plain
+
+    for s in _sizes(data, "pose_iterations_"):
+        images = _floats(reference.frames[f"images_u8_{s}"])
+        geometry, taps, inside, plain = _run(clip, model.ready, images)
+        if f"encoder_{s}" in data:
+            yield "encoder tokens", f"encoder_{s}", plain, data[f"encoder_{s}"], TOKENS
+        for tap, tokens in zip(model.config.taps, taps, strict=True):
+            if (name := f"round{tap - 1}_{s}") in data:
+                yield "tokens", name, tokens, data[name], TOKENS
+        name = f"pose_iterations_{s}"
+        yield "poses", name, geometry.encodings, data[name], POSES
+        yield from _cameras(geometry.cameras, data, f"_{s}")
+        chosen = data[f"frames_{s}"]
+        yield from _maps(geometry, data, f"_{s}", lambda x, chosen=chosen: x[:, chosen])
+        for part, got in inside.items():
+            if (name := f"dpt_{part}_{s}") in data:
+                yield "depth head inside", name, np.moveaxis(got[0], -1, 0), data[name], DENSE
+
+
+def _cameras(cameras: Cameras, data: Arrays, end: str) -> Iterator[tuple]:
+    """Published matrices of the last encodings; focal lengths as the angles that they stand for."""
+    if (name := f"extrinsics{end}") in data:
+        c2w = np.asarray(cameras.c2w, np.float64)
+        rotation = np.swapaxes(c2w[..., :3, :3], -1, -2)
+        centre = -np.einsum("...ij,...j->...i", rotation, c2w[..., :3, 3])
+        got = np.concatenate([rotation, centre[..., None]], axis=-1)
+        yield "cameras", name, got, data[name], DENSE
+    if (name := f"intrinsics{end}") in data:
+        size = np.array([cameras.width, cameras.height])
+        focal = np.stack([data[name][..., i, i] for i in (0, 1)], axis=-1)
+        got, expected = (np.arctan2(size / 2, f) for f in (cameras.fxfycxcy[..., :2], focal))
+        yield "fields of view", name, got, expected, POSES
+
+
+def _maps(geometry: Any, data: Arrays, end: str, of: Callable) -> Iterator[tuple]:
+    for quantity, theirs in (
+        ("depth", "depth"),
+        ("depth_confidence", "depth_conf"),
+        ("points", "points"),
+        ("points_confidence", "points_conf"),
+    ):
+        if (name := theirs + end) in data:
+            got = of(np.asarray(getattr(geometry, quantity)))
+            yield quantity.replace("_", " "), name, got, data[name], DENSE
+
+
+def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
+    """A stream with the published cache of cameras, frame by frame."""
+    data = reference.arrays
+    model = _with(model, causal=True, camera_cache="published")
+    config, size = model.config, data["depth"].shape[1:3]
+    images = _floats(reference.frames["images_u8_{}x{}".format(*size)])
+
+    def step(params: dict, memory: Any, image: jax.Array, queries: jax.Array) -> tuple:
+        network = _network(model, params)
+        memory, geometry, taps = network.observe_with_taps(memory, image)
+        return memory, geometry, taps[-1], network.track(taps, size, queries)[1]
+
+    def finished(params: dict, keys: jax.Array, layer: int) -> jax.Array:
+        """Raw keys [1, H, T, P, K] of a layer as they are kept."""
+        among = jax.tree.map(lambda x: x[layer], _network(model, params).among)
+        rows, columns = (side // config.patch for side in size)
+        rotation = patch_rotation(rows, columns, config.head_dim, 1 + config.registers)
+        return rotate(among.k_norm(keys[0]), rotation, 2)[None]
+
+    rotation = patch_rotation(
+        *data["rope_positions"].max(axis=0), config.head_dim, 1 + config.registers
+    )
+    got = rotate(jnp.asarray(data["rope_in"]), rotation, 2)
+    yield "rotary positions", "rope_out", got, data["rope_out"], TOKENS
+
+    frames = images.shape[1]
+    memory = model.start(frames, size)
+    queries = jnp.asarray(data["query_points"])
+    for count in range(1, frames + 1):
+        memory, geometry, tokens, tracks = _run(
+            step, model.ready, memory, images[:, count - 1 : count], queries
+        )
+        here = {name: array[count - 1] for name, array in data.items() if name in PER_FRAME}
+        yield (
+            "poses",
+            "pose_iterations",
+            geometry.encodings[:, 0, 0],
+            here["pose_iterations"],
+            POSES,
+        )
+        cameras = jax.tree.map(lambda x: x[0, 0], geometry.cameras)
+        yield from _cameras(cameras, here, "")
+        yield from _maps(geometry, here, "", lambda x: x[0, 0])
+        if config.taps[-1] == config.layers and "round_last" in here:
+            yield "tokens", "round_last", tokens[0, 0], here["round_last"], TOKENS
+        # Every frame is published as a clip of its own, whose points stay at the queries.
+        yield "visibility", "vis", tracks.visible[0, 0], here["vis"], DENSE
+        yield "track confidence", "track_conf", tracks.confidence[0, 0], here["track_conf"], DENSE
+        for where, layer in (("first", 0), ("last", -1)):
+            for part in "kv":
+                kept = getattr(memory.tokens, part)[layer, :, :, :count]
+                if (name := f"cache_{part}_{where}_t{count}") in data:
+                    expected = data[name]
+                    if part == "k":
+                        expected = finished(model.ready, jnp.asarray(expected), layer)
+                    yield "cache", name, kept, expected, POSES
+                if (name := f"finished_{part}_{where}_t{count}") in data:
+                    yield "cache", name, kept, data[name], POSES
+                if (name := f"camera_cache_{part}_{where}_t{count}") in data:
+                    kept = getattr(memory.cameras, part)[layer]
+                    got = kept[:, :, : count * config.camera_iterations]
+                    yield "camera cache", name, got, data[name], POSES
+
+
+PER_FRAME = (
+    *("pose_iterations", "extrinsics", "intrinsics", "depth", "depth_conf", "points"),
+    *("points_conf", "vis", "track_conf", "round_last"),
+)
+
+
+def _tracks(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
+    data = reference.arrays
+    model = _with(model, causal=True)
+    config = model.config
+
+    def clip(params: dict, images: jax.Array, queries: jax.Array) -> tuple:
+        network = _network(model, params)
+        size, sight = images.shape[2:4], network.sight(None, images.shape[1])
+        taps = network.rounds(None, images, sight)[1]
+        features = network.map(network.tracker.features, taps, size)
+        return features, network.tracker(features, queries)
+
+    for s in _sizes(data, "query_points_"):
+        images = _floats(reference.frames[f"images_u8_{s}"])
+        queries = jnp.asarray(data[f"query_points_{s}"])
+        features, (points, tracks) = _run(clip, model.ready, images, queries)
+        if (name := f"features_{s}") in data:
+            got = np.moveaxis(np.asarray(features), -1, 2)[:, : data[name].shape[1]]
+            yield "track features", name, got, data[name], TOKENS
+        name = f"track_iterations_{s}"
+        for number, (got, expected) in enumerate(zip(points, data[name], strict=True), 1):
+            limit = TRACKS[min(number, len(TRACKS)) - 1]
+            yield f"tracks, refined {number} times", name, got, expected, limit
+        yield "visibility", f"vis_{s}", tracks.visible, data[f"vis_{s}"], 1e-3
+        name = f"track_conf_{s}"
+        yield "track confidence", name, tracks.confidence, data[name], 1e-3
+
+    maps = np.moveaxis(data["corr_fmaps"], 2, -1)
+
+    def windows(maps: jax.Array, features: jax.Array, at: jax.Array) -> jax.Array:
+        pyramid = pooled(maps, config.correlation_levels)
+        return correlation(pyramid, features, at, config.correlation_radius)
+
+    got = _run(windows, maps, data["corr_feats"], data["corr_coords"])
+    yield "tracker parts", "corr_out", got, data["corr_out"], DENSE
+    expected = data["flow_embedding"]
+    embed = functools.partial(flow_embedding, channels=expected.shape[-1])
+    yield "flow embedding", "flow_embedding", _run(embed, data["flow_in"]), expected, 1e-3
+    at, expected = data["position_coords"], data["position_sampled"]
+    table = functools.partial(position_table, maps.shape[2:4], channels=expected.shape[-1])
+    yield "tracker parts", "position_sampled", _run(table, at), expected, DENSE
+    yield "tracker parts", "sample_out", _run(sample, maps[:, 0], at), data["sample_out"], DENSE
+
+    def update(params: dict, tokens: jax.Array) -> jax.Array:
+        return _network(model, params).tracker.updater(tokens)
+
+    got = _run(update, model.ready, jnp.asarray(data["update_in"]))
+    yield "tracker parts", "update_out", got, data["update_out"], DENSE
+
+
+def _geometry(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
+    data = reference.arrays
+    size = tuple(map(int, data["image_size_hw"]))
+    cameras = _ours(data["extrinsics"], data["intrinsics"], size)
+    yield "pose encodings", "pose_encoding", _run(encode, cameras), data["pose_encoding"], POSES
+    got = _run(functools.partial(decode, size=size), data["random_encoding"])
+    decoded = {name: data[f"decoded_{name}"] for name in ("extrinsics", "intrinsics")}
+    yield from _cameras(got, decoded, "")
+    depth = data["unproject_depth"]
+    cameras = _ours(data["unproject_extrinsics"], data["unproject_intrinsics"], depth.shape[1:])
+    got = _run(functools.partial(unproject, centre=0), depth, cameras)
+    yield "unprojected points", "unproject_points", got, data["unproject_points"], POSES
+    aspect = float(data["dpt_position_aspect"])
+    for name in sorted(data):
+        if name.startswith(("uv_", "dpt_position_")) and (found := _size(name)):
+            at = found[1], found[0]  # named by columns and rows
+            if name.startswith("uv_"):
+                rows, columns = coordinates(at, aspect)
+                got = np.stack(np.broadcast_arrays(columns, rows[:, None]), axis=-1)
+            else:
+                got = positions(at, aspect, data[name].shape[-1])
+            yield "positions of DPT heads", name, got, data[name], TOKENS
+
+
+def _ours(extrinsics: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]) -> Cameras:
+    """Published world-to-camera [..., 3, 4] and [..., 3, 3] in our conventions, float64."""
+    rotation, translation = np.float64(extrinsics[..., :3]), np.float64(extrinsics[..., 3])
+    c2w = np.broadcast_to(np.eye(4), (*extrinsics.shape[:-2], 4, 4)).copy()
+    c2w[..., :3, :3] = np.swapaxes(rotation, -1, -2)
+    c2w[..., :3, 3] = -np.einsum("...ji,...j->...i", rotation, translation)
+    fxfycxcy = np.stack([intrinsics[..., i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], -1)
+    return Cameras(c2w, fxfycxcy, *size)
+
+
+def _pictures(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
+    """Sums and samples of prepared pictures; levels of 0 to 255, of which none may differ."""
+    data = reference.arrays
+    ways = {"crop": fit_width, "pad": fit_padded, "depth_benchmark": fit_long_side}
+    raw = {name.removeprefix("raw_"): data[name] for name in data if name.startswith("raw_")}
+    raw["big"] = _drawn(tuple(data["big_size_hw"]))
+    for name in sorted(data):
+        if not name.endswith("_shape"):
+            continue
+        stem = name.removesuffix("_shape")
+        way = next(way for way in ways if stem.startswith(way))
+        of = stem.removeprefix(f"{way}_")
+        names = _several(of.removeprefix("mixed_"), raw) if of.startswith("mixed_") else [of]
+        pictures = same_size([ways[way](Image.fromarray(raw[each])) for each in names])
+        got = np.moveaxis(pictures, -1, 1)
+        yield "prepared pictures", name, got.shape, data[name], 0.0
+        for what, found in (
+            ("sub7", got[..., ::7, ::7]),
+            ("sum", got.sum(dtype=int)),
+            ("row_sums", got.sum((0, 1, 3), dtype=int)),
+            ("column_sums", got.sum((0, 1, 2), dtype=int)),
+        ):
+            if f"{stem}_{what}" in data:
+                yield "prepared pictures", f"{stem}_{what}", found, data[f"{stem}_{what}"], 0.0
+
+
+def _several(names: str, known: Collection[str]) -> list[str]:
+    """Names joined by _ , some of which hold one."""
+    found = []
+    while names:
+        each = max(name for name in known if f"{names}_".startswith(f"{name}_"))
+        found.append(each)
+        names = names.removeprefix(each).removeprefix("_")
+    return found

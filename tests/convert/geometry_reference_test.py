@@ -1,0 +1,104 @@
+"""convert --reference with files recorded from StreamVGGT, and settings that files do not say."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from small_vggt import FILE, small_vggt
+
+from efficient_lvsm_jax.convert.__main__ import ABOVE_LIMIT, main
+from efficient_lvsm_jax.convert.reference import compare, read_reference
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.weights.load import load
+
+
+def file_of(name):
+    return GOLDENS / f"stream_vggt_{name}.npz"
+
+
+@pytest.mark.parametrize("name", ["causal", "streaming", "track"])
+def test_other_files_tell_sizes(name):
+    reference = read_reference(file_of(name))
+    config = small_vggt().config
+    assert reference.told.items() <= {key: getattr(config, key) for key in reference.told}.items()
+    assert "images_u8_56x70" in reference.frames
+
+
+def test_the_command_says_error_and_limit_and_ends_with_3_above_one(tmp_path, capsys):
+    with np.load(file_of("geometry")) as file:
+        arrays = dict(file)
+    for error, status in ((0, 0), (1, ABOVE_LIMIT)):
+        path = tmp_path / "changed_geometry.npz"
+        np.savez(path, **arrays | {"unproject_points": arrays["unproject_points"] + error})
+        out = tmp_path / f"out{error}"
+        assert main([str(FILE), "--out", str(out), "--reference", str(path)]) == status
+        line = next(x for x in capsys.readouterr().out.splitlines() if "unprojected" in x)
+        assert line.startswith("reference unprojected points max_abs_error=")
+        assert line.endswith("limit=1e-05")
+    assert load(tmp_path / "out0").config == small_vggt().config
+
+
+def test_settings_are_told_and_kept(tmp_path, capsys):
+    out = tmp_path / "vggt"
+    settings = ("causal=false", "camera_heads=8")
+    flags = [word for setting in settings for word in ("--setting", setting)]
+    assert main([str(FILE), "--out", str(out), *flags]) == 0
+    assert "read as causal" not in capsys.readouterr().out
+    config = load(out).config
+    assert (config.causal, config.camera_heads) == (False, 8)
+    main([str(FILE), "--out", str(tmp_path / "stream")])
+    assert "--setting causal=false" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("width=64", "width=64 was told, but its tensors say 32"),
+        ("heads=2", "heads is not a known setting"),
+        ("camera_heads=3", "divisor of twice the width"),
+    ],
+)
+def test_settings_that_tensors_contradict_are_refused(setting, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        main([str(FILE), "--out", str(tmp_path / "out"), "--setting", setting])
+    assert not (tmp_path / "out").exists()
+
+
+def test_frames_are_looked_for_beside(tmp_path):
+    path = shutil.copy(file_of("track"), tmp_path)
+    with pytest.raises(InputError, match=r"expected them in stream_vggt_causal\.npz beside it"):
+        read_reference(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": np.array("{")}, "config: expected a JSON object"),
+        ({"config": np.array('{"taps": [0]}')}, "config: expected a JSON object of sizes"),
+        ({"tokens_in": np.full((2, 25, 32), np.nan)}, "tokens_in has NaN"),
+    ],
+)
+def test_unusable_files_are_refused(changes, words, tmp_path):
+    with np.load(file_of("encoder")) as file:
+        np.savez(tmp_path / "changed.npz", **dict(file) | changes)
+    with pytest.raises(InputError, match=words):
+        read_reference(tmp_path / "changed.npz")
+
+
+def test_arrays_of_another_shape_and_missing_ones_are_named(tmp_path):
+    with np.load(file_of("geometry")) as file:
+        arrays = dict(file)
+    path = tmp_path / "changed.npz"
+    np.savez(path, **arrays | {"pose_encoding": arrays["pose_encoding"][:, :3]})
+    with pytest.raises(InputError, match=r"pose_encoding is \(1, 3, 9\), but this model gives"):
+        list(compare(small_vggt(), read_reference(path)))
+    del arrays["unproject_depth"]
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match="has no array unproject_depth"):
+        list(compare(small_vggt(), read_reference(path)))
+
+
+def test_files_of_another_kind_of_model_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"was not recorded from a model like GeometryModel"):
+        list(compare(small_vggt(), read_reference(GOLDENS / "square.npz")))
