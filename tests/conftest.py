@@ -83,9 +83,9 @@ def small_model() -> Model:
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_as_used(request):
-    """Files that compare with recordings, `parity`, compile as users' programs do."""
-    of_file = (item for item in request.session.items if item.path == request.node.path)
-    if not any("parity" in item.fixturenames for item in of_file):
+    """Files marked so compile as users' programs do, and all where the table of parity is made."""
+    marked = request.node.get_closest_marker("compiled_as_used")
+    if not marked and not request.config.getoption("--parity"):
         yield
         return
     jax.config.update("jax_disable_most_optimizations", False)

@@ -16,6 +16,8 @@ from efficient_lvsm_jax.metrics.lpips import SCALE, SHIFT, STAGES, Lpips, lpips_
 from efficient_lvsm_jax.weights.folder import save_weights
 from efficient_lvsm_jax.weights.lpips import convert_lpips, find_lpips, load_lpips
 
+# Otherwise equal pictures are 2e-12 apart.
+pytestmark = pytest.mark.compiled_as_used
 FEATURES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
 
