@@ -8,7 +8,8 @@ Files (.npz) are told apart by their arrays; `{s}` is a size, "56x70" (height x 
   they are of the masked network, without of the one without masks, on the frames of the file beside
   them whose name ends in `_causal.npz`;
 - a stream with the published caches, tracks, both on the same frames;
-- pose encodings and unprojection, and prepared pictures, which need no weights.
+- pose encodings and unprojection, and prepared pictures, which need no weights;
+- losses and a step of distillation, see `distillation_reference`.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from data_pipeline.pictures.unposed import fit_long_side, fit_padded, fit_width, same_size
+from efficient_lvsm_jax.convert import distillation_reference, recorded_alone
 from efficient_lvsm_jax.convert.recorded import Difference, array_names, read_arrays
+from efficient_lvsm_jax.convert.recorded_alone import (
+    DENSE,
+    POSES,
+    TOKENS,
+    cameras_lines,
+    drawn,
+    size_of,
+)
+from efficient_lvsm_jax.convert.running import bound, floats, run, with_settings
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.stored import printable
-from efficient_lvsm_jax.geometry.cameras import Cameras
-from efficient_lvsm_jax.geometry.points import unproject
-from efficient_lvsm_jax.geometry.pose_encoding import decode, encode
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
-from efficient_lvsm_jax.models.model import bind_as_is
 from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
 from efficient_lvsm_jax.models.vggt_tracker import (
     correlation,
@@ -43,11 +48,8 @@ from efficient_lvsm_jax.models.vggt_tracker import (
     position_table,
     sample,
 )
-from efficient_lvsm_jax.nn.dpt import coordinates, positions
 from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
 
-# Errors of dense maps, and of what else DENSE limits, count in shares of values above 1.
-TOKENS, POSES, DENSE = 1e-5, 1e-5, 1e-4
 # Steps of a track are told by waves of up to 970 rad a pixel, so rounding grows from one refining
 # to the next: errors of the last say less.
 TRACKS = (1e-3, 1e-3, 1e-2, 1e-2)
@@ -79,6 +81,8 @@ KINDS = {
     "corr_out": "tracks",
     "pose_encoding": "geometry",
     "big_size_hw": "pictures",
+    "loss_camera": "losses",
+    "weighted_Lcamera": "distillation",
 }
 Arrays = Mapping[str, np.ndarray]
 
@@ -117,7 +121,7 @@ def read(path: Path, kind: str) -> GeometryReference:
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"{path}: {name} has NaN or infinite values; expected finite ones")
     frames = arrays
-    alone = kind in ("encoder", "geometry", "pictures")
+    alone = kind in ("encoder", "geometry", "pictures", "losses")
     if not alone and not any(name.startswith("images_u8") for name in arrays):
         beside = path.with_name(re.sub(r"_[a-z]+\.npz$", "_causal.npz", path.name))
         if beside == path or not beside.is_file():
@@ -161,8 +165,10 @@ def compare(model: GeometryModel, reference: GeometryReference) -> Iterator[Diff
         "clip": _clips,
         "stream": _stream,
         "tracks": _tracks,
-        "geometry": _geometry,
-        "pictures": _pictures,
+        "geometry": recorded_alone.geometry,
+        "pictures": recorded_alone.pictures,
+        "losses": distillation_reference.losses,
+        "distillation": distillation_reference.step,
     }
     worst: dict[str, Difference] = {}
     # Accelerators would otherwise multiply float32 matrices with fewer bits.
@@ -193,25 +199,11 @@ def _difference(
     return Difference(quantity, float(np.max(error, initial=0.0)), limit, relative)
 
 
-def _network(model: GeometryModel, params: dict) -> Any:
-    return bind_as_is(model.family, model.config, params)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run(function: Callable, *args: Any) -> Any:
-    return function(*args)
-
-
-def _floats(pictures: np.ndarray) -> jax.Array:
-    """uint8 [..., 3, Y, X] as the network takes them."""
-    return jnp.asarray(np.moveaxis(pictures, -3, -1) / np.float32(255))
-
-
 def _encoder(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
     data, patch = reference.arrays, model.config.patch
 
     def tokens(params: dict, images: jax.Array) -> tuple:
-        encoder = _network(model, params).encoder
+        encoder = bound(model, params).encoder
         grid = images.shape[1] // patch, images.shape[2] // patch
         start, _ = encoder.embed(images, grid)
         _, after = jax.lax.scan(lambda x, block: (block(x, None),) * 2, start, encoder.blocks)
@@ -220,56 +212,39 @@ def _encoder(model: GeometryModel, reference: GeometryReference) -> Iterator[tup
     def normalised(images: jax.Array) -> jax.Array:
         return (images - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_DEVIATION)
 
-    found = _run(tokens, model.ready, normalised(_floats(data["images_u8"])))
+    found = run(tokens, model.ready, normalised(floats(data["images_u8"])))
     for name, got in zip(("tokens_in", "tokens_after_blocks", "patch_tokens"), found, strict=True):
         yield "encoder tokens", name, got, data[name], TOKENS
 
     def table(params: dict, size: tuple[int, int]) -> jax.Array:
-        return _network(model, params).encoder.position_table(size, size)[0]
+        return bound(model, params).encoder.position_table(size, size)[0]
 
     def full(params: dict, image: jax.Array) -> jax.Array:
-        return _network(model, params).encoder.patch_tokens(image)
+        return bound(model, params).encoder.patch_tokens(image)
 
     for name in sorted(data):
-        size = _size(name)
+        size = size_of(name)
         if name.startswith("pos_embed_"):
-            got = _run(functools.partial(table, size=size), model.ready)
+            got = run(functools.partial(table, size=size), model.ready)
             yield "position tables", name, got[:, : data[name].shape[-1]], data[name], TOKENS
         elif name.startswith("patch_tokens_"):
-            image = jnp.asarray(_drawn(size), jnp.float32)[None] / 255
+            image = jnp.asarray(drawn(size), jnp.float32)[None] / 255
             stride = int(name.rpartition("every")[2])
-            got = _run(full, model.ready, normalised(image))[0, ::stride]
+            got = run(full, model.ready, normalised(image))[0, ::stride]
             yield "encoder tokens of full size", name, got, data[name], TOKENS
-
-
-def _size(name: str) -> tuple[int, int] | None:
-    """The size in the name of an array."""
-    found = re.search(r"_(\d+)x(\d+)", name)
-    return found and (int(found[1]), int(found[2]))
-
-
-def _drawn(size: tuple[int, int]) -> np.ndarray:
-    """The drawn picture of recordings, uint8 [Y, X, 3]."""
-    y, x, c = np.meshgrid(np.arange(size[0]), np.arange(size[1]), np.arange(3), indexing="ij")
-    return ((3 * x + 5 * y + 40 * c + x * y // 16) % 256).astype(np.uint8)
 
 
 def _sizes(data: Arrays, stem: str) -> list[str]:
     return [name.removeprefix(stem) for name in sorted(data) if name.startswith(stem)]
 
 
-def _with(model: GeometryModel, **settings: Any) -> GeometryModel:
-    config = dataclasses.replace(model.config, **settings)
-    return dataclasses.replace(model, config=config)
-
-
 def _clips(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
     data = reference.arrays
-    model = _with(model, causal=reference.frames is data)
+    model = with_settings(model, causal=reference.frames is data)
     first = 1 + model.config.registers
 
     def clip(params: dict, images: jax.Array) -> tuple:
-        network = _network(model, params)
+        network = bound(model, params)
         _, geometry, taps = network.observe_with_taps(None, images)
         head, size = network.depth_head, images.shape[2:4]
         levels = head.levels(taps[:, 0, :1, first:], size, model.config.patch)
@@ -281,8 +256,8 @@ def _clips(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple
         return geometry, taps, inside, plain
 
     for s in _sizes(data, "pose_iterations_"):
-        images = _floats(reference.frames[f"images_u8_{s}"])
-        geometry, taps, inside, plain = _run(clip, model.ready, images)
+        images = floats(reference.frames[f"images_u8_{s}"])
+        geometry, taps, inside, plain = run(clip, model.ready, images)
         if f"encoder_{s}" in data:
             yield "encoder tokens", f"encoder_{s}", plain, data[f"encoder_{s}"], TOKENS
         for tap, tokens in zip(model.config.taps, taps, strict=True):
@@ -290,27 +265,12 @@ def _clips(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple
                 yield "tokens", name, tokens, data[name], TOKENS
         name = f"pose_iterations_{s}"
         yield "poses", name, geometry.encodings, data[name], POSES
-        yield from _cameras(geometry.cameras, data, f"_{s}")
+        yield from cameras_lines(geometry.cameras, data, f"_{s}")
         chosen = data[f"frames_{s}"]
         yield from _maps(geometry, data, f"_{s}", lambda x, chosen=chosen: x[:, chosen])
         for part, got in inside.items():
             if (name := f"dpt_{part}_{s}") in data:
                 yield "depth head inside", name, np.moveaxis(got[0], -1, 0), data[name], DENSE
-
-
-def _cameras(cameras: Cameras, data: Arrays, end: str) -> Iterator[tuple]:
-    """Published matrices of the last encodings; focal lengths as the angles that they stand for."""
-    if (name := f"extrinsics{end}") in data:
-        c2w = np.asarray(cameras.c2w, np.float64)
-        rotation = np.swapaxes(c2w[..., :3, :3], -1, -2)
-        centre = -np.einsum("...ij,...j->...i", rotation, c2w[..., :3, 3])
-        got = np.concatenate([rotation, centre[..., None]], axis=-1)
-        yield "cameras", name, got, data[name], DENSE
-    if (name := f"intrinsics{end}") in data:
-        size = np.array([cameras.width, cameras.height])
-        focal = np.stack([data[name][..., i, i] for i in (0, 1)], axis=-1)
-        got, expected = (np.arctan2(size / 2, f) for f in (cameras.fxfycxcy[..., :2], focal))
-        yield "fields of view", name, got, expected, POSES
 
 
 def _maps(geometry: Any, data: Arrays, end: str, of: Callable) -> Iterator[tuple]:
@@ -328,18 +288,18 @@ def _maps(geometry: Any, data: Arrays, end: str, of: Callable) -> Iterator[tuple
 def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
     """A stream with the published cache of cameras, frame by frame."""
     data = reference.arrays
-    model = _with(model, causal=True, camera_cache="published")
+    model = with_settings(model, causal=True, camera_cache="published")
     config, size = model.config, data["depth"].shape[1:3]
-    images = _floats(reference.frames["images_u8_{}x{}".format(*size)])
+    images = floats(reference.frames["images_u8_{}x{}".format(*size)])
 
     def step(params: dict, memory: Any, image: jax.Array, queries: jax.Array) -> tuple:
-        network = _network(model, params)
+        network = bound(model, params)
         memory, geometry, taps = network.observe_with_taps(memory, image)
         return memory, geometry, taps[-1], network.track(taps, size, queries)[1]
 
     def finished(params: dict, keys: jax.Array, layer: int) -> jax.Array:
         """Raw keys [1, H, T, P, K] of a layer as they are kept."""
-        among = jax.tree.map(lambda x: x[layer], _network(model, params).among)
+        among = jax.tree.map(lambda x: x[layer], bound(model, params).among)
         rows, columns = (side // config.patch for side in size)
         rotation = patch_rotation(rows, columns, config.head_dim, 1 + config.registers)
         return rotate(among.k_norm(keys[0]), rotation, 2)[None]
@@ -354,7 +314,7 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
     memory = model.start(frames, size)
     queries = jnp.asarray(data["query_points"])
     for count in range(1, frames + 1):
-        memory, geometry, tokens, tracks = _run(
+        memory, geometry, tokens, tracks = run(
             step, model.ready, memory, images[:, count - 1 : count], queries
         )
         here = {name: array[count - 1] for name, array in data.items() if name in PER_FRAME}
@@ -366,7 +326,7 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
             POSES,
         )
         cameras = jax.tree.map(lambda x: x[0, 0], geometry.cameras)
-        yield from _cameras(cameras, here, "")
+        yield from cameras_lines(cameras, here, "")
         yield from _maps(geometry, here, "", lambda x: x[0, 0])
         if config.taps[-1] == config.layers and "round_last" in here:
             yield "tokens", "round_last", tokens[0, 0], here["round_last"], TOKENS
@@ -397,20 +357,20 @@ PER_FRAME = (
 
 def _tracks(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
     data = reference.arrays
-    model = _with(model, causal=True)
+    model = with_settings(model, causal=True)
     config = model.config
 
     def clip(params: dict, images: jax.Array, queries: jax.Array) -> tuple:
-        network = _network(model, params)
+        network = bound(model, params)
         size, sight = images.shape[2:4], network.sight(None, images.shape[1])
         taps = network.rounds(None, images, sight)[1]
         features = network.map(network.tracker.features, taps, size)
         return features, network.tracker(features, queries)
 
     for s in _sizes(data, "query_points_"):
-        images = _floats(reference.frames[f"images_u8_{s}"])
+        images = floats(reference.frames[f"images_u8_{s}"])
         queries = jnp.asarray(data[f"query_points_{s}"])
-        features, (points, tracks) = _run(clip, model.ready, images, queries)
+        features, (points, tracks) = run(clip, model.ready, images, queries)
         if (name := f"features_{s}") in data:
             got = np.moveaxis(np.asarray(features), -1, 2)[:, : data[name].shape[1]]
             yield "track features", name, got, data[name], TOKENS
@@ -428,88 +388,18 @@ def _tracks(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
         pyramid = pooled(maps, config.correlation_levels)
         return correlation(pyramid, features, at, config.correlation_radius)
 
-    got = _run(windows, maps, data["corr_feats"], data["corr_coords"])
+    got = run(windows, maps, data["corr_feats"], data["corr_coords"])
     yield "tracker parts", "corr_out", got, data["corr_out"], DENSE
     expected = data["flow_embedding"]
     embed = functools.partial(flow_embedding, channels=expected.shape[-1])
-    yield "flow embedding", "flow_embedding", _run(embed, data["flow_in"]), expected, 1e-3
+    yield "flow embedding", "flow_embedding", run(embed, data["flow_in"]), expected, 1e-3
     at, expected = data["position_coords"], data["position_sampled"]
     table = functools.partial(position_table, maps.shape[2:4], channels=expected.shape[-1])
-    yield "tracker parts", "position_sampled", _run(table, at), expected, DENSE
-    yield "tracker parts", "sample_out", _run(sample, maps[:, 0], at), data["sample_out"], DENSE
+    yield "tracker parts", "position_sampled", run(table, at), expected, DENSE
+    yield "tracker parts", "sample_out", run(sample, maps[:, 0], at), data["sample_out"], DENSE
 
     def update(params: dict, tokens: jax.Array) -> jax.Array:
-        return _network(model, params).tracker.updater(tokens)
+        return bound(model, params).tracker.updater(tokens)
 
-    got = _run(update, model.ready, jnp.asarray(data["update_in"]))
+    got = run(update, model.ready, jnp.asarray(data["update_in"]))
     yield "tracker parts", "update_out", got, data["update_out"], DENSE
-
-
-def _geometry(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
-    data = reference.arrays
-    size = tuple(map(int, data["image_size_hw"]))
-    cameras = _ours(data["extrinsics"], data["intrinsics"], size)
-    yield "pose encodings", "pose_encoding", _run(encode, cameras), data["pose_encoding"], POSES
-    got = _run(functools.partial(decode, size=size), data["random_encoding"])
-    decoded = {name: data[f"decoded_{name}"] for name in ("extrinsics", "intrinsics")}
-    yield from _cameras(got, decoded, "")
-    depth = data["unproject_depth"]
-    cameras = _ours(data["unproject_extrinsics"], data["unproject_intrinsics"], depth.shape[1:])
-    got = _run(functools.partial(unproject, centre=0), depth, cameras)
-    yield "unprojected points", "unproject_points", got, data["unproject_points"], POSES
-    aspect = float(data["dpt_position_aspect"])
-    for name in sorted(data):
-        if name.startswith(("uv_", "dpt_position_")) and (found := _size(name)):
-            at = found[1], found[0]  # named by columns and rows
-            if name.startswith("uv_"):
-                rows, columns = coordinates(at, aspect)
-                got = np.stack(np.broadcast_arrays(columns, rows[:, None]), axis=-1)
-            else:
-                got = positions(at, aspect, data[name].shape[-1])
-            yield "positions of DPT heads", name, got, data[name], TOKENS
-
-
-def _ours(extrinsics: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]) -> Cameras:
-    """Published world-to-camera [..., 3, 4] and [..., 3, 3] in our conventions, float64."""
-    rotation, translation = np.float64(extrinsics[..., :3]), np.float64(extrinsics[..., 3])
-    c2w = np.broadcast_to(np.eye(4), (*extrinsics.shape[:-2], 4, 4)).copy()
-    c2w[..., :3, :3] = np.swapaxes(rotation, -1, -2)
-    c2w[..., :3, 3] = -np.einsum("...ji,...j->...i", rotation, translation)
-    fxfycxcy = np.stack([intrinsics[..., i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], -1)
-    return Cameras(c2w, fxfycxcy, *size)
-
-
-def _pictures(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:
-    """Sums and samples of prepared pictures; levels of 0 to 255, of which none may differ."""
-    data = reference.arrays
-    ways = {"crop": fit_width, "pad": fit_padded, "depth_benchmark": fit_long_side}
-    raw = {name.removeprefix("raw_"): data[name] for name in data if name.startswith("raw_")}
-    raw["big"] = _drawn(tuple(data["big_size_hw"]))
-    for name in sorted(data):
-        if not name.endswith("_shape"):
-            continue
-        stem = name.removesuffix("_shape")
-        way = next(way for way in ways if stem.startswith(way))
-        of = stem.removeprefix(f"{way}_")
-        names = _several(of.removeprefix("mixed_"), raw) if of.startswith("mixed_") else [of]
-        pictures = same_size([ways[way](Image.fromarray(raw[each])) for each in names])
-        got = np.moveaxis(pictures, -1, 1)
-        yield "prepared pictures", name, got.shape, data[name], 0.0
-        for what, found in (
-            ("sub7", got[..., ::7, ::7]),
-            ("sum", got.sum(dtype=int)),
-            ("row_sums", got.sum((0, 1, 3), dtype=int)),
-            ("column_sums", got.sum((0, 1, 2), dtype=int)),
-        ):
-            if f"{stem}_{what}" in data:
-                yield "prepared pictures", f"{stem}_{what}", found, data[f"{stem}_{what}"], 0.0
-
-
-def _several(names: str, known: Collection[str]) -> list[str]:
-    """Names joined by _ , some of which hold one."""
-    found = []
-    while names:
-        each = max(name for name in known if f"{names}_".startswith(f"{name}_"))
-        found.append(each)
-        names = names.removeprefix(each).removeprefix("_")
-    return found

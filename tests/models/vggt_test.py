@@ -23,6 +23,7 @@ PARTS = {
     "encoder": "4x5|37x37|40x44|518x518",
     "geometry": "",
     "preprocess": "",
+    "losses": "",
 }
 
 
