@@ -169,7 +169,7 @@ def guarding(gate: Gate) -> Iterator[None]:
             finally:
                 gate.clients -= 1
 
-        options["max_size"] = MOST_BYTES
+        options |= {"max_size": MOST_BYTES, "close_timeout": 1}  # for who is sent away
         return serve(listen, *args, process_request=process, **options)
 
     websockets.asyncio.server.serve = guarded

@@ -36,6 +36,7 @@ KEYS = "1234567890"  # of the first photos
 GREEN, GREY = (64, 192, 87), (134, 142, 150)
 FRUSTUM = 0.03  # of the scene's extent
 NEAR = 0.2  # of it: a frustum that is nearer than that stands in the way
+LARGEST = 2048  # rows or columns of pictures
 AS_COMPUTED = "as computed"
 STRIP = """
 <div style="display:grid;grid-template-columns:repeat(4,1fr);gap:5px;padding:0 0.6em">{}</div>
@@ -342,15 +343,19 @@ class Page:
             "Budget, MB",
             (scene.settings.max_bytes or 0) / 1e6,
             min=0,
+            step=0.1,
             disabled=not scene.can_choose,
             hint="0: no limit",
         )
         sizes = [
-            gui.add_number(side, v, min=1, max=4096, step=1)
+            gui.add_number(side, v, min=1, max=LARGEST, step=1)
             for side, v in zip(("Height, px", "Width, px"), scene.size, strict=True)
         ]
 
         def apply() -> None:
+            if not all(1 <= side.value <= LARGEST for side in sizes):  # a browser may say anything
+                height, width = (side.value for side in sizes)
+                raise InputError(f"pictures of {height} x {width} pixels: expected 1 to {LARGEST}")
             chosen = Settings(
                 None if precision.value == AS_COMPUTED else precision.value,
                 round(budget.value * 1e6) or None,

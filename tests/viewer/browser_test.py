@@ -1,17 +1,24 @@
-"""The viewer in a headless Chromium: what is seen, clicked, typed and downloaded."""
+"""The viewer in a headless Chromium: what is seen, clicked, typed and downloaded.
+
+One browser, one viewer and, but for what needs its own, one tab are shared: `tab` begins anew.
+"""
 
 import contextlib
 import io
+import json
 import shutil
 import time
 
+import cv2
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("viser", reason="the extra [viewer] is not installed")
-from noise_capture import noise_viewer
+from noise_capture import SIZE, noise_viewer
 
+from efficient_lvsm_jax.viewer.flights import read_flight
 from efficient_lvsm_jax.viewer.server import serving
 from efficient_lvsm_jax.viewer.window import camera_of, framed
 
@@ -23,7 +30,89 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 # Software rendering: a machine that tests has no display.
 FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 PATIENCE = 120  # seconds for what takes one on an idle machine
-LEFT = (0.05, 0.6)  # columns of the window that no control covers
+WINDOW = {"width": 640, "height": 400}
+FREE = np.s_[140:380, 30:280]  # of the window: neither controls nor notices lie over it
+STARTED = [0, 2]  # photos in the cache at first
+CLOSE, OTHER = 2, 3  # mean grey levels between equal pictures, at most, and others, at least
+
+
+class Tab:
+    """A tab of the browser, and the page that the viewer has for it."""
+
+    def __init__(self, window, ours):
+        self.window, self.ours = window, ours
+
+    def pixels(self):
+        picture = Image.open(io.BytesIO(self.window.screenshot())).convert("RGB")
+        return np.asarray(picture, np.float64)[FREE]
+
+    def shows(self, pixels):
+        return np.abs(self.pixels() - pixels).mean() < CLOSE
+
+    def shows_its_camera(self):
+        """Whether it shows what the scene is from where it says that its camera is."""
+        viewer, window = self.ours._viewer, self.ours._window
+        scene = viewer.scene
+        camera = camera_of(window, scene.frame, scene.size)
+        image = framed(viewer.worker.call(None, lambda: scene.render(*camera).image), window)
+        return self.shows(np.asarray(Image.fromarray(image).resize(tuple(WINDOW.values())))[FREE])
+
+    def position(self):
+        return self.ours._window.position
+
+    def fly(self):
+        """Forwards, until the viewer hears of it."""
+        before = self.position()
+        self.window.keyboard.down("w")
+        eventually(lambda: (self.position() != before).any(), "a move")
+        self.window.keyboard.up("w")
+
+    def cached(self, *photos):
+        """Waits until the strip says of exactly these photos, from 1, that they are cached."""
+        for photo in range(1, 6):
+            mark = f"#photo-{photo}[data-cached='{int(photo in photos)}']"
+            self.window.wait_for_selector(mark, state="attached")
+
+    def choose(self, label, option):
+        self.window.get_by_label(label, exact=True).click()
+        self.window.click(f"[role=option]:has-text('{option}')")
+
+    def downloaded(self, button):
+        with self.window.expect_download() as download:
+            self.window.click(f"button:has-text('{button}')")
+        return download.value.path()
+
+
+def eventually(holds, what):
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def picture_at(viewer, photo):
+    """What a window at a photo's camera shows, the height of which the picture fills."""
+    image = viewer.worker.call(None, lambda: viewer.scene.compare(photo)[0].image)
+    height, width = WINDOW["height"], round(WINDOW["height"] * SIZE[1] / SIZE[0])
+    whole = np.zeros((height, WINDOW["width"], 3))
+    left = (WINDOW["width"] - width) // 2
+    whole[:, left : left + width] = cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_CUBIC
+    )
+    return whole[FREE]
+
+
+@contextlib.contextmanager
+def opened(browser, viewer, address, **options):
+    window = browser.new_page(**{"viewport": WINDOW, **options})
+    window.set_default_timeout(1000 * PATIENCE)
+    before = {*viewer.pages}
+    window.goto(address)
+    window.wait_for_selector("#photo-5", state="attached")
+    ((_, ours),) = (each for each in viewer.pages.items() if each[0] not in before)
+    ours._cameras_shown.value = False  # they lie over the picture
+    yield Tab(window, ours)
+    window.close()
 
 
 @pytest.fixture(scope="module")
@@ -34,143 +123,147 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def viewer(small_model):
     viewer = noise_viewer(small_model)
     yield viewer
     viewer.worker.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(viewer):
     with serving(viewer, "127.0.0.1", 0) as (address, _):
         yield address
 
 
-@contextlib.contextmanager
-def opened(browser, address, viewport=(640, 400)):
-    page = browser.new_page(viewport=dict(zip(("width", "height"), viewport, strict=True)))
-    page.set_default_timeout(1000 * PATIENCE)
-    page.goto(address)
-    page.wait_for_selector("#photo-1")
-    page.wait_for_function("document.querySelector('#badge')?.innerText.length > 3")
-    yield page
-    page.close()
+@pytest.fixture(scope="module")
+def shared(browser, viewer, address):
+    with opened(browser, viewer, address) as tab:
+        yield tab
 
 
-def eventually(holds, what):
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
+@pytest.fixture
+def tab(viewer, shared):
+    """The shared tab as if it had just been opened, after whatever a test left."""
+
+    def begin():
+        viewer.scene.choose(STARTED)
+        shared.ours.begin()
+        shared.ours._cameras_shown.value = False
+
+    viewer.worker.call(None, begin)
+    shared.cached(1, 3)
+    eventually(lambda: shared.shows(picture_at(viewer, 0)), "the first photo's picture")
+    return shared
 
 
-def seen(page):
-    """The window, without what lies over the picture on the right; [Y, X, 3] floats."""
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    pixels = np.asarray(picture, np.float64)
-    return pixels[60:-20, slice(*(int(pixels.shape[1] * share) for share in LEFT))]
+def test_the_window_shows_what_the_model_renders_for_its_camera(viewer, tab):
+    tab.fly()
+    eventually(tab.shows_its_camera, "the picture of the last camera")
+    tab.window.keyboard.press("h")
+    eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of the first camera")
 
 
-def expected(viewer, page_id, page):
-    """The same of the picture for the camera that the browser last reported."""
-    window = viewer.pages[page_id]._window
-    shown = viewer.worker.call(
-        None,
-        lambda: viewer.scene.render(*camera_of(window, viewer.scene.frame, viewer.scene.size)),
-    )
-    size = page.viewport_size
-    whole = Image.fromarray(framed(shown.image, window)).resize((size["width"], size["height"]))
-    pixels = np.asarray(whole, np.float64)
-    return pixels[60:-20, slice(*(int(pixels.shape[1] * share) for share in LEFT))]
+def test_clicks_and_keys_put_photos_in_and_out_and_the_picture_follows(viewer, tab):
+    first, stood = tab.pixels(), tab.position()
+    tab.window.click("#photo-4")
+    tab.cached(1, 3, 4)
+    assert viewer.scene.chosen == [0, 2, 3]
+    three = picture_at(viewer, 0)
+    assert np.abs(three - first).mean() > OTHER
+    eventually(lambda: tab.shows(three), "the picture of three photos")
+    assert tab.window.inner_text("#badge").startswith("+1 view ")
+    tab.window.keyboard.press("4")
+    tab.cached(1, 3)
+    eventually(lambda: tab.shows(first), "the picture of two photos")
+    assert (tab.position() == stood).all()
 
 
-def is_shown(viewer, page_id, page):
-    return np.abs(seen(page) - expected(viewer, page_id, page)).mean() < 4
+def test_a_and_b_are_the_photos_before_and_after_the_last_change(viewer, tab):
+    a = tab.pixels()
+    tab.window.keyboard.press("4")
+    tab.cached(1, 3, 4)
+    b = picture_at(viewer, 0)
+    assert np.abs(b - a).mean() > OTHER
+    for expected, photos in ((a, (1, 3)), (b, (1, 3, 4))):
+        tab.window.keyboard.press("x")
+        tab.cached(*photos)
+        eventually(lambda e=expected: tab.shows(e), f"the picture of {photos}")
 
 
-def hide_cameras(viewer):
-    for page in viewer.pages.values():
-        page._cameras_shown.value = False
+def test_at_a_photo_its_truth_and_psnr_are_shown_until_the_camera_moves(viewer, tab):
+    tab.window.get_by_role("slider").first.focus()
+    tab.window.keyboard.press("ArrowRight")
+    tab.window.click("text=Go to this photo (G)")
+    tab.window.wait_for_selector("text=/Photo 2: [0-9.]+ dB/")
+    eventually(lambda: tab.shows(picture_at(viewer, 1)), "the picture of the photo's camera")
+    tab.fly()
+    tab.window.wait_for_selector("text=/Photo 2: [0-9.]+ dB/", state="hidden")
 
 
-def test_the_window_shows_what_the_model_renders_for_its_camera(browser, viewer, address):
-    with opened(browser, address) as page:
-        (client,) = viewer.pages
-        hide_cameras(viewer)
-        eventually(lambda: is_shown(viewer, client, page), "the picture of the first camera")
-        before = viewer.pages[client]._window.position
-        page.keyboard.down("w")
-        eventually(lambda: (viewer.pages[client]._window.position != before).any(), "a move")
-        page.keyboard.up("w")
-        eventually(lambda: is_shown(viewer, client, page), "the picture of the last camera")
+def test_precision_and_budget_are_applied_and_an_error_is_a_notice(viewer, tab):
+    held = viewer.scene.cache_bytes
+    tab.window.click("text=Cache")
+    tab.choose("Precision", "bf16")
+    tab.window.click("text=Apply, for all")
+    eventually(lambda: viewer.scene.precision == "bf16", "the precision")
+    assert viewer.scene.cache_bytes == held // 2
+    tab.window.get_by_label("Budget, MB", exact=True).fill("0.1")
+    tab.window.get_by_label("Height, px", exact=True).fill("17")
+    tab.window.click("text=Apply, for all")
+    tab.window.wait_for_selector("text=/17x24.*multiple/")
+    tab.window.get_by_label("Height, px", exact=True).fill("16")
+    tab.choose("Precision", "as computed")
+    tab.window.click("text=Apply, for all")
+    eventually(lambda: viewer.scene.settings.max_bytes == 100_000, "the budget")
+    assert viewer.scene.cache_bytes == held and viewer.scene.chosen == STARTED
 
 
-def test_clicks_and_keys_put_photos_in_and_out_and_the_picture_follows(browser, viewer, address):
-    with opened(browser, address) as page:
-        (client,) = viewer.pages
-        hide_cameras(viewer)
-        eventually(lambda: is_shown(viewer, client, page), "the picture of two photos")
-        first = seen(page)
-        page.click("#photo-2")
-        page.wait_for_selector("#photo-2[data-cached='1']")
-        assert viewer.scene.chosen == [0, 1, 2]
-        eventually(lambda: is_shown(viewer, client, page), "the picture of three photos")
-        assert np.abs(seen(page) - first).mean() > 1
-        assert page.inner_text("#badge").startswith("+1 view ")
-        page.keyboard.press("2")
-        page.wait_for_selector("#photo-2[data-cached='0']")
-        eventually(lambda: is_shown(viewer, client, page), "the picture of two photos again")
-        page.keyboard.press("x")
-        page.wait_for_selector("#photo-2[data-cached='1']")
+def test_films_paths_and_snapshots_are_downloaded(viewer, tab):
+    tab.window.click("text=Path and files")
+    tab.choose("Path", "through the inputs")
+    tab.window.get_by_label("Frames", exact=True).fill("3")
+    film = imageio.imread(tab.downloaded("Make film.mp4"), plugin="pyav", extension=".mp4")
+    assert len(film) == 3
+    first = Image.fromarray(viewer.worker.call(None, lambda: viewer.scene.compare(0)[0].image))
+    enlarged = first.resize(film.shape[2:0:-1], Image.Resampling.NEAREST)
+    assert np.abs(film[0] - np.asarray(enlarged, np.float64)).mean() < 3 * CLOSE
+    assert Image.open(tab.downloaded("Make film.gif")).n_frames == 3
+    assert Image.open(tab.downloaded("Snapshot .png")).size == SIZE[::-1]
+    there = tab.downloaded("Save path").read_bytes()
+    tab.choose("Path", "orbit")
+    assert json.loads(tab.downloaded("Save path").read_bytes()) != json.loads(there)
+    path = {"name": "path.json", "mimeType": "application/json", "buffer": there}
+    tab.window.set_input_files("input[name=file]", path)
+    back = tab.window.get_by_label("Path", exact=True)
+    eventually(lambda: back.input_value() == "file", "the path that was opened")
+    again = tab.downloaded("Save path").read_bytes()
+    for one, other in zip(read_flight(there, SIZE), read_flight(again, SIZE), strict=True):
+        np.testing.assert_allclose(one.c2w, other.c2w, atol=1e-6)
 
 
-def test_at_a_photo_its_truth_and_psnr_are_shown_until_the_camera_moves(browser, viewer, address):
-    with opened(browser, address) as page:
-        page.keyboard.press("g")
-        page.wait_for_selector("text=/Photo 1: [0-9.]+ dB/")
-        page.keyboard.down("w")
-        page.wait_for_selector("text=/Photo 1: [0-9.]+ dB/", state="hidden")
-        page.keyboard.up("w")
+def test_two_browsers_share_the_photos_and_each_has_its_camera(browser, viewer, address, tab):
+    stood = tab.position()
+    with opened(browser, viewer, address) as other:
+        other.fly()
+        assert (tab.position() == stood).all()
+        other.window.click("#photo-5")
+        tab.cached(1, 3, 5)
+        eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of three photos")
+        eventually(other.shows_its_camera, "its own picture")
+    eventually(lambda: len(viewer.pages) == 1, "closed tabs are forgotten")
 
 
-def test_two_browsers_share_the_photos_and_each_has_its_camera(browser, viewer, address):
-    with opened(browser, address) as one, opened(browser, address) as two:
-        first, second = viewer.pages
-        before = viewer.pages[second]._window.position
-        one.keyboard.down("w")
-        eventually(lambda: (viewer.pages[first]._window.position != before).any(), "a move")
-        one.keyboard.up("w")
-        assert (viewer.pages[second]._window.position == before).all()
-        one.click("#photo-5")
-        two.wait_for_selector("#photo-5[data-cached='1']")
-        hide_cameras(viewer)
-        for client, page in ((first, one), (second, two)):
-            eventually(lambda c=client, p=page: is_shown(viewer, c, p), "its own picture")
-    eventually(lambda: not viewer.pages, "closed tabs are forgotten")
-
-
-@pytest.mark.parametrize(("name", "head"), [("film.mp4", b"ftyp"), ("film.gif", b"GIF89a")])
-def test_films_are_downloaded(browser, viewer, address, name, head):
-    with opened(browser, address) as page:
-        page.click("text=Path and files")
-        viewer.pages[next(iter(viewer.pages))]._frames.value = 4
-        with page.expect_download() as download:
-            page.click(f"text=Make {name}")
-        with open(download.value.path(), "rb") as file:
-            assert head in file.read(16)
-
-
-def test_a_browser_comes_back_to_a_viewer_that_was_started_again(browser, viewer):
-    with serving(viewer, "127.0.0.1", 0) as (address, port):
-        page = browser.new_page(viewport={"width": 640, "height": 400})
-        page.goto(address)
-        page.wait_for_selector("#photo-1", timeout=1000 * PATIENCE)
-    eventually(lambda: not viewer.pages, "no server, no page")
-    viewer.change(None, lambda scene: scene.toggle(3))
-    with serving(viewer, "127.0.0.1", port):
-        page.wait_for_selector("#photo-4[data-cached='1']", timeout=1000 * PATIENCE)
-        hide_cameras(viewer)
-        (client,) = viewer.pages
-        eventually(lambda: is_shown(viewer, client, page), "the picture is back")
-        page.close()
+def test_a_browser_comes_back_to_a_viewer_that_was_started_again(browser, small_model):
+    viewer = noise_viewer(small_model)
+    with contextlib.ExitStack() as stack:
+        stack.callback(viewer.worker.stop)
+        with serving(viewer, "127.0.0.1", 0) as (address, port):
+            tab = stack.enter_context(opened(browser, viewer, address))
+        eventually(lambda: not viewer.pages, "no server, no page")
+        viewer.change(None, lambda scene: scene.toggle(3))
+        with serving(viewer, "127.0.0.1", port):
+            tab.cached(1, 3, 4)
+            (tab.ours,) = viewer.pages.values()
+            tab.ours._cameras_shown.value = False
+            eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture is back")
