@@ -51,14 +51,14 @@ class Tab:
 
     def shows_its_camera(self):
         """Whether it shows what the scene is from where it says that its camera is."""
-        viewer, window = self.ours._viewer, self.ours._window
+        viewer, window = self.ours.viewer, self.ours.window
         scene = viewer.scene
         camera = camera_of(window, scene.frame, scene.size)
         image = framed(viewer.worker.call(None, lambda: scene.render(*camera).image), window)
         return self.shows(np.asarray(Image.fromarray(image).resize(tuple(WINDOW.values())))[FREE])
 
     def position(self):
-        return self.ours._window.position
+        return self.ours.window.position
 
     def fly(self):
         """Forwards, until the viewer hears of it."""
@@ -191,12 +191,21 @@ def test_a_and_b_are_the_photos_before_and_after_the_last_change(viewer, tab):
         eventually(lambda e=expected: tab.shows(e), f"the picture of {photos}")
 
 
-def test_at_a_photo_its_truth_and_psnr_are_shown_until_the_camera_moves(viewer, tab):
-    tab.window.get_by_role("slider").first.focus()
-    tab.window.keyboard.press("ArrowRight")
-    tab.window.click("text=Go to this photo (G)")
+@pytest.mark.parametrize("how", ["slider", "strip", "keys"])
+def test_at_a_photo_its_truth_and_psnr_are_shown_until_the_camera_moves(viewer, tab, how):
+    if how == "slider":
+        tab.window.get_by_role("slider").first.focus()
+        tab.window.keyboard.press("ArrowRight")
+        tab.window.click("text=Go to this photo (G)")
+    elif how == "strip":
+        tab.window.click("#go-2")
+    else:
+        tab.window.focus("#photo-2")
+        tab.window.keyboard.press("Tab")
+        tab.window.keyboard.press("Enter")
     tab.window.wait_for_selector("text=/Photo 2: [0-9.]+ dB/")
     eventually(lambda: tab.shows(picture_at(viewer, 1)), "the picture of the photo's camera")
+    assert viewer.scene.chosen == STARTED
     tab.fly()
     tab.window.wait_for_selector("text=/Photo 2: [0-9.]+ dB/", state="hidden")
 

@@ -155,7 +155,7 @@ def test_two_thousand_fuzzed_messages_leave_it_alive_and_no_larger(viewer, port)
         if connection is None:
             connection = browser(port)
             assert gets_a_picture(connection)
-            controls = [*viewer.pages[max(viewer.pages)]._client.gui._gui_input_handle_from_uuid]
+            controls = [*viewer.pages[max(viewer.pages)].client.gui._gui_input_handle_from_uuid]
         raw = fuzzed(rng, controls)
         if is_refused(raw):
             with browser(port) as another, pytest.raises(ConnectionClosed):
