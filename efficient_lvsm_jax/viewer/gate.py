@@ -28,6 +28,7 @@ CLIENTS = 16  # at a time
 MOST_BYTES = 2**20  # of a message
 MOST_UPLOADED = 32 * 2**20  # by a client
 COOKIE = "elvsm_view"
+ALIVE = "/alive"  # a path that a page asks for to know whether the viewer is there
 SPOKEN = {  # what a browser may say, and the fields that it must have
     "ViewerCameraMessage": ("wxyz", "position", "fov", "image_height", "image_width"),
     "GuiUpdateMessage": ("uuid", "updates"),
@@ -55,7 +56,7 @@ class Gate:
         self.clients = 0
 
     def answer(self, request: Request) -> Response | None:
-        """A refusal, or a redirection that leaves a cookie; None lets the request pass."""
+        """A refusal, a redirection that leaves a cookie, or ALIVE; None lets the request pass."""
         try:
             host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
             address, name = urlsplit(request.path), urlsplit(f"//{host}").hostname
@@ -77,6 +78,8 @@ class Gate:
         if request.headers.get("Upgrade") and self.clients >= CLIENTS:
             what = f"{CLIENTS} browsers look already"
             return _refused(what, http.HTTPStatus.SERVICE_UNAVAILABLE)
+        if address.path == ALIVE:
+            return Response(http.HTTPStatus.NO_CONTENT, "No Content", Headers())
         return None
 
     def _knows_token(self, header: str) -> bool:

@@ -6,6 +6,7 @@ scene runs in the worker's thread.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import logging
@@ -19,6 +20,7 @@ import viser
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
 from efficient_lvsm_jax.nn.paged import PRECISIONS
+from efficient_lvsm_jax.viewer.gate import ALIVE
 from efficient_lvsm_jax.viewer.path_controls import PathControls
 from efficient_lvsm_jax.viewer.scene import Settings, Shown, ViewedScene
 from efficient_lvsm_jax.viewer.strip import GREEN, GREY, go_label, strip, toggle_label
@@ -33,10 +35,19 @@ KEYS = "1234567890"  # of the first photos
 FRUSTUM = 0.03  # of the scene's extent
 NEAR = 0.2  # of it: a frustum that is nearer than that stands in the way
 LARGEST = 2048  # rows or columns of pictures
+READS = ("all cached photos", "the nearest of them")
 AS_COMPUTED = "as computed"
 SAID = """
 <div style="padding:0.1em 0.9em;font-size:0.86em"><div id="badge">{badge}</div>
 <div id="hint" style="color:#ffa94d;min-height:1.3em">{hint}</div></div>
+"""
+# viser's page tries to connect once a second and gives up the try before; Chromium lets a page that
+# failed some thirty times wait for longer than that, so it would never come back by itself.
+COMES_BACK = f"""
+<img alt="" style="display:none" src="data:," onerror="window.watch ??= setInterval(async () => {{
+ try {{ await fetch('{ALIVE}', {{cache: 'no-store'}}); window.away && location.reload() }}
+ catch {{ window.away = true }}
+}}, 2000)">
 """
 
 log = logging.getLogger(__name__)
@@ -78,6 +89,7 @@ class Page:
         gui.reset()
         self.client.scene.reset()
         self._at = None
+        gui.add_html(COMES_BACK)
         self._said = gui.add_html(SAID.format(badge="", hint=""))
         if len(self.viewer.names) > 1:
             names = gui.add_dropdown("Scene", self.viewer.names, initial_value=scene.name)
@@ -90,8 +102,6 @@ class Page:
             self._paths.build()
         self._show_photos()
         self._to_start()
-        if self.client.camera.aspect < 1:  # a phone: nothing in front of the picture
-            gui.main_panel.minimize()
         self._ready = True
         self._look(self.client.camera)  # a browser that stands there already reports nothing
 
@@ -132,7 +142,7 @@ class Page:
         if not count:
             hint = "No photo is in the cache: click one."
         elif self.last is not None and self.last.unseen:
-            hint = "The photos in the cache hardly saw what is here: it is made up."
+            hint = "Hardly seen by the cached photos: made up."
         badge = ", ".join([*filter(None, parts), speed])
         content = SAID.format(badge=html.escape(badge), hint=html.escape(hint))
         if content != self._said.content:
@@ -148,7 +158,8 @@ class Page:
 
     def _compare(self, photo: int) -> None:
         _, truth, psnr = self.viewer.scene.compare(photo)
-        self._truth.image = framed(truth, self.here())
+        shape = dataclasses.replace(self.here(), aspect=truth.shape[1] / truth.shape[0])
+        self._truth.image = framed(truth, shape)
         among = " (it is in the cache)" if photo in self.viewer.scene.chosen else ""
         self._truth.label = f"Photo {photo + 1}: {psnr:.1f} dB{among}"
         self._truth.visible = True
@@ -160,6 +171,9 @@ class Page:
             self._look(camera)  # on the event loop, so that the order of cameras stays
 
     def _look(self, camera: viser.CameraHandle) -> None:
+        # A phone: nothing in front of the picture. It may say first that it is wide.
+        if camera.aspect < 1 and (self.window is None or self.window.aspect >= 1):
+            self.client.gui.main_panel.minimize()
         self.window = Window(
             camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height
         )
@@ -216,13 +230,14 @@ class Page:
 
     def views(self) -> str:
         """Which photos in the cache its pictures read, as of `ViewedScene.render`."""
-        return f"nearest:{self._nearest.value}" if self._reads.value != "all" else "all"
+        return f"nearest:{self._nearest.value}" if self._reads.value != READS[0] else "all"
 
     # The controls.
 
     def _build_photos(self) -> None:
         gui, scene = self.client.gui, self.viewer.scene
         self._strip = gui.add_html("")
+        self._truth = gui.add_image(np.zeros((8, 8, 3), np.uint8), label="Photo", visible=False)
         self._frusta = []
         poses = scene.frame.apply(np.stack([frame.c2w for frame in scene.photos]))
         self._centres = poses[:, :3, 3].astype(np.float64)
@@ -250,7 +265,7 @@ class Page:
                 self.on(frustum.on_click, toggle)
                 self._frusta.append(frustum)
         swap = functools.partial(change, ViewedScene.swap)
-        self.button("A/B: the photos before (X)", swap, hint="back, and forth again")
+        self.button("A/B: previous photos (X)", swap, hint="back, and forth again")
         self.command("X", "A/B: the photos before", swap)
 
     def _build_camera(self) -> None:
@@ -260,22 +275,16 @@ class Page:
         self.command("G", "Go to the photo chosen", lambda: self._go(int(go.value) - 1))
         self.button("Back to start (H)", self._to_start)
         self.command("H", "Back to start", self._to_start)
-        self._truth = gui.add_image(np.zeros((8, 8, 3), np.uint8), label="Photo", visible=False)
         self._cameras_shown = gui.add_checkbox("Show cameras", initial_value=True)
         self.on(self._cameras_shown.on_update, self._show_frusta)
         most = max(2, len(scene.photos))
-        self._reads = gui.add_dropdown(
-            "Reads",
-            ("all", "nearest"),
-            disabled=not scene.can_choose,
-            hint="of photos in the cache",
-        )
+        self._reads = gui.add_dropdown("Picture reads", READS, disabled=not scene.can_choose)
         self._nearest = gui.add_slider(
             "How many", min=1, max=most, step=1, initial_value=min(4, most), visible=False
         )
 
         def choose() -> None:
-            self._nearest.visible = self._reads.value != "all"
+            self._nearest.visible = self._reads.value != READS[0]
             self.ask()
 
         self.on(self._reads.on_update, choose)
@@ -317,12 +326,11 @@ class Page:
             disabled=not scene.can_choose,
         )
         budget = gui.add_number(
-            "Budget, MB",
+            "Budget, MB (0: none)",
             (scene.settings.max_bytes or 0) / 1e6,
             min=0,
             step=0.1,
             disabled=not scene.can_choose,
-            hint="0: no limit",
         )
         sizes = [
             gui.add_number(side, v, min=1, max=LARGEST, step=1)
@@ -340,7 +348,7 @@ class Page:
             )
             self.viewer.change(self.id, lambda scene: scene.keep(chosen))
 
-        self.button("Apply, for all", apply, hint="encodes all photos in the cache anew")
+        self.button("Apply (for all who look)", apply, hint="encodes all photos in the cache anew")
 
 
 def stand_at(scene: ViewedScene, photo: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

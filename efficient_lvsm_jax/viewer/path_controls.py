@@ -47,7 +47,9 @@ class PathControls:
         for name in ("film.mp4", "film.gif"):
             self._page.button(f"Make {name}", functools.partial(self._alone, self._film, name))
         self._page.button("Save path (nerfstudio .json)", self._save_path)
-        upload = gui.add_upload_button("Open path (nerfstudio .json)", mime_type="application/json")
+        upload = gui.add_upload_button(
+            "Open path (nerfstudio .json)", mime_type="application/json", color="gray"
+        )
         self._page.on(upload.on_upload, lambda: self._open_path(upload.value.content))
         self._page.button("Snapshot .png", self._snapshot)
         self._page.button("Path as capture .zip", lambda: self._alone(self._capture))

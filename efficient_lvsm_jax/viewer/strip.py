@@ -32,8 +32,8 @@ PHOTO = """
 </div>
 <div role="button" tabindex="0" id="go-{n}" aria-label="go to photo {n}"
  title="go to photo {n}: stand where it was taken, and compare" {go}
- style="position:absolute;right:0;top:0;cursor:pointer;background:#000a;color:#fff;
-  font:600 11px/20px sans-serif;padding:0 5px;border-radius:0 5px 0 5px">go</div>
+ style="position:absolute;right:3px;bottom:3px;cursor:pointer;background:#000a;color:#fff;
+  font:600 11px/17px sans-serif;padding:0 6px;border-radius:5px 0 3px 0">go</div>
 </div>
 """
 

@@ -214,16 +214,16 @@ def test_precision_and_budget_are_applied_and_an_error_is_a_notice(viewer, tab):
     held = viewer.scene.cache_bytes
     tab.window.click("text=Cache")
     tab.choose("Precision", "bf16")
-    tab.window.click("text=Apply, for all")
+    tab.window.click("text=Apply (for all who look)")
     eventually(lambda: viewer.scene.precision == "bf16", "the precision")
     assert viewer.scene.cache_bytes == held // 2
-    tab.window.get_by_label("Budget, MB", exact=True).fill("0.1")
+    tab.window.get_by_label("Budget, MB (0: none)", exact=True).fill("0.1")
     tab.window.get_by_label("Height, px", exact=True).fill("17")
-    tab.window.click("text=Apply, for all")
+    tab.window.click("text=Apply (for all who look)")
     tab.window.wait_for_selector("text=/17x24.*multiple/")
     tab.window.get_by_label("Height, px", exact=True).fill("16")
     tab.choose("Precision", "as computed")
-    tab.window.click("text=Apply, for all")
+    tab.window.click("text=Apply (for all who look)")
     eventually(lambda: viewer.scene.settings.max_bytes == 100_000, "the budget")
     assert viewer.scene.cache_bytes == held and viewer.scene.chosen == STARTED
 
@@ -270,8 +270,10 @@ def test_a_browser_comes_back_to_a_viewer_that_was_started_again(browser, small_
         with serving(viewer, "127.0.0.1", 0) as (address, port):
             tab = stack.enter_context(opened(browser, viewer, address))
         eventually(lambda: not viewer.pages, "no server, no page")
+        tab.window.wait_for_function("window.away")
         viewer.change(None, lambda scene: scene.toggle(3))
         with serving(viewer, "127.0.0.1", port):
+            tab.window.wait_for_function("!window.away")  # it loads again
             tab.cached(1, 3, 4)
             (tab.ours,) = viewer.pages.values()
             tab.ours._cameras_shown.value = False

@@ -71,6 +71,11 @@ def test_elsewhere_the_token_of_the_first_address_becomes_a_cookie():
     assert status(gate, Host="there:1", Cookie="elvsm_view=secret", Origin="http://evil") == 403
 
 
+def test_a_page_that_may_get_in_is_told_that_the_viewer_is_alive():
+    assert status(Gate(None), "/alive", Host="localhost") == 204
+    assert status(Gate("secret"), "/alive", Host="there:1") == 403
+
+
 def test_only_so_many_browsers_look_at_a_time():
     gate = Gate(None)
     gate.clients = CLIENTS
