@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-quick lint fuzz torture accelerator bench bench-data bench-train lock clean
+.PHONY: demo view train-demo model captures test test-quick lint fuzz torture accelerator bench bench-data bench-train lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -14,9 +14,28 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-demo: $(VENV)/installed ## train configs/tiny.py from scratch, score held-out scenes, write report and film
-	$(RUN) train.py --config configs/tiny.py --workdir runs/demo
-	$(RUN) eval.py --config configs/tiny.py --workdir runs/demo
+demo: $(VENV)/installed ## the model that ships: pictures, film, scores, report; two minutes
+	$(RUN) -m efficient_lvsm_jax.demo --out runs/demo
+
+view: $(VENV)/installed ## the same live, in the browser, until it is interrupted
+	$(RUN) -m efficient_lvsm_jax.viewer
+
+train-demo: $(VENV)/installed ## train configs/tiny.py from scratch, score held-out scenes, write report and film
+	$(RUN) train.py --config configs/tiny.py --workdir runs/train-demo
+	$(RUN) eval.py --config configs/tiny.py --workdir runs/train-demo
+
+SHIPPED := efficient_lvsm_jax/shipped
+
+model: $(VENV)/installed ## train the model that ships, for hours; started again it goes on
+	$(RUN) train.py --config configs/rooms.py --workdir runs/rooms
+	rm -f $(SHIPPED)/rooms.safetensors
+	$(RUN) -m efficient_lvsm_jax.convert runs/rooms --half --out $(SHIPPED)/rooms.safetensors
+
+captures: $(VENV)/installed ## draw the captures that ship
+	rm -rf $(SHIPPED)/captures
+	$(RUN) -m data_pipeline.procedural --room --seed 7 --out $(SHIPPED)/captures/room
+	$(RUN) -m data_pipeline.procedural --room --seed 10 --out $(SHIPPED)/captures/room-2
+	$(RUN) -m data_pipeline.procedural --room --seed 9 --out $(SHIPPED)/captures/room-3
 
 test: $(VENV)/installed ## lint and run all tests
 	$(VENV)/bin/ruff check .

@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 # Verb: where its program is, what it is for, and what it is always called with.
 VERBS = {
+    "demo": ("efficient_lvsm_jax.demo", "the model that ships, on what ships: two minutes"),
     "inspect": ("data_pipeline.inspect", "is a capture usable, and if not, why"),
     "render": ("efficient_lvsm_jax.render", "a film or pictures of a capture"),
     "view": (

@@ -33,6 +33,18 @@ started_by = ""  # "elvsm VERB", if that runs in this process
 Groups = Callable[[ConfigDict], Mapping[str, type]]
 
 
+def keep_programs() -> None:
+    """Keeps compiled programs between starts, also for what is started from here.
+
+    In JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder. To be called before jax is
+    imported, which reads it then.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    programs = cache / "efficient_lvsm_jax" / "programs"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
 class Parser(argparse.ArgumentParser):
     """A command line without a configuration file; flags are not abbreviated."""
 

@@ -16,7 +16,7 @@ LAYERS = (
     "models",
     "cost sessions weights",
     "evaluation runs training",
-    "aot compress convert doctor export reconstruct render viewer",
+    "aot compress convert demo doctor export reconstruct render viewer",
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms.split()}
 # What reads pictures and cameras must not load a network into a data worker, nor be read by one.

@@ -1,9 +1,12 @@
 """Looks at a capture in the browser: photos go in and out while the picture follows.
 
+    python -m efficient_lvsm_jax.viewer
     python -m efficient_lvsm_jax.viewer CAPTURE --weights W
 
-Prints the address to open. It listens on this machine alone; from another one, forward the port
-with the ssh line it prints, or let it listen there with --host, which prints a token.
+Without a capture it shows those that come with the package, by the model that does, two photos in
+the cache at first. Prints the address to open. It listens on this machine alone; from another one,
+forward the port with the ssh line it prints, or let it listen there with --host, which prints a
+token.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import argparse
 from collections.abc import Sequence
 
 from data_pipeline.read_options import add_read_options
-from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
+from efficient_lvsm_jax.commands import Parser, keep_programs, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.shipped import CAPTURES
 
 LOCAL = "127.0.0.1"
 
@@ -25,6 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--port {arguments.port}: expected 1 to 65535, or 0 for any free one")
     if arguments.photos < 2:
         raise InputError(f"--photos {arguments.photos}: expected at least 2")
+    if arguments.capture is None:
+        arguments.capture = CAPTURES
+        if arguments.weights is None:
+            arguments.weights, arguments.count = "rooms", arguments.count or 2
+    elif arguments.weights is None:
+        raise InputError(
+            f"--weights W: which model is {arguments.capture} to be shown by? The one that comes "
+            "with the package, rooms, knows drawn rooms alone; docs/weights.md has others"
+        )
+    keep_programs()
     # Here, so that --help need not wait for it.
     from efficient_lvsm_jax.viewer.server import view
 
@@ -35,10 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m efficient_lvsm_jax.viewer", __doc__)
     parser.add_argument(
-        "capture", metavar="CAPTURE", help="posed pictures, or a folder of captures to choose from"
+        "capture",
+        metavar="CAPTURE",
+        nargs="?",
+        help="posed pictures, or a folder of captures to choose from",
     )
     parser.add_argument(
-        "--weights", required=True, metavar="W", help="weights folder, workdir or PyTorch file"
+        "--weights", metavar="W", help="what elvsm.load takes: a folder, workdir, file or name"
     )
     parser.add_argument("--scene", metavar="NAME", help="to begin with, or its number from 0")
     parser.add_argument(

@@ -1,0 +1,65 @@
+"""What comes with the package is what it is said to be."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import efficient_lvsm_jax as elvsm
+from configs import rooms
+from data_pipeline.captures.inputs import open_scene
+from efficient_lvsm_jax.configuration import build
+from efficient_lvsm_jax.demo.first_views import INPUTS, SHOWN, first_views
+from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
+from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.shipped import CAPTURES, FOLDER, models
+from efficient_lvsm_jax.weights.published import unshown
+
+SCORED = 8  # scenes, the first of those that the card tells of
+
+
+@pytest.fixture(scope="module")
+def model():
+    return elvsm.load("rooms")
+
+
+def test_the_model_is_the_one_of_its_configuration_and_small(model):
+    assert list(models()) == ["rooms"]
+    trained = build(EfficientLVSMConfig, rooms.get_config().model.to_dict(), "model")
+    assert model.config.architecture == trained.architecture
+    assert unshown(model.config) == unshown(trained) == {"positions": "prope"}
+    assert model.trained_sizes == ((48, 48),)
+    assert models()["rooms"].stat().st_size < 8e6
+
+
+def test_its_scores_on_rooms_it_never_saw_are_those_of_its_card(model):
+    settings = rooms.get_config().evaluation.to_dict() | {"scenes": SCORED, "added_one_by_one": ()}
+    opened = open_evaluation(build(EvaluationConfig, settings, "evaluation"), seed=0)
+    scenes = [opened.scenes[index] for index in range(SCORED)]
+    inputs, targets = (
+        jax.tree.map(lambda *x: np.stack(x), *(getattr(scene, side) for scene in scenes))
+        for side in ("inputs", "targets")
+    )
+    images = model.decode(model.encode(inputs), targets.cameras)
+    scores = np.asarray(psnr(images, targets.image)).mean(1)
+    card = (FOLDER / "rooms.md").read_text()
+    said = re.search(rf"first {SCORED} of them ([\d.]+) dB", card)
+    assert scores.mean() == pytest.approx(float(said[1]), abs=0.03)
+
+
+def test_examples_are_captures_and_get_better_with_every_input(model):
+    names = [folder.name for folder in sorted(CAPTURES.iterdir())]
+    assert names == ["room", "room-2", "room-3"]
+    found = [first_views(model, open_scene(elvsm.example(name))) for name in names]
+    for inputs, rendered, truth, _ in found:
+        assert len(inputs) == INPUTS and rendered.shape == (len(SHOWN), *truth.shape)
+    means = np.mean([scores for *_, scores in found], axis=0)
+    assert (np.diff(means) > 0).all()
+    assert sum(path.stat().st_size for path in CAPTURES.rglob("*.*")) < 2e6
+
+
+def test_an_example_that_is_not_there_is_named():
+    with pytest.raises(elvsm.InputError, match="no example 'hall': there are room, room-2, room-3"):
+        elvsm.example("hall")
