@@ -1,8 +1,9 @@
-"""Cameras as VGGT predicts them: nine numbers, and back to c2w and fxfycxcy.
+"""Cameras as networks predict them: nine numbers, and back to c2w and fxfycxcy.
 
-An encoding is the translation of the world in the camera (3), its rotation as a quaternion x y z w
-of any length (4), and the vertical and horizontal fields of view in radians (2). The principal
-point is the middle of the picture.
+An encoding is a translation (3), a rotation as a quaternion x y z w of any length (4), and the
+vertical and horizontal fields of view in radians (2). The principal point is the middle of the
+picture. VGGT encodes the motion from the world to the camera, Depth Anything 3 (`c2w`) that from
+the camera to the world.
 """
 
 from __future__ import annotations
@@ -12,36 +13,46 @@ import jax.numpy as jnp
 
 from efficient_lvsm_jax.geometry.cameras import Cameras
 
+LEAST_TANGENT = 1e-6  # of half a field of view of Depth Anything 3, as published
 
-def decode(encoding: jax.Array, size: tuple[int, int]) -> Cameras:
+
+def decode(encoding: jax.Array, size: tuple[int, int], *, c2w: bool = False) -> Cameras:
     """Cameras [...] of encodings [..., 9].
 
     Args:
       encoding: a field of view of 0 gives an infinite focal length, as nothing else would be right.
+        With `c2w` one of 0, or above π, gives a focal length of a million halves of the picture.
       size: (height, width) of the pictures in pixels.
+      c2w: whose encodings they are, see above.
     """
     encoding = jnp.asarray(encoding, jnp.float32)
     translation, quaternion, fov = jnp.split(encoding, [3, 7], axis=-1)
-    w2c = _rotation(quaternion)
-    # Multiply and add, not a matmul: accelerators would lower a float32 matmul's precision.
-    centre = -(w2c * translation[..., None]).sum(axis=-2)
-    c2w = jnp.concatenate([jnp.swapaxes(w2c, -1, -2), centre[..., None]], axis=-1)
-    last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (*c2w.shape[:-2], 1, 4))
+    rotation, tangent = _rotation(quaternion), jnp.tan(fov / 2)
+    if c2w:
+        centre, tangent = translation, jnp.maximum(tangent, LEAST_TANGENT)
+    else:
+        # Multiply and add, not a matmul: accelerators would lower a float32 matmul's precision.
+        centre = -(rotation * translation[..., None]).sum(axis=-2)
+        rotation = jnp.swapaxes(rotation, -1, -2)
+    pose = jnp.concatenate([rotation, centre[..., None]], axis=-1)
+    last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (*pose.shape[:-2], 1, 4))
     height, width = size
-    fy, fx = jnp.moveaxis(jnp.array([height / 2, width / 2]) / jnp.tan(fov / 2), -1, 0)
+    fy, fx = jnp.moveaxis(jnp.array([height / 2, width / 2]) / tangent, -1, 0)
     middle = (jnp.full_like(fx, width / 2), jnp.full_like(fx, height / 2))
     fxfycxcy = jnp.stack([fx, fy, *middle], axis=-1)
-    return Cameras(jnp.concatenate([c2w, last], axis=-2), fxfycxcy, height, width)
+    return Cameras(jnp.concatenate([pose, last], axis=-2), fxfycxcy, height, width)
 
 
-def encode(cameras: Cameras) -> jax.Array:
+def encode(cameras: Cameras, *, c2w: bool = False) -> jax.Array:
     """Encodings [..., 9] of cameras [...], their quaternions of length 1 with w ≥ 0."""
-    c2w = jnp.asarray(cameras.c2w, jnp.float32)
-    w2c = jnp.swapaxes(c2w[..., :3, :3], -1, -2)
-    translation = -(w2c * c2w[..., None, :3, 3]).sum(axis=-1)
+    pose = jnp.asarray(cameras.c2w, jnp.float32)
+    rotation, translation = pose[..., :3, :3], pose[..., :3, 3]
+    if not c2w:
+        rotation = jnp.swapaxes(rotation, -1, -2)
+        translation = -(rotation * translation[..., None, :]).sum(axis=-1)
     fx, fy, *_ = jnp.moveaxis(jnp.asarray(cameras.fxfycxcy, jnp.float32), -1, 0)
     fov = 2 * jnp.arctan(jnp.stack([cameras.height / 2 / fy, cameras.width / 2 / fx], axis=-1))
-    return jnp.concatenate([translation, _quaternion(w2c), fov], axis=-1)
+    return jnp.concatenate([translation, _quaternion(rotation), fov], axis=-1)
 
 
 def _rotation(quaternion: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Cameras, check_cameras
 from efficient_lvsm_jax.models.families import family_named
 from efficient_lvsm_jax.models.model import bind_as_is, cast_kernels
 from efficient_lvsm_jax.models.scene_geometry import (
@@ -66,6 +67,7 @@ class GeometryModel:
         memory: SceneMemory | None,
         images: jax.Array | np.ndarray,
         queries: jax.Array | np.ndarray | None = None,
+        cameras: Cameras | None = None,
     ) -> tuple[SceneMemory | None, Geometry]:
         """Frames seen after those in memory, or by themselves, and what is now known of them.
 
@@ -77,10 +79,11 @@ class GeometryModel:
           memory: of `start`, or None: the frames are a clip that is seen as a whole.
           images: [B, R, Y, X, 3] floats in [0, 1].
           queries: pixels x y of the first frame to track, [B, Q, 2]; only without memory.
+          cameras: of the frames, [B, R], where they are known and the family takes them.
 
         Raises:
-          InputError: arrays that are no such pictures or points, sizes unlike those of the memory,
-            or a memory with too few free slots.
+          InputError: arrays that are no such pictures, points or cameras, sizes unlike those of the
+            memory, or a memory with too few free slots.
         """
         if images.ndim != 5 or images.shape[-1] != 3 or 0 in images.shape:
             raise InputError(f"images of shape {images.shape}: expected [B, R, Y, X, 3]")
@@ -96,7 +99,20 @@ class GeometryModel:
             )
         if memory is not None:
             self._check_memory(memory, images.shape)
-        return _observe(self.family, self.config, self.ready, memory, images, queries)
+        if cameras is not None:
+            self._check_given(cameras, images.shape)
+        return _observe(self.family, self.config, self.ready, memory, images, queries, cameras)
+
+    def _check_given(self, cameras: Cameras, shape: tuple[int, ...]) -> None:
+        if not family_named(self.family).module.takes_cameras:
+            raise InputError(f"cameras for {self.family}, which takes none: leave them out")
+        check_cameras(cameras.c2w, cameras.fxfycxcy)
+        given = (*cameras.fxfycxcy.shape[:-1], cameras.height, cameras.width)
+        if given != shape[:4]:
+            raise InputError(
+                f"cameras of {given} for images of {shape[:4]} (scenes, frames, height, width): "
+                "expected one for every frame, with intrinsics in its pixels"
+            )
 
     def _check_memory(self, memory: SceneMemory, shape: tuple[int, ...]) -> None:
         expected = jax.eval_shape(
@@ -141,5 +157,7 @@ def _observe(
     memory: SceneMemory | None,
     images: jax.Array,
     queries: jax.Array | None,
+    cameras: Cameras | None,
 ) -> tuple[SceneMemory | None, Geometry]:
-    return bind_as_is(family, config, params).observe(memory, images, queries)
+    known = {} if cameras is None else {"cameras": cameras}
+    return bind_as_is(family, config, params).observe(memory, images, queries, **known)

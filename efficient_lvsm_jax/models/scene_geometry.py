@@ -6,9 +6,10 @@
 `observe` takes one frame of a stream, or several at once; a memory of None stands for pictures that
 are seen by themselves, as a whole clip, and then nothing is remembered.
 
-Everything is told in one frame of the world, that of the very first camera: its axes (x right,
-y down, z forward), its place as origin, and a unit of the model's own (about the mean distance of
-what is seen). The first camera is predicted like all others, so it is near the identity, not equal.
+Everything is told in one frame of the world, that of the very first camera, or of the one that is
+`Geometry.reference`: its axes (x right, y down, z forward), its place as origin, and a unit of the
+model's own (about the mean distance of what is seen). That camera is predicted like all others, so
+it is near the identity, not equal.
 
 Axes: B scene, R frame of this call, S slot of the memory, Y X pixel, P token of a frame, H head,
 K head dim, L layer.
@@ -47,6 +48,7 @@ class GeometryConfig(Settings):
 
     group = "model"
     unshown_settings: ClassVar[tuple[str, ...]] = ()  # that weights fix and no shape shows
+    causal = False  # whether a frame sees only those before it, so that there are streams
 
     width: int = setting(1024, at_least=1)
     head_dim: int = setting(64, at_least=1)
@@ -101,18 +103,27 @@ class Geometry:
         `geometry.pose_encoding`; the cameras are the last.
       depth: [B, R, Y, X] float32 above 0, along the viewing direction.
       depth_confidence: of it, at least 1.
-      points: [B, R, Y, X, 3] float32, of the world, predicted apart from depth and cameras.
-      points_confidence: [B, R, Y, X] float32, at least 1.
+      points: [B, R, Y, X, 3] float32, of the world, predicted apart from depth and cameras. None:
+        not by this family; `geometry.points.unproject` makes them of depth and cameras.
+      points_confidence: [B, R, Y, X] float32, at least 1, or None.
       tracks: of the points asked for; None: none were.
+      rays: [B, R, y, x, 6] float32, of a map of 8 pixels to a patch's side: where it looks in the
+        world, 1 along the viewing direction, and from where. None: see the model's `rays`.
+      rays_confidence: [B, R, y, x] float32, at least 1, or None.
+      reference: [B] int32, the frame whose camera is the world. None: the first; or, where cameras
+        were given, the world is theirs.
     """
 
     cameras: Cameras
     encodings: jax.Array
     depth: jax.Array
     depth_confidence: jax.Array
-    points: jax.Array
-    points_confidence: jax.Array
+    points: jax.Array | None = None
+    points_confidence: jax.Array | None = None
     tracks: Tracks | None = None
+    rays: jax.Array | None = None
+    rays_confidence: jax.Array | None = None
+    reference: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -140,6 +151,7 @@ class SceneGeometry(nnx.Module):
     """What a family of this contract has."""
 
     float32: tuple[str, ...] = ()  # the parts that compute in it whatever the rest does
+    takes_cameras = False  # whether `observe` also takes `cameras` [B, R] that are known
 
     @staticmethod
     def start(

@@ -18,6 +18,8 @@ from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, rotate
 
+QK_EPSILON = 1e-5  # of norms of queries and keys, whatever that of the others is
+
 
 class Linear(nnx.Module):
     """A linear map with bias; the caller names the axes. Computed in the dtype of its kernel."""
@@ -69,8 +71,8 @@ class Block(nnx.Module):
         heads = (width // head_dim, head_dim)
         self.norm1 = LayerNorm(width, epsilon)
         self.qkv = Linear((width, 3, *heads), (3, *heads))
-        self.q_norm = LayerNorm(head_dim, epsilon) if qk_norm else None
-        self.k_norm = LayerNorm(head_dim, epsilon) if qk_norm else None
+        self.q_norm = LayerNorm(head_dim, QK_EPSILON) if qk_norm else None
+        self.k_norm = LayerNorm(head_dim, QK_EPSILON) if qk_norm else None
         self.out = Linear((*heads, width), (width,))
         self.scale1 = nnx.Param(jnp.zeros((width,)))
         self.norm2 = LayerNorm(width, epsilon)

@@ -52,23 +52,25 @@ class Enlarge(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """Two convolutions, added to relu(x): the published program's ReLU works in place."""
+    """Two convolutions of relu(x), added to that (VGGT's ReLU works in place), or to x."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, to_relu: bool):
+        self.to_relu = to_relu
         self.conv1 = Conv(3, channels, channels)
         self.conv2 = Conv(3, channels, channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jax.nn.relu(x)
-        return self.conv2(jax.nn.relu(self.conv1(x))) + x
+        positive = jax.nn.relu(x)
+        change = self.conv2(jax.nn.relu(self.conv1(positive)))
+        return change + (positive if self.to_relu else x)
 
 
 class Fusion(nnx.Module):
     """What comes from the coarser level, and this level's map, at the size of the next one."""
 
-    def __init__(self, channels: int, *, coarsest: bool):
-        self.unit1 = None if coarsest else Residual(channels)
-        self.unit2 = Residual(channels)
+    def __init__(self, channels: int, *, coarsest: bool, to_relu: bool):
+        self.unit1 = None if coarsest else Residual(channels, to_relu=to_relu)
+        self.unit2 = Residual(channels, to_relu=to_relu)
         self.out = Conv(1, channels, channels)
 
     def __call__(self, x: jax.Array | None, level: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -76,7 +78,26 @@ class Fusion(nnx.Module):
         return self.out(bilinear_aligned(self.unit2(x), size))
 
 
-class DPT(nnx.Module):
+class Fusions(nnx.Module):
+    """Four levels of as many channels to one map, from the coarsest on."""
+
+    def __init__(self, channels: int, *, to_relu: bool):
+        for number in (1, 2, 3, 4):
+            fusion = Fusion(channels, coarsest=number == 4, to_relu=to_relu)
+            setattr(self, f"fuse{number}", fusion)
+
+    def fuse(self, levels: list[jax.Array]) -> list[jax.Array]:
+        """What is fused, coarsest first, each at the size of the level that is next."""
+        sizes = [level.shape[1:3] for level in levels]
+        sizes = [tuple(2 * side for side in sizes[0]), *sizes[:3]]
+        x, found = None, []
+        for number in (4, 3, 2, 1):
+            x = getattr(self, f"fuse{number}")(x, levels[number - 1], sizes[number - 1])
+            found.append(x)
+        return found
+
+
+class DPT(Fusions):
     """The head. Computed in float32.
 
     Args:
@@ -85,15 +106,24 @@ class DPT(nnx.Module):
       features: of every level while they are fused.
       outputs: channels of the result; 0: its features, at half the picture's size, are what is
         wanted, and no positions are added.
+      to_relu: what residuals are added to, see `Residual`.
     """
 
-    def __init__(self, width: int, channels: tuple[int, ...], features: int, outputs: int):
+    def __init__(
+        self,
+        width: int,
+        channels: tuple[int, ...],
+        features: int,
+        outputs: int,
+        *,
+        to_relu: bool = True,
+    ):
+        super().__init__(features, to_relu=to_relu)
         finest, fine, _, coarsest = channels
         self.norm = LayerNorm(width, 1e-5)
         for number, count in enumerate(channels, 1):
             setattr(self, f"project{number}", Conv(1, width, count))
             setattr(self, f"reduce{number}", Conv(3, count, features, bias=False))
-            setattr(self, f"fuse{number}", Fusion(features, coarsest=number == 4))
         self.resize1 = Enlarge(4, finest)
         self.resize2 = Enlarge(2, fine)
         self.resize4 = Conv(3, coarsest, coarsest, stride=2)
@@ -113,10 +143,14 @@ class DPT(nnx.Module):
         Returns:
           [I, Y, X, outputs] float32, or features [I, Y/2, X/2, C].
         """
-        x = self.neck(self.fused(self.levels(taps, size, patch))[-1])
+        return self.finish(self.fused(self.levels(taps, size, patch))[-1], size)
+
+    def finish(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """The map of what was fused last."""
+        x = self.neck(x)
         if self.last1 is None:
             return bilinear_aligned(x, (size[0] // 2, size[1] // 2))
-        x = self._placed(bilinear_aligned(x, size), size)
+        x = placed(bilinear_aligned(x, size), size)
         return self.last2(jax.nn.relu(self.last1(x)))
 
     def levels(self, taps: jax.Array, size: tuple[int, int], patch: int) -> list[jax.Array]:
@@ -126,28 +160,25 @@ class DPT(nnx.Module):
         for number, tokens in enumerate(taps, 1):
             x = self.norm(tokens)
             x = x.reshape(x.shape[0], *grid, -1)
-            x = self._placed(getattr(self, f"project{number}")(x), size)
+            x = getattr(self, f"project{number}")(x)
+            x = x if self.last1 is None else placed(x, size)
             resize = getattr(self, f"resize{number}", None)
             maps.append(x if resize is None else resize(x))
         return maps
 
     def fused(self, levels: list[jax.Array]) -> list[jax.Array]:
-        """What is fused, coarsest first, each at the size of the level that is next."""
-        levels = [getattr(self, f"reduce{n}")(level) for n, level in enumerate(levels, 1)]
-        sizes = [level.shape[1:3] for level in levels]
-        sizes = [tuple(2 * side for side in sizes[0]), *sizes[:3]]
-        x, found = None, []
-        for number in (4, 3, 2, 1):
-            x = getattr(self, f"fuse{number}")(x, levels[number - 1], sizes[number - 1])
-            found.append(x)
-        return found
+        """`fuse` of the four maps of `levels`."""
+        return self.fuse(self.reduced(levels))
 
-    def _placed(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """x with positions, where the head has them."""
-        if self.last1 is None:
-            return x
-        table = positions(x.shape[1:3], size[1] / size[0], x.shape[-1])
-        return x + jnp.asarray(POSITIONS_SHARE * table, x.dtype)
+    def reduced(self, levels: list[jax.Array]) -> list[jax.Array]:
+        """The four maps, all of as many channels."""
+        return [getattr(self, f"reduce{n}")(level) for n, level in enumerate(levels, 1)]
+
+
+def placed(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A map x [I, …, …, C] of a picture of `size` with positions added."""
+    table = positions(x.shape[1:3], size[1] / size[0], x.shape[-1])
+    return x + jnp.asarray(POSITIONS_SHARE * table, x.dtype)
 
 
 def positions(size: tuple[int, int], aspect: float, channels: int) -> np.ndarray:

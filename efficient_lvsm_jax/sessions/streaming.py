@@ -52,7 +52,7 @@ class Stream:
             )
         if not model.config.causal:
             raise InputError(
-                "model.causal=False: VGGT sees its frames as a whole; give them all to "
+                f"model.causal=False: {model.family} sees its frames as a whole; give them all to "
                 "model.observe(None, images), or set model.causal=True for StreamVGGT's weights"
             )
         if capacity < 1:

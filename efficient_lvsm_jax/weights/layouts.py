@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
-from efficient_lvsm_jax.weights import vggt
+from efficient_lvsm_jax.weights import depth_anything3, vggt
 from efficient_lvsm_jax.weights.table import Layout, Votes, most_voted, rules_of
 
 # Published name (* is the layer), parameter, published axes, our axes without L; see `Rule`.
@@ -144,7 +144,7 @@ LAYOUTS = {
             LOSSES,
         ),
     )
-} | {"vggt": vggt.LAYOUT}
+} | {layout.family: layout for layout in (vggt.LAYOUT, depth_anything3.LAYOUT)}
 
 
 def layout_of(names: Collection[str]) -> Layout | None:

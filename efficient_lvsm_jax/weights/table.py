@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,10 @@ class Rule:
         is_constant = self.target.startswith("=")
         return [float(x) for x in self.target[1:].split(",")] if is_constant else None
 
-    def names(self, layers: int) -> list[list[str]]:
+    def names(self, layers: Iterable[int]) -> list[list[str]]:
         """Published names by layer, each with its alternatives."""
         names = self.source.split("|")
-        rows = range(layers) if self.stacked else (0,)
-        return [[name.replace("*", str(layer)) for name in names] for layer in rows]
+        return [[name.replace("*", str(layer)) for name in names] for layer in layers]
 
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Of the published tensor."""
@@ -101,6 +100,10 @@ class Layout:
         `numbers`. Raises InputError if they do not belong together.
       sizes: the size of every axis in the table that is no digit, from the configuration.
       depths: published name of every stack of layers, and the setting that says how many.
+      starts: beginning of the name, after that of the layer, of tensors that the first layers of a
+        stack lack, by the stack, and the setting that says how many lack them.
+      shares: where the parameters of a part of a stack are, and which layers these are by the
+        settings above; a stack that is not named here has all.
       optional: published name of every part that may be absent as a whole, and the setting that
         says whether it is there.
       left_out: what else may be in a file (regular expressions), and why it is not needed.
@@ -113,21 +116,26 @@ class Layout:
     infer: Callable[[Votes, Mapping[str, int]], Any]
     sizes: Callable[[Any], Mapping[str, int]]
     depths: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    starts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    shares: Mapping[str, Callable[[Mapping[str, int]], range]] = dataclasses.field(
+        default_factory=dict
+    )
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     where: str = ""
 
     def numbers(self, names: Collection[str]) -> dict[str, int]:
-        """Layers of every stack and 0 or 1 for every optional part, by setting.
+        """Layers of every stack and where tensors start, and 0 or 1 for optional parts, by setting.
 
         The highest layer counts, so a file without its last layers is a smaller model; stacks of
         one setting must agree.
         """
         numbers = dict.fromkeys(self.depths.values(), 1)
         for stack, setting in self.depths.items():
-            found = re.compile(rf"{re.escape(stack)}\.(\d{{1,4}})\.")
-            layers = [int(match[1]) + 1 for match in map(found.match, names) if match]
+            layers = [layer + 1 for layer in _layers(stack, "", names)]
             numbers[setting] = max(numbers[setting], min(max(layers, default=1), MAX_LAYERS))
+        for stack, (tensors, setting) in self.starts.items():
+            numbers[setting] = min(_layers(stack, tensors, names), default=0)
         for part, setting in self.optional.items():
             numbers[setting] = int(any(name.startswith(f"{part}.") for name in names))
         return numbers
@@ -136,10 +144,17 @@ class Layout:
         """Published names of every rule by layer, each with its alternatives."""
         absent = tuple(f"{part}." for part, has in self.optional.items() if not numbers[has])
         return {
-            rule: rule.names(numbers[self.depths[rule.stack]] if rule.stacked else 1)
+            rule: rule.names(self._layers(rule, numbers))
             for rule in self.rules
             if not rule.source.startswith(absent)
         }
+
+    def _layers(self, rule: Rule, numbers: Mapping[str, int]) -> range:
+        if not rule.stacked:
+            return range(1)
+        shares = (share for part, share in self.shares.items() if rule.target.startswith(part))
+        every = range(numbers[self.depths[rule.stack]])
+        return next((share(numbers) for share in shares), every)
 
 
 def rules_of(table: str) -> tuple[Rule, ...]:
@@ -152,6 +167,12 @@ def most_voted(votes: Votes, axis: str) -> int:
     if not votes[axis]:
         raise InputError(f"size: no tensor says how long axis {axis} is")
     return max(votes[axis], key=votes[axis].get)
+
+
+def _layers(stack: str, tensors: str, names: Collection[str]) -> list[int]:
+    """Layers of a stack that have tensors whose names go on like that."""
+    found = re.compile(rf"{re.escape(stack)}\.(\d{{1,4}})\.{re.escape(tensors)}")
+    return [int(match[1]) for match in map(found.match, names) if match]
 
 
 def _longer(axes: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.scene_geometry import GeometryConfig
 from efficient_lvsm_jax.models.vggt import VGGTConfig
 from efficient_lvsm_jax.nn.dpt import LAST_CHANNELS
 from efficient_lvsm_jax.weights.table import Layout, Votes, most_voted, rules_of
@@ -101,12 +102,12 @@ DPT_OUTPUT = """
 {theirs}.scratch.output_conv2.2.bias    {ours}/last2/bias    {o}        {o}
 """
 FUSION = """
-{theirs}.scratch.refinenet{n}.out_conv.weight  {ours}/fuse{n}/out/kernel  {f},{g},1,1  11{g}{f}
-{theirs}.scratch.refinenet{n}.out_conv.bias    {ours}/fuse{n}/out/bias    {f}          {f}
-"""
+{theirs}.scratch.refinenet{n}{branch}.out_conv.weight  {ours}/fuse{n}/out/kernel  {f},{g},1,1  11{g}{f}
+{theirs}.scratch.refinenet{n}{branch}.out_conv.bias    {ours}/fuse{n}/out/bias    {f}          {f}
+"""  # noqa: E501 - a table is read by its columns
 UNIT = """
-{theirs}.scratch.refinenet{n}.resConfUnit{u}.conv{c}.weight  {ours}/fuse{n}/unit{u}/conv{c}/kernel  {f},{g},y,x  yx{g}{f}
-{theirs}.scratch.refinenet{n}.resConfUnit{u}.conv{c}.bias    {ours}/fuse{n}/unit{u}/conv{c}/bias    {f}          {f}
+{theirs}.scratch.refinenet{n}{branch}.resConfUnit{u}.conv{c}.weight  {ours}/fuse{n}/unit{u}/conv{c}/kernel  {f},{g},y,x  yx{g}{f}
+{theirs}.scratch.refinenet{n}{branch}.resConfUnit{u}.conv{c}.bias    {ours}/fuse{n}/unit{u}/conv{c}/bias    {f}          {f}
 """  # noqa: E501 - a table is read by its columns
 TRACKER = """
 track_head.tracker.query_ref_token                     tracker/first_or_later          1,2,N    2N
@@ -191,15 +192,22 @@ def _table() -> str:
         names = {"theirs": theirs, "ours": ours, **letters}
         tables += [DPT.format(**names)]
         tables += [DPT_OUTPUT.format(o=outputs, **names)] if outputs else []
-        for n in (1, 2, 3, 4):
-            tables.append(FUSION.format(n=n, **names))
-            units = [(u, c) for u in (1, 2) for c in (1, 2) if (n, u) != (4, 1)]
-            tables += [UNIT.format(n=n, u=u, c=c, **names) for u, c in units]
+        tables.append(fusions(**names))
     for name, ours in TRACK_STACKS.items():
         names = {"theirs": f"{UPDATER}.{name}", "ours": f"tracker/updater/{ours}"}
         cross = "2" in name
         tables.append(TRACK_BLOCKS.format(attn="cross_attn" if cross else "attn", **names))
         tables += [CONTEXT_NORM.format(**names)] if cross else []
+    return "\n".join(tables)
+
+
+def fusions(branch: str = "", **names: str) -> str:
+    """The table of the four fusions of a head, of a branch of its own if it is named."""
+    tables = []
+    for n in (1, 2, 3, 4):
+        tables.append(FUSION.format(n=n, branch=branch, **names))
+        units = [(u, c) for u in (1, 2) for c in (1, 2) if (n, u) != (4, 1)]
+        tables += [UNIT.format(n=n, u=u, c=c, branch=branch, **names) for u, c in units]
     return "\n".join(tables)
 
 
@@ -233,9 +241,9 @@ def _infer(votes: Votes, numbers: Mapping[str, int]) -> VGGTConfig:
     return configure("vggt", {**guessed, **numbers, **said})
 
 
-def axis_sizes(config: VGGTConfig) -> dict[str, int]:
-    """The size of every axis in the table."""
-    width, features, tracked = config.width, config.features, config.track_features
+def shared_sizes(config: GeometryConfig) -> dict[str, int]:
+    """The sizes of axes of blocks, of DINOv2 and of DPT heads."""
+    width, features = config.width, config.features
     a, b, c, d = config.channels
     return {
         "D": width,
@@ -245,17 +253,26 @@ def axis_sizes(config: VGGTConfig) -> dict[str, int]:
         "E": 2 * width,
         "ε": 2 * width,
         "G": config.camera_heads,
-        "J": 2 * width // config.camera_heads,
-        "O": 8 * width,
         **{axis: config.patch for axis in "YX"},
         **dict.fromkeys("yx", 3),
         **dict.fromkeys("uv", 4),
         **dict.fromkeys("mn", 2),
         "T": 1 + config.position_side**2,
+        **{"a": a, "α": a, "b": b, "β": b, "c": c, "d": d, "δ": d},
+        **{"f": features, "φ": features, "p": features // 2, "l": LAST_CHANNELS, "q": 2},
+    }
+
+
+def axis_sizes(config: VGGTConfig) -> dict[str, int]:
+    """The size of every axis in the table."""
+    width, tracked = config.width, config.track_features
+    return {
+        **shared_sizes(config),
+        "J": 2 * width // config.camera_heads,
+        "O": 8 * width,
         "S": config.encoder_registers,
         "R": config.registers,
-        **{"a": a, "α": a, "b": b, "β": b, "c": c, "d": d, "δ": d},
-        **{"f": features, "φ": features, "p": features // 2, "l": LAST_CHANNELS, "q": 2, "r": 4},
+        "r": 4,
         **{"t": tracked, "τ": tracked, "N": 3 * tracked + 4, "Z": tracked + 2},
         "W": config.track_width,
         "h": config.track_heads,

@@ -1,17 +1,16 @@
 """Cameras as VGGT tells them, and the points that their pixels see."""
 
-import functools
-
 import jax
 import numpy as np
+from small_depth_anything3 import recorded as recorded_da3
 from small_vggt import cameras_of, recorded
 
 from efficient_lvsm_jax.geometry.cameras import Cameras, rays
 from efficient_lvsm_jax.geometry.points import unproject
 from efficient_lvsm_jax.geometry.pose_encoding import decode, encode
 
-encode = jax.jit(encode)
-decode = functools.partial(jax.jit, static_argnums=1)(decode)
+encode = jax.jit(encode, static_argnames="c2w")
+decode = jax.jit(decode, static_argnums=1, static_argnames="c2w")
 
 
 def size():
@@ -30,6 +29,19 @@ def test_encodings_are_decoded_as_published(parity):
     expected = cameras_of(data["decoded_extrinsics"], data["decoded_intrinsics"], size())
     parity("decoded poses", got.c2w, expected.c2w, 1e-5)
     parity("decoded intrinsics", got.fxfycxcy, expected.fxfycxcy, 1e-5, relative=True)
+
+
+def test_camera_to_world_is_encoded_and_decoded_as_published(parity):
+    """Among the encodings are fields of view of 0 and above π, whose tangents are cut off."""
+    data = recorded_da3("geometry")
+    size = tuple(map(int, data["encode_hw"]))
+    cameras = cameras_of(data["encode_extrinsics"][:, :3], data["encode_intrinsics"], size)
+    parity("DA3 pose encodings", encode(cameras, c2w=True), data["pose_encoding"], 2e-6)
+    size = tuple(map(int, data["decode_hw"]))
+    got = decode(data["decode_encoding"], size, c2w=True)
+    expected = cameras_of(data["decode_extrinsics"], data["decode_intrinsics"], size)
+    parity("DA3 decoded poses", got.c2w, expected.c2w, 1e-5)
+    parity("DA3 decoded intrinsics", got.fxfycxcy, expected.fxfycxcy, 1e-5, relative=True)
 
 
 def test_encoding_undoes_decoding_whatever_the_turn():
