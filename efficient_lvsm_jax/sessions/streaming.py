@@ -23,6 +23,8 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.scene_geometry import Geometry, SceneMemory
 
+FULL = ("refuse", "window")
+
 Frame = np.ndarray | Image.Image | str | os.PathLike
 
 
@@ -33,18 +35,28 @@ class Stream:
     `models.scene_geometry`. Frames of a stream have one size, and compile one program.
     """
 
-    def __init__(self, model: GeometryModel, *, capacity: int, camera_cache: str | None = None):
+    def __init__(
+        self,
+        model: GeometryModel,
+        *,
+        capacity: int,
+        when_full: str = "refuse",
+        camera_cache: str | None = None,
+    ):
         """Starts an empty stream.
 
         Args:
           model: of a family of geometry, causal.
           capacity: frames that there is room for; memory for all of them is taken at the first.
+          when_full: what `observe` does when there is no room for a frame: "refuse" it, or, as a
+            "window", forget the oldest but the first, whose camera is the world; so that a stream
+            of any length takes the same memory and time for every frame.
           camera_cache: what the camera head sees of frames before, as the model's setting of this
             name says; None is as the model has it.
 
         Raises:
           InputError: a model that renders views, or that sees clips as a whole, or no such
-            capacity or camera_cache.
+            capacity, when_full or camera_cache.
         """
         if not isinstance(model, GeometryModel):
             raise InputError(
@@ -57,10 +69,12 @@ class Stream:
             )
         if capacity < 1:
             raise InputError(f"capacity {capacity}: expected room for at least 1 frame")
+        if when_full not in FULL:
+            raise InputError(f"when_full={when_full!r}: expected one of {', '.join(FULL)}")
         if camera_cache is not None:
             config = dataclasses.replace(model.config, camera_cache=camera_cache)
             model = dataclasses.replace(model, config=config)
-        self._model, self._capacity = model, capacity
+        self._model, self._capacity, self._when_full = model, capacity, when_full
         self.reset()
 
     def __len__(self) -> int:
@@ -69,7 +83,10 @@ class Stream:
 
     def __repr__(self) -> str:
         size = "" if self.size is None else f" of {self.size[0]}x{self.size[1]}"
-        return f"Stream({len(self)} of {self._capacity} frames{size}; {self._model.family})"
+        return (
+            f"Stream({len(self)} frames{size} seen, {len(self._kept)} of {self._capacity} "
+            f"remembered; {self._model.family})"
+        )
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -86,11 +103,12 @@ class Stream:
         self._memory: SceneMemory | None = None
         self._size: tuple[int, int] | None = None
         self._seen = 0
+        self._kept: list[int] = []  # slots of the frames in memory, in the order of frames
 
     def copy(self) -> Stream:
         """A stream that goes on from here by itself."""
         other = copy.copy(self)
-        other._memory = jax.tree.map(jnp.copy, self._memory)
+        other._memory, other._kept = jax.tree.map(jnp.copy, self._memory), list(self._kept)
         return other
 
     def observe(self, frame: Frame | Sequence[Frame]) -> Geometry:
@@ -122,17 +140,31 @@ class Stream:
                     "(height x width): frames of a stream have one size; resize it, or start "
                     "another stream"
                 )
-        if self._seen + len(frames) > self._capacity:
-            raise InputError(
-                f"{len(frames)} frames for a stream with room for {self._capacity}, of which "
-                f"{self._seen} are taken; start one with more capacity"
-            )
+        kept = self._with_room_for(len(frames))
+        free = [slot for slot in range(self._capacity) if slot not in kept]
         memory = self._memory
         if memory is None:
             memory = self._model.start(self._capacity, size)
+        elif kept != self._kept:
+            used = np.isin(np.arange(self._capacity), kept)
+            memory = dataclasses.replace(memory, used=jnp.asarray(used))
         self._memory, geometry = self._model.observe(memory, np.stack(frames)[None])
         self._size, self._seen = tuple(size), self._seen + len(frames)
+        self._kept = kept + free[: len(frames)]  # new ones go into the first free slots
         return _without_axes(geometry, single)
+
+    def _with_room_for(self, count: int) -> list[int]:
+        """`_kept` of the frames that stay when so many more come."""
+        over = len(self._kept) + count - self._capacity
+        if over <= 0:
+            return self._kept
+        if self._when_full == "refuse" or over >= len(self._kept):
+            raise InputError(
+                f"{count} frames for a stream with room for {self._capacity}, of which "
+                f"{len(self._kept)} are taken; start one with more capacity"
+                + (", or with when_full='window'" if self._when_full == "refuse" else "")
+            )
+        return self._kept[:1] + self._kept[1 + over :]
 
 
 def _without_axes(geometry: Geometry, single: bool) -> Geometry:

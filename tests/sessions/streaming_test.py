@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SMALL, channels_last
@@ -99,6 +100,37 @@ def test_a_copy_goes_on_by_itself_and_reset_begins_again(pictures, streamed):
     other.reset()
     assert (len(other), other.size) == (0, None)
     np.testing.assert_array_equal(other.observe(pictures[0]).depth, geometry.depth[0])
+
+
+def test_a_window_forgets_the_oldest_but_the_first_and_compiles_nothing(pictures, streamed):
+    window = elvsm.Stream(small_vggt(), capacity=3, when_full="window")
+    roomy = elvsm.Stream(small_vggt(), capacity=7)
+    # Slots that a window of three leaves before a frame: of frames 0 and 2, then of 0 and 3.
+    left = {3: [0, 2], 4: [0, 1]}
+    for frame, picture in enumerate(pictures):
+        if frame in left:
+            used = jnp.asarray(np.isin(np.arange(7), left[frame]))
+            roomy._memory = dataclasses.replace(roomy.memory, used=used)
+        got, expected = window.observe(picture), roomy.observe(picture)
+        np.testing.assert_allclose(got.depth, expected.depth, atol=1e-5)
+        np.testing.assert_allclose(got.encodings, expected.encodings, atol=1e-5)
+        if frame == 0:
+            programs = geometry_model._observe._cache_size()
+    assert geometry_model._observe._cache_size() == programs
+    assert window.memory.capacity == 3 and len(window) == 5
+    everything = streamed[1]
+    assert np.abs(got.depth - everything.depth[4]).max() > 1e-3  # what was forgotten is missed
+    assert repr(window).startswith("Stream(5 frames of 56x70 seen, 3 of 3 remembered")
+
+
+def test_a_window_takes_no_more_at_once_than_it_has_room_for(pictures):
+    window = elvsm.Stream(small_vggt(), capacity=3, when_full="window")
+    window.observe(pictures[0])
+    with pytest.raises(InputError, match="3 frames for a stream with room for 3"):
+        window.observe(pictures[1:4])
+    assert len(window) == 1
+    with pytest.raises(InputError, match="when_full='merge': expected one of refuse, window"):
+        elvsm.Stream(small_vggt(), capacity=3, when_full="merge")
 
 
 def test_photos_are_fitted():
