@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--weights", required=True, metavar="W", help="what elvsm.load takes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--views", type=int, default=40)
