@@ -10,6 +10,7 @@ H head, K head dim.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm
 from efficient_lvsm_jax.nn.dpt import DPT
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.rotary import patch_rotation
+from efficient_lvsm_jax.nn.rotary import Rotation, patch_rotation
 from efficient_lvsm_jax.nn.stacks import scan_layers
 
 CHOSEN_FROM = 3  # so many views; of fewer the first is the reference
@@ -232,31 +233,12 @@ class DepthAnything3(SceneGeometry):
           patches that after each of `taps`, the second half normed, [4, B, R, N, 2·D]; and which
           view is the reference, [B], or None with known cameras.
         """
-        config = self.config
+        config, width = self.config, self.config.width
         x, reference = self.tokens(images, cameras)
-        batch, views, tokens, width = x.shape
-        grid = (side // config.patch for side in images.shape[2:4])
-        rotation = patch_rotation(*grid, config.head_dim, 1)
-        # Among views all patches are in one place, apart from the cameras'.
-        place = jnp.minimum(jnp.arange(tokens), 1)
-        flat = tuple(part[place] for part in patch_rotation(1, 1, config.head_dim, 1))
-
-        def step(x: jax.Array, blocks: tuple[Block, Block]) -> tuple[jax.Array, None]:
-            within, among = blocks
-            inner = within(x[..., width:].reshape(-1, tokens, width), rotation, groups=2)
-            q, k, v = (
-                jnp.moveaxis(y.reshape(batch, views, *y.shape[1:]), 1, 2)
-                for y in among.heads(inner, flat, groups=2)
-            )  # [B, H, R, P, K]
-            q = q.reshape(*q.shape[:2], -1, q.shape[-1])
-            mixed = attend(q, Pages(k, v), implementation=config.attention)
-            outer = among.add(inner.reshape(batch, -1, width), mixed)
-            both = (y.reshape(batch, views, tokens, width) for y in (inner, outer))
-            return jnp.concatenate(list(both), axis=-1), None
-
+        views = x.shape[1]
         x, taps, _ = scan_layers(
             config.remat,
-            step,
+            self.step(images.shape[2:4]),
             jnp.concatenate([x, x], axis=-1),
             (self.within, self.among),
             layers=config.rounds,
@@ -269,6 +251,31 @@ class DepthAnything3(SceneGeometry):
             last = reordered(last, back)
             taps = jax.vmap(reordered, (0, None))(taps, back)
         return last, taps, reference
+
+    def step(self, size: tuple[int, int]) -> Callable[[jax.Array, tuple], tuple[jax.Array, None]]:
+        """A round for pictures of `size` (Y, X): a function of tokens and its two layers.
+
+        Tokens are [B, R, P, 2·D], what left the layer within views and then that among them.
+        """
+        config, width = self.config, self.config.width
+        rotation = patch_rotation(*(side // config.patch for side in size), config.head_dim, 1)
+        flat = one_place(len(rotation[0]), config.head_dim)
+
+        def step(x: jax.Array, blocks: tuple[Block, Block]) -> tuple[jax.Array, None]:
+            within, among = blocks
+            batch, views, tokens = x.shape[:3]
+            inner = within(x[..., width:].reshape(-1, tokens, width), rotation, groups=2)
+            q, k, v = (
+                jnp.moveaxis(y.reshape(batch, views, *y.shape[1:]), 1, 2)
+                for y in among.heads(inner, flat, groups=2)
+            )  # [B, H, R, P, K]
+            q = q.reshape(*q.shape[:2], -1, q.shape[-1])
+            mixed = attend(q, Pages(k, v), implementation=config.attention)
+            outer = among.add(inner.reshape(batch, -1, width), mixed)
+            both = (y.reshape(batch, views, tokens, width) for y in (inner, outer))
+            return jnp.concatenate(list(both), axis=-1), None
+
+        return step
 
     def maps(self, taps: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array | None]:
         """Of `taps`, view by view, what becomes depth [B, R, Y, X, 2] and rays [B, R, …, …, 7]."""
@@ -283,6 +290,12 @@ class DepthAnything3(SceneGeometry):
         taps = jnp.moveaxis(taps.reshape(4, -1, *taps.shape[3:]), 1, 0)
         maps = jax.lax.map(of_view, taps)
         return jax.tree.map(lambda x: x.reshape(batch, views, *x.shape[1:]), maps)
+
+
+def one_place(tokens: int, head_dim: int) -> Rotation:
+    """Of so many tokens of a view: the camera's is not turned, all patches as if in one place."""
+    place = jnp.minimum(jnp.arange(tokens), 1)
+    return tuple(part[place] for part in patch_rotation(1, 1, head_dim, 1))
 
 
 register(Family("depth_anything3", DepthAnything3Config, DepthAnything3))
