@@ -96,10 +96,11 @@ def _table() -> str:
 
 def _infer(votes: Votes, numbers: Mapping[str, int]) -> DepthAnything3Config:
     rounds = (numbers["layers"] - numbers["encoder_layers"]) // 2
-    if rounds < 4 or rounds % 4:
+    if "taps" not in numbers and (rounds < 4 or rounds % 4):
         raise InputError(
             f"taps: {numbers['layers']} layers, of which {numbers['encoder_layers']} have no norm "
-            "of queries and keys, leave no rounds of two that four taps are evenly spread over"
+            "of queries and keys, leave no rounds of two that four taps are evenly spread over; "
+            "say which are taken: --setting taps=[1,2,3,4]"
         )
     settings = {
         "width": most_voted(votes, "D"),

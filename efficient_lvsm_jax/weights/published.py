@@ -24,7 +24,10 @@ TOLD = "efficient_lvsm_jax"  # in the metadata of a .safetensors file, see `meta
 
 
 def bring_in(
-    path: Path, state: Mapping[str, Any], told: Mapping[str, Any] = types.MappingProxyType({})
+    path: Path,
+    state: Mapping[str, Any],
+    told: Mapping[str, Any] = types.MappingProxyType({}),
+    family: str | None = None,
 ) -> Published:
     """A model from a published state dict; which family it is follows from the names.
 
@@ -32,13 +35,19 @@ def bring_in(
       path: the file, for messages; no more bytes are read than it has.
       state: tensors by published name, with or without words of wrappers.
       told: settings of the model that tensors do not say.
+      family: which it has to be, if any.
 
     Raises:
-      InputError: tensors of no family that is known; or as `params_of`.
+      InputError: tensors of no family that is known, or of another one; or as `params_of`.
     """
     layout = layout_of([bare_name(name) for name in state])
     if layout is None:
         raise InputError(f"{path}: {_unknown(map(bare_name, state))}")
+    if family not in (None, layout.family):
+        raise InputError(
+            f"{path}: holds {layout.title} (family {layout.family}); expected weights of the "
+            f"family {family}"
+        )
     return params_of([(path, state)], layout, told)
 
 
@@ -46,6 +55,7 @@ def read_file(
     path: Path,
     entry: str | None = None,
     told: Mapping[str, Any] = types.MappingProxyType({}),
+    family: str | None = None,
 ) -> Published:
     """The model of a file in the published layout, its parameters float32 NumPy arrays.
 
@@ -53,6 +63,7 @@ def read_file(
       path: of the file, or of the index of several.
       entry: as `open_state_dict`.
       told: settings of the model that the file does not say.
+      family: which it has to be, if any.
 
     Raises:
       InputError: as `open_state_dict` and `bring_in`; or metadata that `metadata_of` does not
@@ -60,7 +71,7 @@ def read_file(
     """
     settings, sizes = _metadata(path)
     with open_state_dict(path, entry) as state:
-        published = bring_in(path, state, {**settings, **told})
+        published = bring_in(path, state, {**settings, **told}, family)
     return dataclasses.replace(published, sizes=sizes)
 
 
