@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained_size=size,
         entry=entry,
         told=told,
+        family=reference.family if reference else None,
         half=arguments.half,
     )
     numbers = ", ".join(f"{name} {value}" for name, value in done.config.architecture.items())

@@ -56,6 +56,7 @@ def convert(
     trained_size: tuple[int, int] | None = None,
     entry: str | None = None,
     told: Mapping[str, Any] = types.MappingProxyType({}),
+    family: str | None = None,
     half: bool = False,
 ) -> Conversion:
     """Converts published weights to a weights folder, or any weights to a published file.
@@ -70,6 +71,7 @@ def convert(
         say; kept with the weights, see `Model.trained_sizes`.
       entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
       told: settings of the model that a published file does not say.
+      family: which a published file has to be of, if any.
       half: writes float16 to a file; reading it gives float32 again.
 
     Raises:
@@ -84,7 +86,7 @@ def convert(
     if to_file and path.is_dir():
         published, digest = _published_from_folder(path, entry), None
     else:
-        published, digest = read_file(path, entry, told), sha256(path)
+        published, digest = read_file(path, entry, told, family), sha256(path)
 
     sizes = published.sizes if trained_size is None else (trained_size,)
     if to_file:

@@ -10,6 +10,8 @@ Files (.npz) are told apart by their arrays; `{s}` is a size, "56x70" (height x 
 - a stream with the published caches, tracks, both on the same frames;
 - pose encodings and unprojection, and prepared pictures, which need no weights;
 - losses and a step of distillation, see `distillation_reference`.
+
+Those of Depth Anything 3 are read here too, and compared by `depth_anything3_reference`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax.convert import distillation_reference, recorded_alone
+from efficient_lvsm_jax.convert import (
+    depth_anything3_reference,
+    distillation_reference,
+    recorded_alone,
+)
 from efficient_lvsm_jax.convert.recorded import Difference, array_names, read_arrays
 from efficient_lvsm_jax.convert.recorded_alone import (
     DENSE,
@@ -36,11 +42,10 @@ from efficient_lvsm_jax.convert.recorded_alone import (
     drawn,
     size_of,
 )
-from efficient_lvsm_jax.convert.running import bound, floats, run, with_settings
+from efficient_lvsm_jax.convert.running import bound, floats, normalised, run, with_settings
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.stored import printable
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
-from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
 from efficient_lvsm_jax.models.vggt_tracker import (
     correlation,
     flow_embedding,
@@ -89,12 +94,13 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class GeometryReference:
-    """A reference file: what it is, its arrays by name, and settings that it tells.
+    """A reference file: of which family and what it is, its arrays by name, settings that it tells.
 
     `frames` are the arrays of the file that has the frames, maybe the same.
     """
 
     path: Path
+    family: str
     kind: str
     arrays: Arrays
     frames: Arrays
@@ -102,7 +108,9 @@ class GeometryReference:
 
 
 def kind_of(names: Collection[str]) -> str | None:
-    """What a file with these arrays is; None: nothing of VGGT or StreamVGGT."""
+    """What a file with these arrays is; None: nothing of a model of geometry."""
+    if kind := depth_anything3_reference.kind_of(names):
+        return kind
     for name, kind in KINDS.items():
         if name in names:
             return kind
@@ -120,6 +128,9 @@ def read(path: Path, kind: str) -> GeometryReference:
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"{path}: {name} has NaN or infinite values; expected finite ones")
+    if kind in depth_anything3_reference.KINDS:
+        told = _told(path, arrays.get("config"), depth_anything3_reference.told)
+        return GeometryReference(path, depth_anything3_reference.FAMILY, kind, arrays, arrays, told)
     frames = arrays
     alone = kind in ("encoder", "geometry", "pictures", "losses")
     if not alone and not any(name.startswith("images_u8") for name in arrays):
@@ -129,28 +140,33 @@ def read(path: Path, kind: str) -> GeometryReference:
                 f"{path}: has no images_u8 of its frames; expected them in {beside.name} beside it"
             )
         frames = read_arrays(beside, array_names(beside))
-    return GeometryReference(path, kind, arrays, frames, _told(path, arrays.get("config")))
+    return GeometryReference(
+        path, "vggt", kind, arrays, frames, _told(path, arrays.get("config"), _settings)
+    )
 
 
-def _told(path: Path, config: np.ndarray | None) -> dict[str, Any]:
-    """The settings in the text of `config`."""
+def _told(
+    path: Path, config: np.ndarray | None, settings: Callable[[dict], dict[str, Any]]
+) -> dict[str, Any]:
+    """The settings in the text of `config`, which `settings` makes of its values."""
     if config is None:
         return {}
     try:
         stated = json.loads(str(config))
-        told = {
-            ours: tuple(stated[theirs]) if isinstance(stated[theirs], list) else stated[theirs]
-            for theirs, ours in SETTINGS.items()
-            if theirs in stated
-        }
-        told["taps"] = tuple(tap + 1 for tap in stated["taps"])
-        told["head_dim"] = stated["embed_dim"] // stated["heads"]
-        alike = stated["heads"] == stated["encoder_heads"]
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        return settings({k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         reason = printable(f"{type(error).__name__}: {error}")
         raise InputError(f"{path}: config: expected a JSON object of sizes ({reason})") from None
-    if not alike:
-        raise InputError(f"{path}: config: heads and encoder_heads differ; expected as many")
+
+
+def _settings(stated: Mapping[str, Any]) -> dict[str, Any]:
+    told = {ours: stated[theirs] for theirs, ours in SETTINGS.items() if theirs in stated}
+    told["taps"] = tuple(tap + 1 for tap in stated["taps"])
+    told["head_dim"] = stated["embed_dim"] // stated["heads"]
+    if stated["heads"] != stated["encoder_heads"]:
+        raise InputError("config: heads and encoder_heads differ; expected as many")
     return told
 
 
@@ -158,8 +174,14 @@ def compare(model: GeometryModel, reference: GeometryReference) -> Iterator[Diff
     """Runs `model` on what a file was recorded from, quantity by quantity.
 
     Raises:
-      InputError: a recorded array is missing or has another shape than the model's.
+      InputError: a recorded array is missing or has another shape than the model's, there is none
+        to compare, or the model is of another family.
     """
+    if model.family != reference.family:
+        raise InputError(
+            f"{reference.path}: was recorded from {reference.family}, but the model is of the "
+            f"family {model.family}; name weights of {reference.family}"
+        )
     comparisons: dict[str, Callable] = {
         "encoder": _encoder,
         "clip": _clips,
@@ -170,31 +192,46 @@ def compare(model: GeometryModel, reference: GeometryReference) -> Iterator[Diff
         "losses": distillation_reference.losses,
         "distillation": distillation_reference.step,
     }
+    if reference.kind in depth_anything3_reference.KINDS:
+        _, comparison = depth_anything3_reference.KINDS[reference.kind]
+        lines = comparison(model, reference.arrays)
+    else:
+        lines = comparisons[reference.kind](model, reference)
     worst: dict[str, Difference] = {}
     # Accelerators would otherwise multiply float32 matrices with fewer bits.
     with jax.default_matmul_precision("highest"):
         try:
-            for quantity, name, got, expected, limit in comparisons[reference.kind](
-                model, reference
-            ):
-                new = _difference(reference.path, quantity, name, got, expected, limit)
+            for line in lines:
+                quantity, new = line[0], _difference(*line)
                 old = worst.setdefault(quantity, new)
                 if not new.error <= old.error:
                     worst[quantity] = new
         except KeyError as error:
             raise InputError(f"{reference.path}: has no array {error.args[0]}") from None
+        except InputError as error:
+            raise InputError(f"{reference.path}: {error}") from error
+    if not worst:
+        raise InputError(f"{reference.path}: has no array that is compared; record more of them")
     yield from worst.values()
 
 
 def _difference(
-    path: Path, quantity: str, name: str, got: Any, expected: np.ndarray, limit: float
+    quantity: str,
+    name: str,
+    got: Any,
+    expected: np.ndarray,
+    limit: float,
+    besides: float | None = None,
 ) -> Difference:
+    """Of a line; errors count in shares of the value and what is `besides`, if that is told."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     if got.shape != expected.shape:
-        raise InputError(f"{path}: {name} is {expected.shape}, but this model gives {got.shape}")
-    relative = limit == DENSE
+        raise InputError(f"{name} is {expected.shape}, but this model gives {got.shape}")
+    relative = limit == DENSE or besides is not None
     error = np.abs(got - expected)
-    if relative:
+    if besides is not None:
+        error = error / (besides + np.abs(expected))
+    elif relative:
         error = error / np.maximum(1, np.abs(expected))
     return Difference(quantity, float(np.max(error, initial=0.0)), limit, relative)
 
@@ -208,9 +245,6 @@ def _encoder(model: GeometryModel, reference: GeometryReference) -> Iterator[tup
         start, _ = encoder.embed(images, grid)
         _, after = jax.lax.scan(lambda x, block: (block(x, None),) * 2, start, encoder.blocks)
         return start, after, encoder.patch_tokens(images)
-
-    def normalised(images: jax.Array) -> jax.Array:
-        return (images - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_DEVIATION)
 
     found = run(tokens, model.ready, normalised(floats(data["images_u8"])))
     for name, got in zip(("tokens_in", "tokens_after_blocks", "patch_tokens"), found, strict=True):

@@ -20,7 +20,7 @@ MAX_BYTES = 2**32
 class Difference:
     """The largest error of a quantity (NaN if a value is NaN) and the limit for it.
 
-    `relative`: errors count in shares of values that are above 1.
+    `relative`: errors count in shares of values, of small ones absolutely.
     """
 
     quantity: str

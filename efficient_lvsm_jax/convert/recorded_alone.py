@@ -31,13 +31,15 @@ def geometry(model: GeometryModel, reference: Any) -> Iterator[tuple]:
     """Encodings of cameras and back, unprojected depth, positions of DPT heads."""
     data = reference.arrays
     size = tuple(map(int, data["image_size_hw"]))
-    cameras = _ours(data["extrinsics"], data["intrinsics"], size)
+    cameras = cameras_of(data["extrinsics"], data["intrinsics"], size)
     yield "pose encodings", "pose_encoding", run(encode, cameras), data["pose_encoding"], POSES
     got = run(functools.partial(decode, size=size), data["random_encoding"])
     decoded = {name: data[f"decoded_{name}"] for name in ("extrinsics", "intrinsics")}
     yield from cameras_lines(got, decoded, "")
     depth = data["unproject_depth"]
-    cameras = _ours(data["unproject_extrinsics"], data["unproject_intrinsics"], depth.shape[1:])
+    cameras = cameras_of(
+        data["unproject_extrinsics"], data["unproject_intrinsics"], depth.shape[1:]
+    )
     got = run(functools.partial(unproject, centre=0), depth, cameras)
     yield "unprojected points", "unproject_points", got, data["unproject_points"], POSES
     aspect = float(data["dpt_position_aspect"])
@@ -52,14 +54,19 @@ def geometry(model: GeometryModel, reference: Any) -> Iterator[tuple]:
             yield "positions of DPT heads", name, got, data[name], TOKENS
 
 
-def _ours(extrinsics: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]) -> Cameras:
-    """Published world-to-camera [..., 3, 4] and [..., 3, 3] in our conventions, float64."""
-    rotation, translation = np.float64(extrinsics[..., :3]), np.float64(extrinsics[..., 3])
+def c2w_of(extrinsics: np.ndarray) -> np.ndarray:
+    """Published world to camera [..., 3 or 4, 4] the other way round, [..., 4, 4] float64."""
+    rotation = np.float64(extrinsics[..., :3, :3])
     c2w = np.broadcast_to(np.eye(4), (*extrinsics.shape[:-2], 4, 4)).copy()
     c2w[..., :3, :3] = np.swapaxes(rotation, -1, -2)
-    c2w[..., :3, 3] = -np.einsum("...ji,...j->...i", rotation, translation)
+    c2w[..., :3, 3] = -np.einsum("...ji,...j->...i", rotation, extrinsics[..., :3, 3])
+    return c2w
+
+
+def cameras_of(extrinsics: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]) -> Cameras:
+    """Published world to camera and [..., 3, 3] in our conventions, float64."""
     fxfycxcy = np.stack([intrinsics[..., i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], -1)
-    return Cameras(c2w, fxfycxcy, *size)
+    return Cameras(c2w_of(extrinsics), fxfycxcy, *size)
 
 
 def pictures(model: GeometryModel, reference: Any) -> Iterator[tuple]:
@@ -101,10 +108,7 @@ def _several(names: str, known: Collection[str]) -> list[str]:
 def cameras_lines(cameras: Cameras, data: Arrays, end: str) -> Iterator[tuple]:
     """Published matrices of the last encodings; focal lengths as the angles that they stand for."""
     if (name := f"extrinsics{end}") in data:
-        c2w = np.asarray(cameras.c2w, np.float64)
-        rotation = np.swapaxes(c2w[..., :3, :3], -1, -2)
-        centre = -np.einsum("...ij,...j->...i", rotation, c2w[..., :3, 3])
-        got = np.concatenate([rotation, centre[..., None]], axis=-1)
+        got = c2w_of(np.asarray(cameras.c2w))[..., :3, :]  # a rigid motion is undone like that
         yield "cameras", name, got, data[name], DENSE
     if (name := f"intrinsics{end}") in data:
         size = np.array([cameras.width, cameras.height])

@@ -52,6 +52,7 @@ class Reference:
     cameras: Cameras
     recorded: dict[str, np.ndarray]
     told: ClassVar[dict] = {}  # it says no settings
+    family: ClassVar[None] = None  # of several
 
 
 def read_reference(path: str | Path) -> Reference | GeometryReference:

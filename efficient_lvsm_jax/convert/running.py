@@ -13,6 +13,7 @@ import numpy as np
 
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.model import bind_as_is
+from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
 
 
 def bound(model: GeometryModel, params: dict) -> Any:
@@ -29,6 +30,11 @@ def run(function: Callable, *args: Any) -> Any:
 def floats(pictures: np.ndarray) -> jax.Array:
     """uint8 [..., 3, Y, X] as the network takes them, [..., Y, X, 3]."""
     return jnp.asarray(np.moveaxis(pictures, -3, -1) / np.float32(255))
+
+
+def normalised(images: jax.Array) -> jax.Array:
+    """Floats as encoders have them after their first step."""
+    return (images - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_DEVIATION)
 
 
 def with_settings(model: GeometryModel, **settings: Any) -> GeometryModel:
