@@ -123,6 +123,11 @@ def size_of(name: str) -> tuple[int, int] | None:
     return found and (int(found[1]), int(found[2]))
 
 
+def sizes(data: Arrays, stem: str) -> list[str]:
+    """What names go on with that begin with `stem`."""
+    return [name.removeprefix(stem) for name in sorted(data) if name.startswith(stem)]
+
+
 def drawn(size: tuple[int, int]) -> np.ndarray:
     """The drawn picture of recordings, uint8 [Y, X, 3]."""
     y, x, c = np.meshgrid(np.arange(size[0]), np.arange(size[1]), np.arange(3), indexing="ij")
