@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_depth_anything3 import module, recorded, small_da3
-from small_vggt import cameras_of, floats, small_vggt
+from small_vggt import cameras_of, small_vggt
 
+from efficient_lvsm_jax.convert.running import floats
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.models.depth_anything3 import DepthAnything3Config
