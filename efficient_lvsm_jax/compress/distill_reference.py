@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -34,14 +35,19 @@ from efficient_lvsm_jax.training.distillation import (
 )
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
-RECOGNISED_BY = "schedule_gamma"
 # In shares of the largest value of an array; updates divide by roots of tiny squares.
 LIMIT, UPDATED = 1e-5, 1e-4
 WARMUP = 4  # updates of `optimiser_*`
 GAMMAS = {"schedule_gamma": (0.1, 0.01), "schedule_gamma_default": (0.5, 0.05)}
 
 
-def lines(arrays: Arrays) -> Iterator[Line]:
+def is_of(names: set[str]) -> bool:
+    """Whether arrays of these names are a recording of this."""
+    told = r"camera_.+_loss|depth_.+_parts|attention_.+_loss|schedule_steps|optimiser_P0"
+    return any(re.fullmatch(told, name) for name in names)
+
+
+def compare(arrays: Arrays) -> Iterator[Line]:
     """Quantity, name, value, recorded value and limit of all that is recorded."""
     if "extrinsics" in arrays:
         yield _encoding(arrays)

@@ -35,10 +35,19 @@ FORMAT_DTYPES = {
     "I32": DTYPES["int32"],
     "I16": DTYPES["int16"],
     "I8": DTYPES["int8"],
+    "F8_E4M3": DTYPES["float8_e4m3fn"],
     "U8": DTYPES["uint8"],
     "BOOL": DTYPES["bool"],
 }
-WRITTEN = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+WRITTEN = {
+    DTYPES[name]: written
+    for name, written in (
+        ("float32", "F32"),
+        ("float16", "F16"),
+        ("int8", "I8"),
+        ("float8_e4m3fn", "F8_E4M3"),
+    )
+}
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -98,7 +107,7 @@ def write_safetensors(
 
     Args:
       path: a new file.
-      tensors: float32 or float16.
+      tensors: of the dtypes in WRITTEN.
       metadata: texts about the whole file, as of `read_metadata`.
 
     Raises:
@@ -120,7 +129,9 @@ def write_safetensors(
         with written_whole(path) as partial, partial.open("wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for array in tensors.values():
-                file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+                # Bytes: a buffer of eight-bit floats is none that Python knows.
+                little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                file.write(little.view(np.uint8).data)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); free space or name another file. "

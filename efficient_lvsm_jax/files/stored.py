@@ -20,6 +20,7 @@ DTYPES = {
     "int32": np.dtype("<i4"),
     "int16": np.dtype("<i2"),
     "int8": np.dtype("i1"),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "uint8": np.dtype("u1"),
     "bool": np.dtype("?"),
     "complex64": np.dtype("<c8"),
@@ -127,6 +128,17 @@ class StoredTensor:
         if (self.offset + last + 1) * self.dtype.itemsize > self.storage.nbytes:
             return "reaches beyond its storage"
         return None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledTensor(StoredTensor):
+    """Numbers of few bits, each row of which is multiplied by its own scale, [rows, 1]."""
+
+    scale: StoredTensor | None = None
+
+    def laid_in(self, data: np.ndarray) -> np.ndarray:
+        """What they stand for, float32."""
+        return super().laid_in(data).astype(np.float32) * self.scale.numpy()
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -51,6 +51,19 @@ def fake_fp8(x: jax.Array) -> jax.Array:
     return _straight_through(lambda x: fp8_values(*fp8_codes(x)), x)
 
 
+def integer_codes(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """Rows [..., I] of float32 as integers of so many bits, in float32, and their scales [...].
+
+    Raises:
+      InputError: no such number of bits.
+    """
+    if not 2 <= bits <= 16:
+        raise InputError(f"integers of {bits} bits: expected 2 to 16")
+    limit = 2 ** (bits - 1) - 1
+    scale = _divide(jnp.maximum(jnp.abs(x).max(axis=-1), LEAST), limit)
+    return jnp.clip(jnp.round(x / scale[..., None]), -limit - 1, limit), scale
+
+
 def fake_integers(x: jax.Array, bits: int, group: int | None = None) -> jax.Array:
     """Rows [..., I] rounded to integers of so many bits, symmetric, with a scale for each group.
 
@@ -62,15 +75,11 @@ def fake_integers(x: jax.Array, bits: int, group: int | None = None) -> jax.Arra
     Raises:
       InputError: no such number of bits.
     """
-    if not 2 <= bits <= 16:
-        raise InputError(f"integers of {bits} bits: expected 2 to 16")
-    limit = 2 ** (bits - 1) - 1
 
     def rounded(x: jax.Array) -> jax.Array:
         groups = x.reshape(*x.shape[:-1], -1, group) if group and x.shape[-1] % group == 0 else x
-        largest = jnp.abs(groups).max(axis=-1, keepdims=True)
-        scale = _divide(jnp.maximum(largest, LEAST), limit)
-        return (jnp.clip(jnp.round(groups / scale), -limit - 1, limit) * scale).reshape(x.shape)
+        codes, scale = integer_codes(groups, bits)
+        return (codes * scale[..., None]).reshape(x.shape)
 
     return _straight_through(rounded, x)
 

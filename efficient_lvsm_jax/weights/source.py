@@ -14,6 +14,7 @@ from efficient_lvsm_jax.files.safetensors_file import read_safetensors
 from efficient_lvsm_jax.files.torch_file import open_torch
 from efficient_lvsm_jax.shipped import models
 from efficient_lvsm_jax.weights.entries import choose_entry
+from efficient_lvsm_jax.weights.scaled import with_scales
 from efficient_lvsm_jax.weights.shards import END, SUFFIXES, files_of, find_index, open_shards
 
 HUB = "hf://"
@@ -88,7 +89,7 @@ def open_state_dict(path: Path, entry: str | None = None) -> Iterator[Mapping[st
 
 
 def _open_safetensors(path: Path) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext(read_safetensors(path))
+    return contextlib.nullcontext(with_scales(path, read_safetensors(path)))
 
 
 def sha256(path: Path) -> str:

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.stored import Placeholder, StoredTensor, described, printable
+from efficient_lvsm_jax.files.stored import (
+    Placeholder,
+    ScaledTensor,
+    StoredTensor,
+    described,
+    printable,
+)
 from efficient_lvsm_jax.weights.entries import bare_name
 from efficient_lvsm_jax.weights.shards import files_of
 from efficient_lvsm_jax.weights.table import TIMES, Layout, Places, Rule, Votes
@@ -186,7 +192,7 @@ def _misfits(
     if not isinstance(value, StoredTensor):
         return [f"not a tensor: {name} is {described(value)}"]
     problems = []
-    if value.dtype.name not in FLOATS:
+    if value.dtype.name not in FLOATS and not isinstance(value, ScaledTensor):
         problems.append(f"dtype: {name} is {value.dtype}, expected one of {', '.join(FLOATS)}")
     axes = rule.source_axes.count(",") + 1
     if sizes is None and len(value.shape) != axes:

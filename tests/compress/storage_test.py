@@ -1,0 +1,89 @@
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import efficient_lvsm_jax as elvsm
+from efficient_lvsm_jax.compress.storage import store
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
+
+
+@pytest.fixture(scope="module", params=["fp8", "int8"])
+def stored(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stored") / "rooms.safetensors"
+    return request.param, path, store("rooms", path, request.param)
+
+
+def leaves(model):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf)
+
+
+def test_kernels_of_layers_are_near_and_everything_else_is_as_it_was(stored):
+    bits, path, done = stored
+    before, after = dict(leaves(elvsm.load("rooms"))), dict(leaves(elvsm.load(path)))
+    assert before.keys() == after.keys()
+    for name, kernel in before.items():
+        if not re.fullmatch(r"(encoder|decoder)/.+/kernel", name):
+            np.testing.assert_array_equal(after[name], kernel, name)
+            continue
+        error = np.linalg.norm(after[name] - kernel) / np.linalg.norm(kernel)
+        assert 0 < error < {"fp8": 0.03, "int8": 0.015}[bits], name
+    assert elvsm.load(path).trained_sizes == elvsm.load("rooms").trained_sizes
+    # A small model has larger tokenizers for its size than one of 199 M parameters.
+    assert done.nbytes < 0.32 * 4 * done.parameters
+    assert "tensors in eight bits" in str(done)
+
+
+def test_storing_again_what_is_stored_changes_no_value(stored, tmp_path):
+    bits, path, _ = stored
+    store(path, tmp_path / "again.safetensors", bits)
+    again = dict(leaves(elvsm.load(tmp_path / "again.safetensors")))
+    for name, kernel in leaves(elvsm.load(path)):
+        np.testing.assert_allclose(again[name], kernel, rtol=1e-6, atol=0, err_msg=name)
+
+
+def test_a_scale_that_is_not_one_for_each_row_is_refused(stored, tmp_path):
+    _, path, _ = stored
+    tensors = {name: tensor.numpy() for name, tensor in read_safetensors(path).items()}
+    name = next(name for name in tensors if name.endswith("_scale"))
+    tensors[name] = tensors[name][:3]
+    write_safetensors(tmp_path / "spoiled.safetensors", tensors)
+    with pytest.raises(InputError, match=f"{re.escape(name)} is float32 .3, 1., expected a scale"):
+        elvsm.load(tmp_path / "spoiled.safetensors")
+
+
+def test_numbers_of_eight_bits_without_a_scale_are_refused(stored, tmp_path):
+    _, path, _ = stored
+    tensors = {name: tensor.numpy() for name, tensor in read_safetensors(path).items()}
+    name = next(name for name in tensors if name.endswith("_scale"))
+    del tensors[name]
+    write_safetensors(tmp_path / "spoiled.safetensors", tensors)
+    kernel = re.escape(name.removesuffix("_scale"))
+    with pytest.raises(InputError, match=rf"dtype: {kernel} is (int8|float8_e4m3fn), expected"):
+        elvsm.load(tmp_path / "spoiled.safetensors")
+
+
+def test_the_file_says_its_dtypes_as_others_read_them(stored):
+    bits, path, _ = stored
+    data = path.read_bytes()
+    table = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    written = {"fp8": "F8_E4M3", "int8": "I8"}[bits]
+    kernels = [name for name in table if f"{name}_scale" in table]
+    assert kernels and all(table[name]["dtype"] == written for name in kernels)
+
+
+@pytest.mark.parametrize(
+    ("destination", "bits", "said"),
+    [
+        ("rooms.pt", "fp8", "name a file that ends in .safetensors"),
+        ("rooms.safetensors", "int3", "bits 'int3': expected one of fp8, int8"),
+    ],
+)
+def test_what_cannot_be_written_is_said(tmp_path, destination, bits, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        store("rooms", tmp_path / destination, bits)
+    assert not list(tmp_path.iterdir())
