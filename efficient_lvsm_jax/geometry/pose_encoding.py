@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from efficient_lvsm_jax.geometry.cameras import Cameras
 
+# Where the world is, unturned, seen over a radian both ways.
+USUAL_CAMERA = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 LEAST_TANGENT = 1e-6  # of half a field of view of Depth Anything 3, as published
 
 

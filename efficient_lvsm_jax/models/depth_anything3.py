@@ -40,6 +40,7 @@ from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm
 from efficient_lvsm_jax.nn.dpt import DPT
+from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, patch_rotation
 from efficient_lvsm_jax.nn.stacks import scan_layers
@@ -143,6 +144,9 @@ class DepthAnything3(SceneGeometry):
         self.camera_decoder = CameraDecoder(2 * width)
         self.depth_head = DPT(2 * width, config.channels, config.features, 2, to_relu=False)
         self.ray_head = RayHead(config.features)
+        if rngs is not None:
+            draw(self, rngs)
+            self.camera_decoder.begin()
 
     @staticmethod
     def start(

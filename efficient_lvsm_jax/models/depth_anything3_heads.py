@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from efficient_lvsm_jax.geometry.pose_encoding import USUAL_CAMERA
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
 from efficient_lvsm_jax.nn.dpt import LAST_CHANNELS, Conv, Fusions, placed
+from efficient_lvsm_jax.nn.initial import begin_near
 from efficient_lvsm_jax.nn.layers import gelu
 
 ENCODING = 9  # numbers of a camera, see `geometry.pose_encoding`
@@ -55,6 +57,12 @@ class CameraDecoder(nnx.Module):
         self.translation = Linear((width, 3), (3,))
         self.quaternion = Linear((width, 4), (4,))
         self.field_of_view = Linear((width, 2), (2,))
+
+    def begin(self) -> None:
+        """Lets drawn cameras begin near USUAL_CAMERA: fields of view below 0 would stay."""
+        begin_near(self.translation, USUAL_CAMERA[:3])
+        begin_near(self.quaternion, USUAL_CAMERA[3:7])
+        begin_near(self.field_of_view, USUAL_CAMERA[7:])
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         x = tokens

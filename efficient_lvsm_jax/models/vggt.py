@@ -36,6 +36,7 @@ from efficient_lvsm_jax.models.vggt_camera_head import CACHES, CameraHead
 from efficient_lvsm_jax.models.vggt_tracker import Tracker
 from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.dpt import DPT
+from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
 from efficient_lvsm_jax.nn.stacks import scan_layers
@@ -175,6 +176,9 @@ class VGGT(SceneGeometry):
             radius=config.correlation_radius,
             iterations=config.track_iterations,
         )
+        if rngs is not None:
+            draw(self, rngs)
+            self.camera_head.begin()
 
     @staticmethod
     def start(

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from efficient_lvsm_jax.geometry.pose_encoding import USUAL_CAMERA
 from efficient_lvsm_jax.models.scene_geometry import Sight
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
+from efficient_lvsm_jax.nn.initial import begin_near
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 
@@ -46,6 +48,10 @@ class CameraHead(nnx.Module):
         self.trunk_norm = LayerNorm(width, 1e-5)
         self.up = Linear((width, width // 2), (width // 2,))
         self.down = Linear((width // 2, ENCODING), (ENCODING,))
+
+    def begin(self) -> None:
+        """Lets drawn cameras begin near USUAL_CAMERA: fields of view below 0 would stay."""
+        begin_near(self.down, jnp.array(USUAL_CAMERA) / self.iterations)
 
     def __call__(
         self, tokens: jax.Array, sight: Sight, pages: Pages | None

@@ -1,0 +1,61 @@
+"""First values for networks made of `blocks` and `dpt`, whose parts are made as zeros.
+
+As DINOv2 has them: norms do nothing, biases are 0, tables and tokens are drawn from a narrow normal
+distribution. Kernels keep the variance of what they read, so that small widths train as well.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_lvsm_jax.nn.blocks import Linear
+
+TOKEN_DEVIATION = 0.02  # of tokens and tables of positions
+# LayerScale, by whether the block is of the image encoder or of what follows (VGGT).
+ENCODER_SCALE, LATER_SCALE = 1.0, 0.01
+NOT_DRAWN = ("bias", "mask_token", "empty")  # zeros: empty has no gradient, mask_token no use
+NEAR = 0.1  # of kernels whose outputs shall begin near a value
+CUT = 2.0  # deviations, beyond which nothing is drawn
+KEPT_DEVIATION = 0.87962566  # of a normal distribution cut there
+
+
+def draw(module: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Gives all parameters of a module, stacked or not, their first values."""
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    nnx.update(module, _drawn(params, rngs))
+
+
+def begin_near(part: Linear, value: jax.Array) -> None:
+    """Lets what was drawn begin with outputs near a value, of the shape of its bias."""
+    part.kernel[...] *= NEAR
+    part.bias[...] = jnp.asarray(value, jnp.float32)
+
+
+def _drawn(tree: dict, rngs: nnx.Rngs, path: tuple[str, ...] = ()) -> dict:
+    found = {}
+    for name, x in tree.items():
+        if isinstance(x, dict):
+            found[name] = _drawn(x, rngs, (*path, name))
+        elif name == "scale":
+            found[name] = jnp.ones_like(x)
+        elif name in ("scale1", "scale2"):
+            scale = ENCODER_SCALE if "encoder" in path else LATER_SCALE
+            found[name] = jnp.full_like(x, scale)
+        elif name in NOT_DRAWN:
+            found[name] = jnp.zeros_like(x)
+        else:
+            deviation = TOKEN_DEVIATION
+            if name == "kernel":
+                deviation = _inputs(x, tree.get("bias"), enlarges=path[-1] == "map") ** -0.5
+            values = jax.random.truncated_normal(rngs.params(), -CUT, CUT, x.shape)
+            found[name] = deviation / KEPT_DEVIATION * values
+    return found
+
+
+def _inputs(kernel: jax.Array, bias: jax.Array | None, *, enlarges: bool) -> int:
+    """How many numbers make one output; of a stack both arrays have the axis of layers."""
+    if enlarges:  # each pixel of a result is made of one, see `dpt.Enlarge`
+        return kernel.shape[-2]
+    return kernel.size // (kernel.shape[-1] if bias is None else bias.size)

@@ -1,0 +1,67 @@
+"""First parameters of models of geometry: drawn, and such that something can be learned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.model import init_params
+
+SMALL = {"width": 32, "head_dim": 8, "patch": 4, "channels": (8, 8, 8, 8), "features": 8}
+SETTINGS = {
+    "vggt": SMALL
+    | {"encoder_layers": 1, "layers": 4, "taps": (1, 2, 3, 4), "camera_heads": 4}
+    | {"camera_layers": 1, "track_features": 8, "track_width": 16, "track_heads": 2}
+    | {"track_layers": 1, "virtual_tracks": 2, "correlation_levels": 2},
+    "depth_anything3": SMALL
+    | {"encoder_layers": 4, "layers": 12, "camera_heads": 4, "camera_layers": 1},
+}
+
+
+def flat(params):
+    """Arrays by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def drawn(request):
+    """A model with first parameters."""
+    config = configure(request.param, SETTINGS[request.param])
+    make = jax.jit(lambda key: init_params(request.param, config, key))
+    return GeometryModel(request.param, config, make(jax.random.key(0)))
+
+
+def test_everything_is_drawn_that_learns_by_being_different(drawn):
+    zeros = {name for name, x in flat(drawn.params).items() if not np.any(x)}
+    kept = ("bias", "mask_token", "empty")
+    assert {name for name in zeros if not name.endswith(kept)} == set()
+    params = drawn.params
+    assert np.all(params["encoder"]["blocks"]["scale1"] == 1)
+    assert np.all(params["within"]["scale2"] == np.float32(0.01))
+    # Of a stack, of a map with several axes in and out, and of a convolution without bias.
+    for name, inputs in (
+        ("within/qkv", 32),
+        ("among/out", 32),
+        ("encoder/patches", 4 * 4 * 3),
+        ("depth_head/reduce1", 3 * 3 * 8),
+        ("depth_head/resize1/map", 8),
+    ):
+        kernel = np.asarray(flat(params)[f"{name}/kernel"])
+        np.testing.assert_allclose(kernel.std() * inputs**0.5, 1, atol=0.12, err_msg=name)
+    layers = params["within"]["qkv"]["kernel"]
+    assert np.abs(layers[0] - layers[1]).max() > 0.1
+
+
+def test_cameras_begin_where_a_gradient_moves_them(drawn):
+    images = jax.random.uniform(jax.random.key(1), (1, 2, 16, 24, 3))
+    _, geometry = drawn.observe(None, images)
+    last = np.asarray(geometry.encodings[-1])
+    assert last[..., 7:].min() > 0.3  # radians: at 0 it would stay
+    np.testing.assert_allclose(last[..., :6], 0, atol=0.7)
+    np.testing.assert_allclose(last[..., 6:], 1, atol=0.7)
+    depth = np.asarray(geometry.depth)
+    assert np.isfinite(depth).all() and depth.std() > 1e-3
+    assert jnp.abs(depth[0, 0] - depth[0, 1]).max() > 1e-3  # pictures count
