@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo view train-demo model captures test test-quick lint fuzz torture accelerator bench bench-data bench-train lock clean
+.PHONY: demo view train-demo model captures test test-quick lint docs fuzz torture accelerator bench bench-data bench-train lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -55,6 +55,10 @@ test-quick: $(VENV)/installed ## the tests to run while working
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(VENV)/installed ## these pages as a site: build/docs/index.html
+	$(RUN) -m sphinx -W --keep-going --quiet docs build/docs
+	@echo build/docs/index.html
 
 fuzz: $(VENV)/installed ## 20,000 mutated inputs to all readers; three minutes
 	$(RUN) tests/fuzz.py --count 20000 --seed 0

@@ -1,10 +1,10 @@
 """Efficient-LVSM in JAX: a few posed photos in, pictures from new cameras out.
 
-import efficient_lvsm_jax as elvsm
+    import efficient_lvsm_jax as elvsm
 
-model = elvsm.load("weights/")
-scene = elvsm.Session.from_capture(model, "my_capture", inputs=8)
-picture = scene.render(c2w, fxfycxcy)
+    model = elvsm.load("weights/")
+    scene = elvsm.Session.from_capture(model, "my_capture", inputs=8)
+    picture = scene.render(c2w, fxfycxcy)
 
 Names are loaded when they are first asked for (PEP 562), so that a data worker or a command that
 needs one room does not wait for all of them.

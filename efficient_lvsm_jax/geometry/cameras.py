@@ -156,7 +156,7 @@ class SceneFrame:
         """The published normalisation of the cameras c2w [V, 4, 4].
 
         The origin is the mean centre, z the mean viewing direction, y close to the mean image
-        down direction, and the largest |coordinate| of a centre becomes 1 / scale_factor.
+        down direction, and the largest `|coordinate|` of a centre becomes 1 / scale_factor.
         checked: all have passed `check_cameras`, and are not checked again.
 
         Raises InputError if the cameras are unusable or do not define a frame: fewer than two,
@@ -253,7 +253,7 @@ def spread(c2w: np.ndarray, count: int) -> list[int]:
 def camera_distances(c2w: np.ndarray) -> np.ndarray:
     """How far cameras [V, 4, 4] are apart, in place and in where they look: [V, V] float64.
 
-    distance² = (distance of centres / extent)² + |difference of viewing directions|², where the
+    `distance² = (distance of centres / extent)² + |difference of viewing directions|²`, where the
     extent is the root mean square distance of all centres from their mean. Without an extent the
     directions count alone. Unit and axes of the world change nothing.
     """
@@ -282,7 +282,7 @@ def check_cameras(
     """Raises InputError unless all cameras are usable; the message says which one and why.
 
     Args:
-      c2w: [..., 4, 4], finite and rigid: |RᵀR - I| <= 1e-3, det R > 0, last row 0 0 0 1.
+      c2w: [..., 4, 4], finite and rigid: `|RᵀR - I|` <= 1e-3, det R > 0, last row 0 0 0 1.
       fxfycxcy: [..., 4], finite, focal lengths above 0. Leading axes as c2w.
       name: what to call them in the message, for instance the file they came from.
       labels: what to call each of cameras [V, 4, 4], instead of its index.
