@@ -54,6 +54,24 @@ class Pair:
     difference: dict[str, float]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """Which pictures of a scene's targets the evaluations kept, [T] each, None where none.
+
+    truth: of either evaluation. a, b: predictions.
+    """
+
+    pair: Pair
+    truth: list[Path | None]
+    a: list[Path | None]
+    b: list[Path | None]
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is something to look at."""
+        return all(self.truth) and (all(self.a) or all(self.b))
+
+
 def compare(before: Path, after: Path, output: Path) -> dict[str, Any]:
     """Writes comparison.json, comparison.csv and comparison.html to `output`.
 
@@ -196,8 +214,13 @@ def _write_page(
         scores.append((label(metric), before, after, difference + error, share))
     ranked = sorted(pairs, key=lambda pair: pair.difference["psnr"])
     finite = [pair for pair in ranked if np.isfinite(pair.difference["psnr"])]
-    losses = [pair for pair in ranked[:SHOWN] if pair.difference["psnr"] < 0]
-    gains = [pair for pair in ranked[::-1][:SHOWN] if pair.difference["psnr"] > 0]
+    kept = [_kept_of(pair, folders) for pair in ranked]
+    losses = [each for each in kept[:SHOWN] if each.pair.difference["psnr"] < 0]
+    gains = [each for each in kept[::-1][:SHOWN] if each.pair.difference["psnr"] > 0]
+    groups = [_group("Where B lost most", losses), _group("Where B won most", gains)]
+    others = [each for each in kept if each.shown and each not in losses + gains][:SHOWN]
+    if others and any(group["absent"] for group in groups):
+        groups.append(_group("Others, of which there are pictures", others))
     write_page(
         path,
         "evaluation/comparison.html.j2",
@@ -207,10 +230,7 @@ def _write_page(
         most_names=SHOWN,
         chart=_chart(finite) if finite else None,
         left_out=len(ranked) - len(finite),
-        groups=[
-            _group("Where B lost most", losses, folders),
-            _group("Where B won most", gains, folders),
-        ],
+        groups=groups,
         differences=[
             (row["name"], row["before"], row["after"]) for row in result["protocol_differences"]
         ],
@@ -226,41 +246,49 @@ def _chart(pairs: Sequence[Pair]) -> Markup:
     return bars(values, names, description, unit="dB", along=along, above=GOOD)
 
 
-def _group(heading: str, pairs: Sequence[Pair], folders: tuple[Path, Path]) -> dict[str, Any]:
-    """Those of the scenes of which both evaluations kept the pictures."""
-    kept = [(pair, _kept_of(pair, folders)) for pair in pairs]
-    shown = [(pair, paths) for pair, paths in kept if all(map(all, paths))]
+def _group(heading: str, kept: Sequence[Kept]) -> dict[str, Any]:
+    """Those of the scenes with pictures: the true ones and those of A or B."""
+    shown = [each for each in kept if each.shown]
     return {
         "heading": heading,
-        "count": len(pairs),
-        "absent": len(pairs) - len(shown),
-        "cards": (_card(pair, paths) for pair, paths in shown),
+        "count": len(kept),
+        "absent": len(kept) - len(shown),
+        "cards": map(_card, shown),
     }
 
 
-def _kept_of(pair: Pair, folders: tuple[Path, Path]) -> list[list[Path | None]]:
-    """True picture and both predictions of every target."""
-    wanted = (folders[0], "truth"), (folders[0], "predictions"), (folders[1], "predictions")
-    return [
-        [_kept(folder, kind, pair.before.scene, frame) for folder, kind in wanted]
-        for frame in pair.before.targets
-    ]
+def _kept_of(pair: Pair, folders: tuple[Path, Path]) -> Kept:
+    def kept(kind: str, *folders: Path) -> list[Path | None]:
+        return [_kept(folders, kind, pair.before.scene, frame) for frame in pair.before.targets]
+
+    before, after = folders
+    return Kept(
+        pair,
+        kept("truth", before, after),
+        kept("predictions", before),
+        kept("predictions", after),
+    )
 
 
-def _card(pair: Pair, paths: Sequence[Sequence[Path]]) -> dict[str, Any]:
+def _card(kept: Kept) -> dict[str, Any]:
+    pair = kept.pair
     name = pair.before.scene
     targets = []
-    for i, (frame, kept) in enumerate(zip(pair.before.targets, paths, strict=True)):
-        truth, a, b = map(load_image, kept)
-        targets.append(
-            (
-                picture(truth, f"{name}, true frame {frame}", f"true, frame {frame}"),
-                picture(a, f"{name}, A, frame {frame}", _caption("A", pair.before, i)),
-                picture(b, f"{name}, B, frame {frame}", _caption("B", pair.after, i)),
-                picture(error_map(a, truth), f"{name}, error of A", "error of A"),
-                picture(error_map(b, truth), f"{name}, error of B", "error of B"),
-            )
-        )
+    for i, frame in enumerate(pair.before.targets):
+        truth = load_image(kept.truth[i])
+        pictures = [picture(truth, f"{name}, true frame {frame}", f"true, frame {frame}")]
+        errors = []
+        for which, scores, paths in (("A", pair.before, kept.a), ("B", pair.after, kept.b)):
+            line = f"{which}: {number('psnr', scores.scores['psnr'][i])} dB"
+            if paths[i] is None:
+                pictures.append({"caption": f"{line}; no picture kept"})
+                errors.append({"caption": ""})
+                continue
+            predicted = load_image(paths[i])
+            pictures.append(picture(predicted, f"{name}, {which}, frame {frame}", line))
+            error = f"error of {which}"
+            errors.append(picture(error_map(predicted, truth), f"{name}, {error}", error))
+        targets.append(pictures + errors)
     line = " · ".join(
         f"{METRIC_LOOKS[m][0]} {number(m, value, sign=True)}{METRIC_LOOKS[m][2]}"
         for m, value in pair.difference.items()
@@ -268,14 +296,8 @@ def _card(pair: Pair, paths: Sequence[Sequence[Path]]) -> dict[str, Any]:
     return {"name": name, "line": line, "targets": targets}
 
 
-def _caption(which: str, scores: SceneScores, target: int) -> str:
-    return f"{which}: {number('psnr', scores.scores['psnr'][target])} dB"
-
-
-def _kept(folder: Path, kind: str, scene: str, frame: int) -> Path | None:
-    """The picture an evaluation kept: of all scenes, or of those in its report."""
-    for root in (folder / kind, folder / "shown" / kind):
-        path = picture_path(root, scene, frame)
-        if path.is_file():
-            return path
-    return None
+def _kept(folders: Sequence[Path], kind: str, scene: str, frame: int) -> Path | None:
+    """The picture that an evaluation kept: of all scenes, or of those in its report."""
+    roots = [root / kind for folder in folders for root in (folder, folder / "shown")]
+    paths = [picture_path(root, scene, frame) for root in roots]
+    return next((path for path in paths if path.is_file()), None)

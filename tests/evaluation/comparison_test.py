@@ -119,6 +119,25 @@ def test_scenes_are_shown_worst_first_where_pictures_were_kept(two):
     assert "http" not in text
 
 
+def test_where_one_evaluation_kept_no_picture_the_page_says_so_and_shows_the_other(two):
+    """Each keeps those of its own report, which are other scenes."""
+    a = [row(name, [20]) for name in ("lost", "won", "alike")]
+    b = [row(name, [psnr]) for name, psnr in (("lost", 15), ("won", 25), ("alike", 20))]
+    before, after, out = two(a, b)
+    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), np.uint8)
+    for kind in ("truth", "predictions"):
+        save_pictures(after / "evaluation" / "shown" / kind, "lost", (1,), picture)
+        save_pictures(before / "evaluation" / "shown" / kind, "alike", (1,), picture)
+    compare(before, after, out)
+    text = (out / "comparison.html").read_text()
+    lost = text[text.index("<h3>lost") : text.index("Where B won most")]
+    assert "A: 20.00 dB; no picture kept" in lost and "<figcaption>B: 15.00 dB<" in lost
+    assert lost.count("<img") == 3 and "error of B" in lost
+    won = text[text.index("Where B won most") : text.index("Others, of which there are pictures")]
+    assert "1 of these 1 scenes cannot be shown" in won and "<article" not in won
+    assert "<h3>alike" in text[text.index("Others, of which there are pictures") :]
+
+
 def test_the_table_and_the_record_have_every_scene(two):
     *_, out = folders = two([row("x", [10]), row("y", [20])], [row("x", [11]), row("y", [np.inf])])
     compare(*folders)
