@@ -84,7 +84,7 @@ class EvaluationConfig(Settings):
       lpips: folder of LPIPS weights; "" is the usual place.
       added_one_by_one: the order in which inputs join a Session for the cache table.
       batch_size: scenes scored in one call; changes the speed, not the result.
-      film_frames: frames between two neighbouring input cameras of the film; 0 makes none.
+      film_frames: pictures rendered for the film per pair of inputs; 0 makes none.
     """
 
     group = "evaluation"

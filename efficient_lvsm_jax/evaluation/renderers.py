@@ -14,14 +14,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.evaluation.flight import fly_through
 from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, OpenedScenes
-from efficient_lvsm_jax.evaluation.scoring import (
-    added_one_by_one,
-    fly_through,
-    folder_renders,
-    model_renders,
-)
+from efficient_lvsm_jax.evaluation.scoring import added_one_by_one, folder_renders, model_renders
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.sessions.choice import check_paged

@@ -25,7 +25,6 @@ from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.results import BASELINES, SceneScores
 from efficient_lvsm_jax.geometry.cameras import SceneFrame, nearest_camera
 from efficient_lvsm_jax.geometry.choice import most_useful
-from efficient_lvsm_jax.geometry.paths import camera_path
 from efficient_lvsm_jax.media.levels import from_bytes, to_bytes
 from efficient_lvsm_jax.metrics.pictures import SSIM_WINDOW, check_range, psnr, ssim
 from efficient_lvsm_jax.models.model import Model
@@ -272,17 +271,3 @@ def added_one_by_one(model: Model, scenes: Sequence[EvaluationScene]) -> list[di
             }
         )
     return table
-
-
-def fly_through(model: Model, scene: EvaluationScene, steps: int, views: str = "all") -> np.ndarray:
-    """Frames uint8 [F, Y, X, 3] along the path through the inputs of a scene, nearest first.
-
-    `views` is what each frame reads, as in `Session.render`.
-    """
-    inputs = scene.inputs
-    count = len(inputs.image)
-    session = Session(model, frame=SceneFrame.identity(), capacity=count, check_poses=False)
-    for image, c2w, fxfycxcy in zip(*vars(inputs).values(), strict=True):
-        session.add(image, c2w, fxfycxcy)
-    path = camera_path(inputs.c2w, inputs.fxfycxcy, steps, nearest_first=True)
-    return to_bytes(session.render(*path, inputs.image.shape[1:3], views))

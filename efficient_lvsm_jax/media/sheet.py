@@ -1,4 +1,4 @@
-"""Sheets of pictures: rows of groups, each picture with a line below it."""
+"""Sheets of pictures: rows of groups, each picture with a line below it; and frames of films."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SMALL, LARGE = 128, 256  # pixels: smaller pictures are enlarged, larger ones reduced
 GAP, GROUP_GAP, LINE = 6, 26, 24  # pixels between pictures, between groups, of a line of text
+FILMED, ROW, MOST_INPUTS = 320, 4, 16  # least height in a film; inputs in a row, or twice as many
 
 
 def sheet(
@@ -47,6 +48,50 @@ def sheet(
                 image.paste(_resized(picture, (height, width)), place)
                 if below:
                     draw.text((place[0], place[1] + height + 3), below[j], fill="black", font=font)
+    return np.asarray(image)
+
+
+def beside(
+    rendered: np.ndarray, truth: np.ndarray | None, about_truth: str, inputs: np.ndarray
+) -> np.ndarray:
+    """A frame of a film: a rendered picture, the true one beside it, the inputs small below.
+
+    Args:
+      rendered: uint8 [Y, X, 3].
+      truth: the same, or None where there is none: its place stays grey.
+      about_truth: the line above it.
+      inputs: uint8 [V, Y, X, 3]; of more than MOST_INPUTS, so many of them evenly.
+
+    Returns:
+      uint8 [Y, X, 3], larger; of one size for one V.
+    """
+    factor = -(-FILMED // rendered.shape[0])
+    height, width = (side * factor for side in rendered.shape[:2])
+    chosen = np.unique(np.linspace(0, len(inputs) - 1, MOST_INPUTS).round().astype(int))
+    row = ROW if len(chosen) <= ROW else 2 * ROW
+    small_width = (2 * width + GAP) // row - GAP
+    small = (small_width * height // width, small_width)
+    below = 2 * LINE + height
+    rows = -(-len(chosen) // row)
+    whole = (2 * width + 3 * GAP, below + rows * (small[0] + GAP))
+    image = Image.new("RGB", whole, "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    right = width + 2 * GAP
+    some = f"{len(chosen)} of " if len(chosen) < len(inputs) else ""
+    count = f"{some}{len(inputs)} input" + ("" if len(inputs) == 1 else "s")
+    for left, top, words in (
+        (GAP, 0, "rendered"),
+        (right, 0, about_truth),
+        (GAP, LINE + height, count),
+    ):
+        draw.text((left, top + 4), words, fill="black", font=font)
+    draw.rectangle((right, LINE, right + width - 1, LINE + height - 1), fill="#d8d8d8")
+    for left, picture in ((GAP, rendered), (right, truth)):
+        if picture is not None:
+            image.paste(_resized(picture, (height, width)), (left, LINE))
+    for i, picture in enumerate(inputs[chosen]):
+        place = (GAP + i % row * (small[1] + GAP), below + i // row * (small[0] + GAP))
+        image.paste(_resized(picture, small), place)
     return np.asarray(image)
 
 

@@ -12,11 +12,13 @@ from scenes_to_score import scene
 from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation import scoring as evaluation
+from efficient_lvsm_jax.evaluation.flight import HALT, fly_through
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
 from efficient_lvsm_jax.evaluation.renderers import ModelRenderer
 from efficient_lvsm_jax.evaluation.results import SceneScores, baselines
 from efficient_lvsm_jax.evaluation.scoring import Scorer, batches, model_renders, padded_size
 from efficient_lvsm_jax.geometry.cameras import SceneFrame, nearest_camera
+from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.lvsm import DecoderOnlyConfig
 from efficient_lvsm_jax.models.model import Model
@@ -77,8 +79,8 @@ def test_targets_are_rendered_from_their_nearest_inputs_as_by_a_session(small_mo
         targets = one.targets
         expected = session.render(targets.c2w, targets.fxfycxcy, targets.image.shape[1:3], views)
         np.testing.assert_allclose(pictures, expected, atol=2e-6)
-    film = evaluation.fly_through(small_model, scenes[0], 2, "nearest:1")
-    assert (film != evaluation.fly_through(small_model, scenes[0], 2)).any()
+    film = [next(fly_through(small_model, scenes[0], 2, read)) for read in ("nearest:1", "all")]
+    assert (film[0] != film[1]).any()
 
 
 def settings(views):
@@ -207,6 +209,11 @@ def test_views_added_one_by_one_end_where_all_at_once_begins(small_model):
     assert all(row["add_ms"] > 0 and row["render_ms"] > 0 for row in rows)
 
 
-def test_the_film_visits_every_pair_of_neighbours(small_model):
-    frames = evaluation.fly_through(small_model, scene(0, inputs=3), steps=4)
-    assert frames.shape == (8, 16, 24, 3) and frames.dtype == np.uint8
+def test_the_film_visits_inputs_and_halts_at_targets_with_the_truth_beside(small_model):
+    known = scene(0, inputs=3)
+    frames = list(fly_through(small_model, known, steps=4))
+    assert {(frame.shape, frame.dtype.name) for frame in frames} == {((530, 978, 3), "uint8")}
+    large = to_bytes(known.targets.image).repeat(20, axis=1).repeat(20, axis=2)  # see media.sheet
+    beside = [sum((frame[24:344, -486:-6] == truth).all() for frame in frames) for truth in large]
+    assert sorted(beside) == [HALT, 2 * HALT, 2 * HALT]  # it ends at one of them
+    assert len(frames) == 2 * 5 + 5 * (HALT - 1)  # 8 pictures shared by 5 pairs, rounded up

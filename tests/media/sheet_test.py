@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from efficient_lvsm_jax.media.sheet import sheet
+from efficient_lvsm_jax.media.sheet import beside, sheet
 
 
 def places(picture, image):
@@ -37,3 +37,25 @@ def test_large_pictures_are_reduced():
     image = sheet("title", ("one",), [[picture]], [[()]])
     assert (image == picture[0, 0, 0]).all(-1).sum() == 256 * 128
     assert Image.fromarray(image).width < 200
+
+
+def test_a_frame_of_a_film_has_the_truth_beside_it_and_inputs_below():
+    pictures = np.random.default_rng(0).integers(0, 255, (7, 40, 40, 3), np.uint8)
+    rendered, truth, *inputs = pictures
+    frame = beside(rendered, truth, "true, frame 3", np.stack(inputs))
+    large = np.repeat(np.repeat(pictures[:2], 8, axis=1), 8, axis=2)
+    (left, right), *more = zip(*(places(picture, frame) for picture in large), strict=True)
+    assert not more and left[0] == right[0] and right[1] > left[1] + 320
+    unknown = beside(rendered, None, "no photo was taken from here", np.stack(inputs))
+    assert unknown.shape == frame.shape and not places(large[1], unknown)
+    middle = unknown[right[0] + 160, right[1] + 160]
+    assert (middle == middle[0]).all() and middle[0] < 255
+    below = slice(left[0] + 344, None)
+    np.testing.assert_array_equal(unknown[below], frame[below])
+    assert (frame[below] != 255).any()
+
+
+def test_of_very_many_inputs_a_film_shows_some():
+    inputs = np.zeros((40, 32, 48, 3), np.uint8)
+    frame = beside(inputs[0], inputs[0], "true", inputs)
+    assert frame.shape == beside(inputs[0], None, "", inputs[:16]).shape
