@@ -43,6 +43,8 @@ class Frame:
       file: of the picture, where it has one of its own.
       alpha: reads how opaque each pixel was before it was blended over white, uint8 [Y, X]; returns
         None, or is None, where that is not known.
+      depth: reads how far away each pixel is along the viewing direction, float32 [Y, X] in the
+        world's unit, 0 where that is not known; None where the source has no depth.
     """
 
     name: str
@@ -55,6 +57,9 @@ class Frame:
     timestamp: int | None = None
     file: Path | None = dataclasses.field(default=None, repr=False, compare=False)
     alpha: Callable[[], np.ndarray | None] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
+    depth: Callable[[], np.ndarray] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
 
@@ -214,8 +219,15 @@ def scene_of(
     return Scene(name, frames, absent, tuple(holes), observations=observations, notes=tuple(notes))
 
 
-def scene_of_arrays(name: str, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Scene:
-    """A scene in memory: image uint8 [V, Y, X, 3], c2w [V, 4, 4], fxfycxcy [V, 4]."""
+def scene_of_arrays(
+    name: str,
+    image: np.ndarray,
+    c2w: np.ndarray,
+    fxfycxcy: np.ndarray,
+    depth: np.ndarray | None = None,
+) -> Scene:
+    """A scene in memory: image uint8 [V, Y, X, 3], c2w [V, 4, 4], fxfycxcy [V, 4], and perhaps
+    depth float32 [V, Y, X]."""
     height, width = image.shape[1:3]
     poses, intrinsics = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
     return Scene(
@@ -228,6 +240,7 @@ def scene_of_arrays(name: str, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.
                 width,
                 height,
                 functools.partial(image.__getitem__, view),
+                depth=None if depth is None else functools.partial(depth.__getitem__, view),
             )
             for view in range(len(image))
         ),

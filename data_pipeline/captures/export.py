@@ -2,6 +2,7 @@
 
 capture/transforms.json
 capture/images/00000.png, 00001.png, …
+capture/depth/00000.npy, …        if depth is given, see `formats.depth_maps`
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.formats.depth_maps import FIELD, write_depth
 from data_pipeline.pictures.distortion import FISHEYE, Distortion
 from data_pipeline.pictures.frames import opencv_from_opengl
 from efficient_lvsm_jax.errors import InputError
@@ -70,16 +72,23 @@ class CaptureWriter:
             raise self._cannot_write(error) from error
         return self
 
-    def add(self, image: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> None:
+    def add(
+        self,
+        image: np.ndarray,
+        c2w: np.ndarray,
+        fxfycxcy: np.ndarray,
+        depth: np.ndarray | None = None,
+    ) -> None:
         """Writes the next picture.
 
         Args:
           image: uint8 [Y, X, 3].
           c2w: [4, 4], OpenCV axes.
           fxfycxcy: [4], pixels of `image`.
+          depth: [Y, X] along the viewing direction, in the unit of the poses; 0: not known.
 
         Raises:
-          InputError: another kind of picture, a camera that cannot be, or no space.
+          InputError: another kind of picture, a camera or a depth that cannot be, or no space.
         """
         index = len(self._frames)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -90,9 +99,12 @@ class CaptureWriter:
             raise InputError(f"{self.folder}: a capture holds at most {MAX_PICTURES:,} pictures")
         c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
         check_cameras(c2w, fxfycxcy, f"camera of picture {index}")
-        name = f"images/{index:05d}.png"
+        name, with_depth = f"images/{index:05d}.png", {}
         try:
             Image.fromarray(image).save(self._partial / name, "PNG")
+            if depth is not None:
+                with_depth = {FIELD: f"depth/{index:05d}.npy"}
+                write_depth(self._partial / with_depth[FIELD], depth, image.shape[:2])
         except OSError as error:
             raise self._cannot_write(error) from error
         height, width = image.shape[:2]
@@ -100,6 +112,7 @@ class CaptureWriter:
         self._frames.append(
             {
                 "file_path": name,
+                **with_depth,
                 "transform_matrix": opencv_from_opengl(c2w).tolist(),  # the same flip both ways
                 **dict(zip(INTRINSICS, values, strict=True)),
             }

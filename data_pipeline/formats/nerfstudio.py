@@ -3,9 +3,10 @@
     capture/transforms.json           or, as in DL3DV's sample, capture/colmap/transforms.json
     capture/images/frame_00001.png    `pictures.places` says where else
 
-Frames are in the order of their file names. The lens is undistorted. Depth maps and masks are not
-read. applied_transform and applied_scale say how the world was moved before the file was written;
-poses and pictures agree without them, so they are left alone.
+Frames are in the order of their file names. The lens is undistorted. Depth is read where it is
+asked for (`depth_maps`), of pictures without a lens to undo; masks are not read. applied_transform
+and applied_scale say how the world was moved before the file was written; poses and pictures agree
+without them, so they are left alone.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.formats import colmap
+from data_pipeline.formats.depth_maps import FIELD, read_depth
 from data_pipeline.formats.json_values import (
     MAX_SIDE,
     fields,
@@ -33,7 +34,7 @@ from data_pipeline.pictures.places import Found, has_picture_suffix
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, check_unique, scene_of
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import read_json_object
+from efficient_lvsm_jax.files.reading import inside, read_json_object
 from efficient_lvsm_jax.geometry.cameras import check_cameras
 
 # What each camera_model's coefficients mean; None: it has none.
@@ -136,7 +137,11 @@ def read_listed(
             "put them beside it, as listed"
         )
     frames = [
-        _frame(frame, names[frame.name], paths[frame.name], is_copy=bool(pictures.copy))
+        _with_depth(
+            _frame(frame, names[frame.name], paths[frame.name], is_copy=bool(pictures.copy)),
+            frame,
+            path.parent,
+        )
         for frame in listed
         if frame.name in paths
     ]
@@ -167,6 +172,22 @@ def _frame(listed: ListedFrame, name: str, picture: Path, *, is_copy: bool) -> F
         stated_size=stated_size,
         distortion=lens,
     )
+
+
+def _with_depth(frame: Frame, listed: ListedFrame, root: Path) -> Frame:
+    """The frame with what reads its depth, if a file of it is named."""
+    if FIELD not in listed.own:
+        return frame
+
+    def read() -> np.ndarray:
+        where = f"{listed.where}: {FIELD}"
+        path = inside(root, text(listed.own[FIELD], where), where)
+        lens = _lens(listed)
+        if lens is not None and not lens.is_none:
+            raise InputError(f"{where}: of a lens that bends; only the picture can be undistorted")
+        return read_depth(path, (frame.height, frame.width), listed.where)
+
+    return dataclasses.replace(frame, depth=read)
 
 
 def _stated_size(listed: ListedFrame) -> tuple[int, int] | None:

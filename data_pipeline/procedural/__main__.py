@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="STOPS",
         help="by which the brightness strays from frame to frame (default: 0)",
     )
+    parser.add_argument("--depth", action="store_true", help="write the depth of every pixel, too")
     parser.add_argument("--seed", type=int, default=0, help="of room and walk (default: 0)")
     flags = parser.parse_args(arguments)
 
@@ -66,10 +67,13 @@ def _room(flags: argparse.Namespace, given: dict[str, Any], parser: Parser) -> N
     from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 
     recipe = SceneRecipe(size=height, views=given["frames"])
-    room = ProceduralScenes(1, seed=flags.seed, split="example", recipe=recipe)[0]
+    room = ProceduralScenes(1, seed=flags.seed, split="example", recipe=recipe, depth=flags.depth)[
+        0
+    ]
+    names = ("image", "c2w", "fxfycxcy", *(["depth"] if flags.depth else []))
     with CaptureWriter(flags.out) as capture:
-        for image, c2w, fxfycxcy in zip(room["image"], room["c2w"], room["fxfycxcy"], strict=True):
-            capture.add(image, c2w, fxfycxcy)
+        for frame in zip(*(room[name] for name in names), strict=True):
+            capture.add(*frame)
 
 
 def _walk(flags: argparse.Namespace, given: dict[str, Any], _: Parser) -> None:
@@ -77,7 +81,7 @@ def _walk(flags: argparse.Namespace, given: dict[str, Any], _: Parser) -> None:
 
     if "lens" in given:
         given["lens"] = walk.LENSES[given["lens"]]
-    walk.write_walk(flags.out, seed=flags.seed, progress=True, **given)
+    walk.write_walk(flags.out, seed=flags.seed, depth=flags.depth, progress=True, **given)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,12 @@ class ProceduralScenes:
         that no two share a scene, whatever their seeds and sizes.
       recipe: what the rooms look like.
       progress: say on standard error how far it is.
+      depth: also draw depth, which takes four thirds of the memory of the images more.
 
     All images are rendered here, once, into one uint8 array (55 kB a scene at 48 px x 8 views).
     `source[i]` is {"image" uint8 [V, Y, X, 3], "c2w" float32 [V, 4, 4] (world space, metres),
-    "fxfycxcy" float32 [V, 4] (pixels), "scene" str}. The arrays are read-only views.
+    "fxfycxcy" float32 [V, 4] (pixels), "scene" str} and, if asked for, "depth" float32 [V, Y, X]
+    (see `render_depth`). The arrays are read-only views.
     """
 
     def __init__(
@@ -93,29 +95,25 @@ class ProceduralScenes:
         split: str = "train",
         recipe: SceneRecipe | None = None,
         progress: bool = False,
+        depth: bool = False,
     ):
         if not 1 <= count < 2**32:
             raise InputError(f"count={count}: must be at least 1 and below 2**32")
         self.recipe = recipe or SceneRecipe()
         self._name = f"{split}-{seed}"
-        self._cameras, self._image = _render_all(self.recipe, count, seed, split, progress)
-        for array in (*self._cameras, self._image):
+        self._arrays = _render_all(self.recipe, count, seed, split, progress, depth)
+        for array in self._arrays.values():
             array.flags.writeable = False
 
     def __len__(self) -> int:
-        return len(self._image)
+        return len(self._arrays["image"])
 
     def __getitem__(self, index: int) -> dict:
         if not -len(self) <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
         index = int(index) % len(self)
-        c2w, fxfycxcy = (array[index] for array in self._cameras)
-        return {
-            "image": self._image[index],
-            "c2w": c2w,
-            "fxfycxcy": fxfycxcy,
-            "scene": f"{self._name}-{index:06d}",
-        }
+        arrays = {name: array[index] for name, array in self._arrays.items()}
+        return {**arrays, "scene": f"{self._name}-{index:06d}"}
 
     def __repr__(self) -> str:
         return f"ProceduralScenes({self._name}, {len(self)} scenes, {self.recipe})"
@@ -227,13 +225,19 @@ def _colour(rng: np.random.Generator, hue: float, saturation: tuple, value: tupl
     return colorsys.hsv_to_rgb(hue % 1, rng.uniform(*saturation), rng.uniform(*value))
 
 
-def _render_all(recipe: SceneRecipe, count: int, seed: int, split: str, progress: bool):
-    """(c2w [B, V, 4, 4], fxfycxcy [B, V, 4]) float32 and images uint8 [B, V, Y, X, 3]."""
+def _render_all(
+    recipe: SceneRecipe, count: int, seed: int, split: str, progress: bool, depth: bool
+) -> dict[str, np.ndarray]:
+    """Images, c2w, fxfycxcy and, if asked for, depth of all scenes, see `ProceduralScenes`."""
     size, views = recipe.size, recipe.views
     chunk = max(1, _RAYS_PER_CALL // (views * (size * _SAMPLES) ** 2))
-    c2w = np.empty((count, views, 4, 4), np.float32)
-    fxfycxcy = np.empty((count, views, 4), np.float32)
-    image = np.empty((count, views, size, size, 3), np.uint8)
+    arrays = {
+        "image": np.empty((count, views, size, size, 3), np.uint8),
+        "c2w": np.empty((count, views, 4, 4), np.float32),
+        "fxfycxcy": np.empty((count, views, 4), np.float32),
+    }
+    if depth:
+        arrays["depth"] = np.empty((count, views, size, size), np.float32)
     starts = range(0, count, chunk)
     what = f"drawing {count} {split} scenes"
     for start in counted(starts, what, len(starts), "chunks", shown=progress):
@@ -242,19 +246,29 @@ def _render_all(recipe: SceneRecipe, count: int, seed: int, split: str, progress
         indices = [*range(start, stop), *[start] * (chunk - (stop - start))]
         scenes = [scene_parameters(recipe, seed=seed, split=split, index=i) for i in indices]
         batch = {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
-        c2w[start:stop] = batch["c2w"][: stop - start]
-        fxfycxcy[start:stop] = batch["fxfycxcy"][: stop - start]
-        image[start:stop] = np.asarray(render_scenes(batch, recipe))[: stop - start]
-    return (c2w, fxfycxcy), image
+        drawn = {"image": render_scenes(batch, recipe)}
+        if depth:
+            drawn["depth"] = render_depth(batch, recipe)
+        for name, array in arrays.items():
+            array[start:stop] = np.asarray(drawn.get(name, batch.get(name)))[: stop - start]
+    return arrays
 
 
 def _render_scene(scene: dict, size: int, room: float) -> jax.Array:
-    """One scene's images, uint8 [V, Y, X, 3]. Vectors are tuples (x, y, z) of [V, R] arrays.
+    """One scene's images, uint8 [V, Y, X, 3]."""
+    _, colour = _cast(scene, size, room, _SAMPLES)
+    pixels = [c.reshape(-1, size, _SAMPLES, size, _SAMPLES).mean((2, 4)) for c in colour]
+    return jnp.round(jnp.clip(jnp.stack(pixels, -1), 0, 1) * 255).astype(jnp.uint8)
 
-    Tuples, because XLA's CPU code for stacked components is several times slower.
+
+def _cast(scene: dict, size: int, room: float, samples: int) -> tuple[jax.Array, tuple]:
+    """Depth [V, R] and colour of what `samples`² rays of every pixel meet.
+
+    Vectors are tuples (x, y, z) of [V, R] arrays, because XLA's CPU code for stacked components is
+    several times slower. A ray's direction is 1 along the viewing direction, so how many of its
+    lengths it goes is the depth.
     """
-    # Rays through the 2x2 sample points of each pixel; directions are not normalised.
-    at = (jnp.arange(size * _SAMPLES) + 0.5) / _SAMPLES
+    at = (jnp.arange(size * samples) + 0.5) / samples
     y, x = (grid.reshape(-1) for grid in jnp.meshgrid(at, at, indexing="ij"))
     fx, fy, cx, cy = scene["fxfycxcy"].T[:, :, None]
     pixel = jnp.stack([(x - cx) / fx, (y - cy) / fy, jnp.ones((fx.shape[0], x.size))])
@@ -266,13 +280,12 @@ def _render_scene(scene: dict, size: int, room: float) -> jax.Array:
     objects = {name: scene[name][:-2] for name in names}
     drawn = _draw_room(scene, *rows, objects, origin, direction, room)
     # A scan, not a loop: unrolled, XLA computes the same hits again for every use of them.
-    (_, colour), _ = jax.lax.scan(
+    drawn, _ = jax.lax.scan(
         lambda drawn, row: (_draw_object(scene, row, origin, direction, drawn), None),
         drawn,
         objects,
     )
-    pixels = [c.reshape(-1, size, _SAMPLES, size, _SAMPLES).mean((2, 4)) for c in colour]
-    return jnp.round(jnp.clip(jnp.stack(pixels, -1), 0, 1) * 255).astype(jnp.uint8)
+    return drawn
 
 
 def _draw_room(scene, floor, walls, objects, origin, direction, room):
@@ -376,6 +389,17 @@ def render_scenes(scenes: dict, recipe: SceneRecipe) -> jax.Array:
       recipe: they were drawn by.
     """
     return _render(scenes, recipe.size, recipe.room)
+
+
+def render_depth(scenes: dict, recipe: SceneRecipe) -> jax.Array:
+    """Depth float32 [B, V, Y, X] along the viewing direction at pixel centres, metres; as above."""
+    return _depth(scenes, recipe.size, recipe.room)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _depth(scenes: dict, size: int, room: float) -> jax.Array:
+    depth = jax.vmap(lambda scene: _cast(scene, size, room, 1)[0])(scenes)
+    return depth.reshape(*depth.shape[:2], size, size)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -48,6 +48,7 @@ def write_walk(
     lens: Distortion = PINHOLE,
     exposure: float = 0.0,
     seed: int = 0,
+    depth: bool = False,
     progress: bool = False,
 ) -> None:
     """Writes a walk as a nerfstudio capture; same arguments, same pictures.
@@ -58,10 +59,12 @@ def write_walk(
       lens: that the pictures are taken with.
       exposure: stops by which the brightness strays from frame to frame, either way.
       seed: of the room and of the walk, 0 <= seed < 2**32.
+      depth: also write the depth of every pixel, in metres.
       progress: say on standard error how far it is.
 
     Raises:
-      InputError: arguments that make no walk, a folder that exists or cannot be written.
+      InputError: depth of a lens that bends, since readers undo the lens of pictures alone; or
+        arguments that make no walk, a folder that exists or cannot be written.
     """
     if not (
         frames >= 1
@@ -74,6 +77,11 @@ def write_walk(
             f"seed={seed}: expected at least 1 frame, sides of 8 to {MAX_SIDE} pixels, 0 to 4 "
             "stops, a seed from 0 to 2**32 - 1"
         )
+    if depth and not lens.is_none:
+        raise InputError(
+            "depth of a walk through a lens that bends: readers undo the lens of pictures alone; "
+            "leave out --depth or --lens"
+        )
     focal = FOCAL[lens.model] * min(size)
     fxfycxcy = np.array([focal, focal, size[1] / 2, size[0] / 2])
     with CaptureWriter(folder, lens=lens) as capture:
@@ -82,7 +90,8 @@ def write_walk(
         for frame in counted(range(frames), what, frames, "frames", shown=progress):
             stops = exposure * math.sin(0.9 * frame + seed) * math.cos(0.23 * frame)
             image = draw(place, c2w[frame], fxfycxcy, size, lens, gain=2 ** (stops / 2.2))
-            capture.add(image, c2w[frame], fxfycxcy)
+            distances = draw_depth(place, c2w[frame], fxfycxcy, size) if depth else None
+            capture.add(image, c2w[frame], fxfycxcy, distances)
 
 
 def walk(frames: int, seed: int) -> np.ndarray:
@@ -133,18 +142,14 @@ def draw(
     Raises:
       InputError: the camera is outside of the room.
     """
-    c2w = np.asarray(c2w, np.float64)
-    if not (abs(c2w[:3, 3] - place.centre[0]) < place.half[0]).all():
-        raise InputError(f"camera at {c2w[:3, 3].tolist()}: outside of the room")
+    c2w = _inside(place, c2w)
     height, width = size
     rays = pixel_rays(tuple(float(x) for x in fxfycxcy), size, lens)
     colours = np.empty((rays.shape[1], 3))
     # A ray is this much wider for every metre that it goes.
     widening = 1 / (SAMPLES * float(fxfycxcy[0]))
     for first in range(0, rays.shape[1], RAYS_AT_ONCE):
-        x, y, z = rays[:, first : first + RAYS_AT_ONCE]
-        # Written out: a matrix product is rounded as the machine's BLAS likes.
-        direction = [row[0] * x + row[1] * y + row[2] * z for row in c2w[:3, :3]]
+        direction = _turned(c2w, rays[:, first : first + RAYS_AT_ONCE])
         colours[first : first + RAYS_AT_ONCE] = _seen(place, c2w[:3, 3], direction, widening)
     colours *= gain
     colours = colours.reshape(height, SAMPLES, width, SAMPLES, 3)
@@ -152,13 +157,49 @@ def draw(
     return np.round(np.clip(mean, 0, 255)).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=2)
-def pixel_rays(fxfycxcy: tuple[float, ...], size: tuple[int, int], lens: Distortion) -> np.ndarray:
-    """Directions [3, R] in the camera's axes that SAMPLES² samples of every pixel see.
+def draw_depth(
+    place: Place,
+    c2w: np.ndarray,
+    fxfycxcy: np.ndarray,
+    size: tuple[int, int],
+    lens: Distortion = PINHOLE,
+) -> np.ndarray:
+    """Depth float64 [Y, X] along the viewing direction at pixel centres, metres; as `draw`."""
+    c2w = _inside(place, c2w)
+    rays = pixel_rays(tuple(float(x) for x in fxfycxcy), size, lens, samples=1)
+    depth = np.empty(rays.shape[1])
+    for first in range(0, rays.shape[1], RAYS_AT_ONCE):
+        here = rays[:, first : first + RAYS_AT_ONCE]
+        reached, _ = _met(place, c2w[:3, 3], _turned(c2w, here))
+        depth[first : first + RAYS_AT_ONCE] = reached * here[2]
+    return depth.reshape(size)
 
-    In the order of [Y, SAMPLES, X, SAMPLES]; arguments as of `draw`.
+
+def _inside(place: Place, c2w: np.ndarray) -> np.ndarray:
+    """The pose as float64, of a camera that is in the room."""
+    c2w = np.asarray(c2w, np.float64)
+    if not (abs(c2w[:3, 3] - place.centre[0]) < place.half[0]).all():
+        raise InputError(f"camera at {c2w[:3, 3].tolist()}: outside of the room")
+    return c2w
+
+
+def _turned(c2w: np.ndarray, rays: np.ndarray) -> list[np.ndarray]:
+    """Directions [3, R] of the camera's axes in those of the world, none of them 0."""
+    x, y, z = rays
+    # Written out: a matrix product is rounded as the machine's BLAS likes.
+    direction = [row[0] * x + row[1] * y + row[2] * z for row in c2w[:3, :3]]
+    return [np.where(each == 0, 1e-12, each) for each in direction]
+
+
+@functools.lru_cache(maxsize=4)
+def pixel_rays(
+    fxfycxcy: tuple[float, ...], size: tuple[int, int], lens: Distortion, samples: int = SAMPLES
+) -> np.ndarray:
+    """Directions [3, R] in the camera's axes that `samples`² samples of every pixel see.
+
+    In the order of [Y, samples, X, samples]; arguments as of `draw`.
     """
-    at = [(np.arange(side * SAMPLES) + 0.5) / SAMPLES for side in size]
+    at = [(np.arange(side * samples) + 0.5) / samples for side in size]
     y, x = (grid.ravel() for grid in np.meshgrid(*at, indexing="ij"))
     fx, fy, cx, cy = fxfycxcy
     x, y = (x - cx) / fx, (y - cy) / fy
@@ -210,7 +251,6 @@ def _seen(place: Place, centre: np.ndarray, direction: list[np.ndarray], widenin
       direction: x, y and z of each ray, [R].
       widening: how wide a ray is one length of its direction away, metres.
     """
-    direction = [np.where(each == 0, 1e-12, each) for each in direction]
     reached, box = _met(place, centre, direction)
     point = [o + reached * d for o, d in zip(centre, direction, strict=True)]
 
