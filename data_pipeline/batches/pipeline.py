@@ -26,6 +26,7 @@ from absl import flags
 
 from data_pipeline.batches.views import (
     check_counts,
+    draw_clip,
     draw_views,
     draw_window,
     mirror,
@@ -36,7 +37,7 @@ from data_pipeline.formats import open_scenes
 from data_pipeline.formats.array_record import hold_out_of
 from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.pictures.scratch import scratch
-from data_pipeline.pictures.transforms import crop_into, portrait_to_square
+from data_pipeline.pictures.transforms import crop_into, depth_through, portrait_to_square
 from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, scene_of_arrays
@@ -67,13 +68,17 @@ class DataConfig(Settings):
       batch_size: scenes of a batch, of all processes together.
       num_inputs_cycle: input views of the scenes of batch 0, 1, 2, …, starting over at the end; so
         a batch has one shape and as many shapes are compiled as there are different numbers.
-      num_targets: target views of a scene.
+      num_targets: target views of a scene; 0: none, the inputs are a clip in the order of the film
+        (`views.draw_clip`), for a model of geometry.
+      depth: of a clip, also the depth of its frames, in the world's unit.
+      queries: of a clip, so many pixels of its first frame to be tracked, drawn from those whose
+        depth is known, where it is asked for; all (0, 0) if there are fewer.
       target_has_input: targets are drawn from all views drawn, inputs included.
       min_distance, max_distance: frames between the first and the last view drawn, in the order of
         the film (`Scene.film`), see `views.draw_window`; max_distance 0 draws any views of a scene
         (`views.draw_views`).
       normalise_poses: poses in the frame of all views drawn, as published for scenes; object
-        renders share a frame already and are trained without.
+        renders share a frame already and are trained without, and so is depth.
       shuffle_inputs: inputs in random order, not the window's ends first.
       mirror, permute_colours: variations, see `views`.
       skip_unreadable: another scene takes the place of one that cannot be read, and is counted;
@@ -91,7 +96,9 @@ class DataConfig(Settings):
     patch: int = setting(8, at_least=1)
     batch_size: int = setting(8, at_least=1)
     num_inputs_cycle: tuple[int, ...] = setting((2, 4, 2, 1), at_least=1)
-    num_targets: int = setting(4, at_least=1)
+    num_targets: int = setting(4, at_least=0)
+    depth: bool = False
+    queries: int = setting(0, at_least=0)
     target_has_input: bool = False
     min_distance: int = setting(25, at_least=1)
     max_distance: int = setting(0, at_least=0)
@@ -112,12 +119,26 @@ class DataConfig(Settings):
                 f"data.max_distance={self.max_distance}: must be above min_distance="
                 f"{self.min_distance}, or 0 for any views"
             )
+        if self.num_targets and (self.depth or self.queries):
+            raise InputError(
+                f"data.num_targets={self.num_targets}: data.depth and data.queries are of clips; "
+                "set data.num_targets=0"
+            )
+        if self.depth and self.normalise_poses:
+            raise InputError(
+                "data.normalise_poses=True: depth is in the world's unit and would not fit the "
+                "poses; set data.normalise_poses=False"
+            )
         if not self.path:
             self.check_views(self.views)
 
     def check_views(self, views: int) -> None:
         """Raises InputError unless scenes of this many views are enough for every batch."""
         for num_inputs in self.num_inputs_cycle:
+            if not self.num_targets:
+                if num_inputs > views:
+                    raise InputError(f"clips of {num_inputs} frames, the scenes have {views} views")
+                continue
             check_counts(
                 views, num_inputs, self.num_targets, target_has_input=self.target_has_input
             )
@@ -153,7 +174,12 @@ def training_batches(
         recipe = SceneRecipe(size=config.size, views=config.views)
         scenes = InMemory(
             ProceduralScenes(
-                config.scenes, split="train", seed=seed, recipe=recipe, progress=progress
+                config.scenes,
+                split="train",
+                seed=seed,
+                recipe=recipe,
+                progress=progress,
+                depth=config.depth,
             )
         )
     return TrainingBatches(training_dataset(scenes, config, seed=seed, process=process), config)
@@ -263,10 +289,8 @@ class InMemory(Sequence):
         return len(self._source)
 
     def __getitem__(self, index: int) -> Scene:
-        example = self._source[index]
-        return scene_of_arrays(
-            example["scene"], example["image"], example["c2w"], example["fxfycxcy"]
-        )
+        example = dict(self._source[index])
+        return scene_of_arrays(example.pop("scene"), **example)
 
 
 def training_dataset(
@@ -316,7 +340,7 @@ class _BatchMaker(grain.transforms.Map):
         config = self.config
         num_inputs = config.num_inputs_cycle[step % len(config.num_inputs_cycle)]
         rows = config.batch_size // self.processes
-        batch = _empty_batch(rows, num_inputs, config.num_targets, config.size)
+        batch = _empty_batch(rows, num_inputs, config)
         first = step * config.batch_size + self.process * rows
         left_out = [self._fill(batch, row, first + row, num_inputs) for row in range(rows)]
         return batch, dict(zip(COUNTS, np.array(left_out, np.int32).T, strict=True))
@@ -379,7 +403,7 @@ class _BatchMaker(grain.transforms.Map):
         flip, order = rng.random() < 0.5, rng.permutation(3)
         places: dict[int, np.ndarray] = {}  # where the picture of a view is
         frames = {}
-        sides = batch.inputs, batch.targets
+        sides = [side for side in (batch.inputs, batch.targets) if side is not None]
         for side, views in zip(sides, chosen, strict=True):
             for column, view in enumerate(map(int, views)):
                 image = side.image[row, column]
@@ -393,7 +417,8 @@ class _BatchMaker(grain.transforms.Map):
         c2w = poses.astype(np.float32)
         if self.config.normalise_poses:
             c2w = normalise_poses(poses, checked=True)
-        for side, views, poses in zip(sides, chosen, np.split(c2w, [num_inputs]), strict=True):
+        parts = np.split(c2w, [num_inputs])[: len(sides)]
+        for side, views, poses in zip(sides, chosen, parts, strict=True):
             intrinsics = np.stack([frames[view][1] for view in views]).astype(np.float32)
             read = Views(side.image[row], poses, intrinsics)
             if self.config.mirror and flip:
@@ -402,15 +427,33 @@ class _BatchMaker(grain.transforms.Map):
                 read = permute_colours(read, order)
             for name, value in vars(read).items():
                 getattr(side, name)[row] = value
+        if batch.depth is not None:
+            for column, view in enumerate(map(int, chosen[0])):
+                depth = _depth(scene.frames[view], scene.name, frames[view][1], self.config.size)
+                batch.depth[row, column] = depth[:, ::-1] if self.config.mirror and flip else depth
+        if batch.queries is not None:
+            known = np.ones((self.config.size,) * 2) if batch.depth is None else batch.depth[row, 0]
+            batch.queries[row] = _points(rng, known > 0, self.config.queries)
         return True
 
     def _choose(
         self, scene: Scene, num_inputs: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Inputs and targets, none of them a hole; None if the scene is too short."""
+    ) -> tuple[np.ndarray, ...] | None:
+        """Inputs and, but for clips, targets, none a hole; None if the scene is too short."""
         config, count = self.config, len(scene.frames)
         for _ in range(MAX_REDRAWS):
-            if config.max_distance:
+            if not config.num_targets:
+                clip = draw_clip(
+                    rng,
+                    count,
+                    num_inputs,
+                    min_distance=config.min_distance,
+                    max_distance=config.max_distance,
+                    shuffle=config.shuffle_inputs,
+                )
+                film = np.array(scene.film or range(count))
+                chosen = None if clip is None else (film[clip],)
+            elif config.max_distance:
                 chosen = draw_window(
                     rng,
                     count,
@@ -458,20 +501,44 @@ class _BatchMaker(grain.transforms.Map):
         return frame.c2w, crop_into(*square, out, patch=self.config.patch)
 
 
-def _empty_batch(rows: int, num_inputs: int, num_targets: int, size: int) -> Batch:
+def _empty_batch(rows: int, num_inputs: int, config: DataConfig) -> Batch:
     """Arrays of a batch, to be filled; all pictures in one piece of memory, which is cheaper."""
+    num_targets, size = config.num_targets, config.size
     pictures = np.empty((rows * (num_inputs + num_targets), size, size, 3), np.uint8)
     parts = np.split(pictures, [rows * num_inputs])
-    return Batch(
-        *(
-            Views(
-                part.reshape(rows, count, size, size, 3),
-                np.empty((rows, count, 4, 4), np.float32),
-                np.empty((rows, count, 4), np.float32),
-            )
-            for count, part in zip((num_inputs, num_targets), parts, strict=True)
+    inputs, targets = (
+        Views(
+            part.reshape(rows, count, size, size, 3),
+            np.empty((rows, count, 4, 4), np.float32),
+            np.empty((rows, count, 4), np.float32),
         )
+        for count, part in zip((num_inputs, num_targets), parts, strict=True)
     )
+    return Batch(
+        inputs,
+        targets if num_targets else None,
+        np.empty((rows, num_inputs, size, size), np.float32) if config.depth else None,
+        np.empty((rows, config.queries, 2), np.float32) if config.queries else None,
+    )
+
+
+def _depth(frame: Frame, scene: str, fxfycxcy: np.ndarray, size: int) -> np.ndarray:
+    """Depth [size, size] of a frame whose picture now has these intrinsics."""
+    if frame.depth is None:
+        raise InputError(
+            f"{scene}, frame {frame.name}: has no depth, which data.depth asks for; expected a "
+            "capture with depth_file_path, as elvsm walk --depth writes"
+        )
+    return depth_through(frame.depth(), frame.fxfycxcy, fxfycxcy, (size, size))
+
+
+def _points(rng: np.random.Generator, known: np.ndarray, count: int) -> np.ndarray:
+    """Pixels x y [count, 2] drawn with replacement where `known` [Y, X], zeros if too few are."""
+    y, x = np.nonzero(known)
+    if len(x) < count:
+        return np.zeros((count, 2), np.float32)
+    drawn = rng.integers(len(x), size=count)
+    return np.stack([x[drawn], y[drawn]], -1).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -88,6 +88,40 @@ def draw_window(
     return (rng.permutation(inputs) if shuffle_inputs else inputs), targets
 
 
+def draw_clip(
+    rng: np.random.Generator,
+    num_views: int,
+    frames: int,
+    *,
+    min_distance: int,
+    max_distance: int,
+    shuffle: bool = False,
+) -> np.ndarray | None:
+    """Draws the frames of a clip from a film.
+
+    Args:
+      num_views: frames of the film.
+      frames: of the clip.
+      min_distance, max_distance: between its first and its last, as in `draw_window`; max_distance
+        0: any frames of the film.
+      shuffle: in random order, instead of the film's.
+
+    Returns:
+      Indices [frames], or None if the film is too short.
+    """
+    if max_distance and frames > 1:
+        limits = {"min_distance": min_distance, "max_distance": max_distance}
+        drawn = draw_window(rng, num_views, frames, 0, target_has_input=False, **limits)
+        if drawn is None:
+            return None
+        chosen = drawn[0]
+    elif frames > num_views:
+        return None
+    else:
+        chosen = rng.permutation(num_views)[:frames]
+    return rng.permutation(chosen) if shuffle else np.sort(chosen)
+
+
 def check_counts(
     num_views: int, num_inputs: int, num_targets: int, *, target_has_input: bool = False
 ) -> None:

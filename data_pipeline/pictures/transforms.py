@@ -92,6 +92,27 @@ def crop_into(
     return fxfycxcy - [0, 0, left, top]
 
 
+def depth_through(
+    depth: np.ndarray, fxfycxcy: np.ndarray, moved: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """Depth of a picture that was resized and cropped: that of the pixel each centre lay in.
+
+    Depths are never mixed: between two surfaces there is none.
+
+    Args:
+      depth: [Y, X] of the picture as it was.
+      fxfycxcy, moved: its intrinsics [4], and those it has now.
+      size: (height, width) it has now.
+    """
+    places = []
+    for axis, side in enumerate(size):
+        focal, centre = 1 - axis, 3 - axis  # rows go with fy and cy
+        at = (np.arange(side) + 0.5 - moved[centre]) / moved[focal]
+        place = np.floor(at * fxfycxcy[focal] + fxfycxcy[centre])
+        places.append(np.clip(place, 0, depth.shape[axis] - 1).astype(np.int64))
+    return depth[np.ix_(*places)]
+
+
 def fitting_size(width: int, height: int, tokens: int, *, patch: int = 8) -> tuple[int, int]:
     """(height, width) in multiples of `patch` that keeps the shape of a width x height picture.
 

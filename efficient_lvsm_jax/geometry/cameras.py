@@ -67,11 +67,18 @@ class Views:
 class Batch:
     """Scenes to train on: views [B, V, …] the model is given, and those [B, T, …] it is to render.
 
-    The poses of a scene's inputs and targets are in one frame.
+    The poses of a scene's inputs and targets are in one frame. Of a clip, for a model of geometry,
+    there are no targets (None); but it may have
+
+    depth: of the inputs along the viewing direction, [B, V, Y, X] float32 in the unit of the poses,
+      0 where it is not known.
+    queries: pixels x y of the first input that are to be tracked, [B, Q, 2] float32.
     """
 
     inputs: Views
-    targets: Views
+    targets: Views | None
+    depth: jax.Array | None = None
+    queries: jax.Array | None = None
 
 
 def rays(cameras: Cameras, ray_dtype: str = "float32") -> tuple[jax.Array, jax.Array]:

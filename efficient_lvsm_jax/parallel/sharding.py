@@ -28,6 +28,11 @@ BATCH = PartitionSpec(AXES)
 
 # Parameter path to partition, first match wins. L is the scanned layer axis; D (width) is split.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # Of models of geometry: heads are small but for the camera head's trunk of layers.
+    (r"(depth_head|point_head|tracker|camera_head/(?!trunk))", PartitionSpec()),
+    (r"(bias|scale1|scale2|norm[12]/scale)$", PartitionSpec()),  # [L, D]
+    (r"(camera_token|register_tokens|mask_token|cls|storage|positions)$", PartitionSpec()),
+    (r"patches/kernel$", PartitionSpec()),  # [Y, X, C, D]
     (r"(qkv|q|kv)/kernel$", PartitionSpec(None, "fsdp")),  # [L, D, …]
     (r"out/kernel$", PartitionSpec(None, None, None, "fsdp")),  # [L, H, K, D]
     (r"up/kernel$", PartitionSpec(None, "fsdp")),  # [L, D, F]
@@ -134,7 +139,10 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     """
     check_divides(mesh, "input views", batch.inputs.c2w.shape[1], (CONTEXT,))
     inputs, targets = batch_shardings(mesh)
-    return type(batch)(_put(inputs, batch.inputs), _put(targets, batch.targets))
+    parts = vars(batch).items()  # depth is of the inputs
+    return type(batch)(
+        **{name: _put(inputs if name in ("inputs", "depth") else targets, x) for name, x in parts}
+    )
 
 
 def put_scenes(mesh: Mesh, arrays: Any) -> Any:
