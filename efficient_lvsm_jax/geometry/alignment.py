@@ -70,11 +70,21 @@ def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
                 f"alignment of {len(places)} camera(s) at {np.round(places, 4).tolist()}: expected "
                 "three or more that are not on a line; see `ratio_of_distances`"
             )
+    return nearest_similarity(source, target)
+
+
+def nearest_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """As `similarity`, of any places: what they do not fix of the turn is left as it comes.
+
+    Places that are all one keep their unit.
+    """
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     from_source, from_target = source - source.mean(axis=0), target - target.mean(axis=0)
     left, sizes, right = np.linalg.svd(from_target.T @ from_source / len(source))
     signs = np.array([1, 1, np.sign(np.linalg.det(left) * np.linalg.det(right))])
     rotation = left * signs @ right
-    scale = (sizes * signs).sum() / np.square(from_source).sum(axis=-1).mean()
+    extent = np.square(from_source).sum(axis=-1).mean()
+    scale = (sizes * signs).sum() / extent if extent else 1.0
     translation = target.mean(axis=0) - scale * rotation @ source.mean(axis=0)
     return Similarity(rotation, translation, float(scale))
 
