@@ -36,7 +36,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(qkv|q|kv)/kernel$", PartitionSpec(None, "fsdp")),  # [L, D, …]
     (r"out/kernel$", PartitionSpec(None, None, None, "fsdp")),  # [L, H, K, D]
     (r"up/kernel$", PartitionSpec(None, "fsdp")),  # [L, D, F]
-    (r"down/kernel$", PartitionSpec(None, None, "fsdp")),  # [L, F, D]
+    (r"(?<!head/)(?<!coder/)down/kernel$", PartitionSpec(None, None, "fsdp")),  # [L, F, D]
     (r"tokenizer/kernel$", PartitionSpec(None, "fsdp")),  # [P, D]
     (r"head/kernel$", PartitionSpec("fsdp")),  # [D, P]
     (r"norm/scale$", PartitionSpec()),  # [L, K], [L, D] or [D]
@@ -44,6 +44,20 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"projectors/.*kernel$", PartitionSpec("fsdp")),  # [D, F], of REPA
     (r"projectors/.*bias$", PartitionSpec()),  # [F]
     (r"ns_coeffs$", PartitionSpec()),  # Muon's Newton-Schulz coefficients
+    # Of models of geometry.
+    (r"(bias|scale[12]?)$", PartitionSpec()),
+    (r"(cls|storage|positions|mask_token|camera_token|register_tokens)$", PartitionSpec()),
+    (r"(empty|first_or_later|virtual_tracks)$", PartitionSpec()),
+    (r"patches/kernel$", PartitionSpec(None, None, None, "fsdp")),  # [Y, X, C, D]
+    (r"/(embed|compare1|input)/kernel$", PartitionSpec(None, "fsdp")),  # [few, D]
+    (r"/(down|modulation|compare2|feature_update|output)/kernel$", PartitionSpec("fsdp")),  # [D, …]
+    (r"/(visible|confidence)/kernel$", PartitionSpec("fsdp")),
+    (r"/(hidden[12]|translation|quaternion|field_of_view)/kernel$", PartitionSpec("fsdp")),
+    (
+        r"/(project|reduce|conv|neck|last)\d?/kernel$",
+        PartitionSpec(None, None, "fsdp"),
+    ),  # [y, x, C, C]
+    (r"/resize\d/(map/)?kernel$", PartitionSpec(None, None, "fsdp")),
 )
 
 
