@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.backbones.dinov2 import DINOv2
-from efficient_lvsm_jax.backbones.vit import TeacherConfig
 from efficient_lvsm_jax.configuration import setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.geometry.pose_encoding import decode, encode
-from efficient_lvsm_jax.models.depth_anything3_heads import CameraDecoder, CameraEncoder, RayHead
+from efficient_lvsm_jax.models.depth_anything3_heads import (
+    CameraDecoder,
+    CameraEncoder,
+    RayHead,
+)
 from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.models.reference_view import (
     STRATEGIES,
@@ -56,11 +58,7 @@ class DepthAnything3Config(GeometryConfig):
       layers: of the transformer.
       encoder_layers: the first of them, DINOv2's; an even number of others is left, which see
         within a view and among views by turns.
-      position_side: the position table is for so many patches squared.
-      taps: the four rounds of two layers that heads read, counted from 1.
       camera_heads, camera_layers: of what reads known cameras.
-      channels: of the four levels of the DPT head, finest first.
-      features: of all levels while they are fused.
       reference: how the view is chosen whose camera is the world, among three views or more; one of
         `reference_view.STRATEGIES`.
       rays: whether rays are "kept" or "dropped"; they take a third of the head's time.
@@ -81,32 +79,22 @@ class DepthAnything3Config(GeometryConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.head_dim % 4 or self.width % (2 * self.camera_heads):
+        if self.width % (2 * self.camera_heads):
             raise InputError(
-                f"model.head_dim={self.head_dim}, camera_heads={self.camera_heads}: expected a "
-                f"multiple of 4, and a divisor of half the width {self.width}"
+                f"model.camera_heads={self.camera_heads}: expected a divisor of half the width "
+                f"{self.width}"
             )
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of two layers there are after the encoder."""
         others = self.layers - self.encoder_layers
         if others < 2 or others % 2:
             raise InputError(
                 f"model.layers={self.layers}, encoder_layers={self.encoder_layers}: expected an "
                 "even number of layers after the encoder's"
             )
-        if any(n % 4 for n in self.channels) or len(self.channels) != 4 or self.features % 8:
-            raise InputError(
-                f"model.channels={self.channels}, features={self.features}: expected four "
-                "multiples of 4, and a multiple of 8"
-            )
-        taps = self.taps
-        if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[-1] > self.rounds:
-            raise InputError(
-                f"model.taps={taps}: expected four ascending rounds from 1 to {self.rounds}"
-            )
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds of two layers there are after the encoder."""
-        return (self.layers - self.encoder_layers) // 2
+        return others // 2
 
 
 class DepthAnything3(SceneGeometry):
@@ -117,28 +105,12 @@ class DepthAnything3(SceneGeometry):
 
     def __init__(self, config: DepthAnything3Config, *, rngs: nnx.Rngs | None = None):
         self.config = config
-        width, sizes = config.width, (config.width, config.head_dim, 4 * config.width)
-        self.encoder = DINOv2(
-            TeacherConfig(
-                "dinov2",
-                width=width,
-                head_dim=config.head_dim,
-                layers=config.encoder_layers,
-                hidden=4 * width,
-                patch=config.patch,
-                position_side=config.position_side,
-                attention=config.attention,
-            )
-        )
+        width = config.width
+        self.encoder = config.encoder()
         # Of the reference, and of all others.
         self.camera_token = nnx.Param(jnp.zeros((2, width)))
-
-        def block(_: jax.Array) -> Block:
-            epsilon = self.encoder.epsilon
-            return Block(*sizes, epsilon, qk_norm=True, attention=config.attention)
-
-        self.within = jax.vmap(block)(jnp.arange(config.rounds))
-        self.among = jax.vmap(block)(jnp.arange(config.rounds))
+        epsilon = self.encoder.epsilon
+        self.within, self.among = config.stack(epsilon), config.stack(epsilon)
         self.norm = LayerNorm(width, 1e-5)
         self.camera_encoder = CameraEncoder(width, config.camera_heads, config.camera_layers)
         self.camera_decoder = CameraDecoder(2 * width)

@@ -24,10 +24,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from efficient_lvsm_jax.backbones.dinov2 import DINOv2
+from efficient_lvsm_jax.backbones.vit import TeacherConfig
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS, attend
+from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
@@ -43,6 +46,11 @@ class GeometryConfig(Settings):
       attention: as `view_synthesis.ModelConfig` says.
       compute_dtype: "float32" or "bfloat16" for matmuls outside of heads. The residual stream,
         norms, softmax and heads stay float32.
+      encoder_layers: of DINOv2, which makes tokens of every frame.
+      position_side: its position table is for so many patches squared.
+      taps: the four rounds of attention within and among frames that heads read, counted from 1.
+      channels: of the four levels of a DPT head, finest first.
+      features: of all levels while they are fused.
       remat: as `view_synthesis.ModelConfig` says.
     """
 
@@ -56,6 +64,11 @@ class GeometryConfig(Settings):
 
     attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
+    encoder_layers: int = setting(24, at_least=1)
+    position_side: int = setting(37, at_least=1)
+    taps: tuple[int, ...] = setting((5, 12, 18, 24), at_least=1)
+    channels: tuple[int, ...] = setting((256, 512, 1024, 1024), at_least=1)
+    features: int = setting(256, at_least=1)
     remat: str = setting("none", choices=REMAT_POLICIES)
 
     def __post_init__(self):
@@ -67,9 +80,49 @@ class GeometryConfig(Settings):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The settings that are fixed by the weights."""
-        fields = dataclasses.fields(self)
-        return {field.name: getattr(self, field.name) for field in fields if field.type != "str"}
+        if self.head_dim % 4:
+            raise InputError(f"model.head_dim={self.head_dim}: expected a multiple of 4")
+        if any(n % 4 for n in self.channels) or len(self.channels) != 4 or self.features % 8:
+            raise InputError(
+                f"model.channels={self.channels}, features={self.features}: expected four "
+                "multiples of 4, and a multiple of 8"
+            )
+        taps = self.taps
+        if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[-1] > self.rounds:
+            raise InputError(
+                f"model.taps={taps}: expected four ascending rounds from 1 to {self.rounds}"
+            )
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of attention within and among frames there are."""
+        raise NotImplementedError  # each family has its own
+
+    def encoder(self, *, registers: int = 0, final_norm: bool = False) -> DINOv2:
+        """What makes tokens of every frame."""
+        return DINOv2(
+            TeacherConfig(
+                "dinov2",
+                width=self.width,
+                head_dim=self.head_dim,
+                layers=self.encoder_layers,
+                hidden=4 * self.width,
+                patch=self.patch,
+                storage_tokens=registers,
+                position_side=self.position_side,
+                final_norm=final_norm,
+                attention=self.attention,
+            )
+        )
+
+    def stack(self, epsilon: float) -> Block:
+        """One layer of every round, within frames or among them."""
+        sizes = self.width, self.head_dim, 4 * self.width
+
+        def block(_: jax.Array) -> Block:
+            return Block(*sizes, epsilon, qk_norm=True, attention=self.attention)
+
+        return jax.vmap(block)(jnp.arange(self.rounds))
 
     @property
     def dtype(self) -> jnp.dtype:

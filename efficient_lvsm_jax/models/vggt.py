@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.backbones.dinov2 import DINOv2
-from efficient_lvsm_jax.backbones.vit import TeacherConfig
 from efficient_lvsm_jax.configuration import setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.pose_encoding import decode
@@ -34,7 +32,6 @@ from efficient_lvsm_jax.models.scene_geometry import (
 )
 from efficient_lvsm_jax.models.vggt_camera_head import CACHES, CameraHead
 from efficient_lvsm_jax.models.vggt_tracker import Tracker
-from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.dpt import DPT
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import Pages
@@ -50,15 +47,10 @@ class VGGTConfig(GeometryConfig):
     """Settings of VGGT and StreamVGGT besides those of every model of geometry.
 
     Attributes:
-      encoder_layers: of DINOv2.
       layers: L, rounds of attention within and among frames.
       registers: tokens of a frame beside camera and patches.
       encoder_registers: DINOv2's.
-      position_side: DINOv2's position table is for so many patches squared.
-      taps: the four rounds that heads read, counted from 1.
       camera_heads, camera_layers, camera_iterations: of the camera head.
-      channels: of the four levels of a DPT head, finest first.
-      features: of all levels while they are fused.
       track_features, track_width, track_heads, track_layers: of the tracker.
       virtual_tracks: beside those asked for.
       correlation_levels, correlation_radius: of the windows in which the tracker compares.
@@ -75,17 +67,12 @@ class VGGTConfig(GeometryConfig):
         *("correlation_levels", "correlation_radius", "causal", "camera_cache"),
     )
 
-    encoder_layers: int = setting(24, at_least=1)
     layers: int = setting(24, at_least=1)
     registers: int = setting(4, at_least=1)
     encoder_registers: int = setting(4, at_least=1)
-    position_side: int = setting(37, at_least=1)
-    taps: tuple[int, ...] = setting((5, 12, 18, 24), at_least=1)
     camera_heads: int = setting(16, at_least=1)
     camera_layers: int = setting(4, at_least=1)
     camera_iterations: int = setting(4, at_least=1)
-    channels: tuple[int, ...] = setting((256, 512, 1024, 1024), at_least=1)
-    features: int = setting(256, at_least=1)
     track_features: int = setting(128, at_least=1)
     track_width: int = setting(384, at_least=1)
     track_heads: int = setting(8, at_least=1)
@@ -100,26 +87,21 @@ class VGGTConfig(GeometryConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.head_dim % 4 or 2 * self.width % self.camera_heads:
+        if 2 * self.width % self.camera_heads:
             raise InputError(
-                f"model.head_dim={self.head_dim}, camera_heads={self.camera_heads}: expected a "
-                f"multiple of 4, and a divisor of twice the width {self.width}"
+                f"model.camera_heads={self.camera_heads}: expected a divisor of twice the width "
+                f"{self.width}"
             )
         if self.track_width % self.track_heads or self.track_features % 4:
             raise InputError(
                 f"model.track_width={self.track_width}, track_features={self.track_features}: "
                 f"expected multiples of track_heads={self.track_heads}, and of 4"
             )
-        if any(n % 4 for n in self.channels) or len(self.channels) != 4 or self.features % 8:
-            raise InputError(
-                f"model.channels={self.channels}, features={self.features}: expected four "
-                "multiples of 4, and a multiple of 8"
-            )
-        taps = self.taps
-        if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[-1] > self.layers:
-            raise InputError(
-                f"model.taps={taps}: expected four ascending rounds from 1 to {self.layers}"
-            )
+
+    @property
+    def rounds(self) -> int:
+        """As `layers`."""
+        return self.layers
 
 
 class VGGT(SceneGeometry):
@@ -129,32 +111,15 @@ class VGGT(SceneGeometry):
 
     def __init__(self, config: VGGTConfig, *, rngs: nnx.Rngs | None = None):
         self.config = config
-        width, sizes = config.width, (config.width, config.head_dim, 4 * config.width)
-        self.encoder = DINOv2(
-            TeacherConfig(
-                "dinov2",
-                width=width,
-                head_dim=config.head_dim,
-                layers=config.encoder_layers,
-                hidden=4 * width,
-                patch=config.patch,
-                storage_tokens=config.encoder_registers,
-                position_side=config.position_side,
-                final_norm=True,
-                attention=config.attention,
-            )
-        )
+        width = config.width
+        self.encoder = config.encoder(registers=config.encoder_registers, final_norm=True)
         # Unused, but published: kept so that files come out as they came in.
         self.mask_token = nnx.Param(jnp.zeros((width,)))
         # Of the first frame, and of all others.
         self.camera_token = nnx.Param(jnp.zeros((2, 1, width)))
         self.register_tokens = nnx.Param(jnp.zeros((2, config.registers, width)))
 
-        def block(_: jax.Array) -> Block:
-            return Block(*sizes, 1e-5, qk_norm=True, attention=config.attention)
-
-        self.within = jax.vmap(block)(jnp.arange(config.layers))
-        self.among = jax.vmap(block)(jnp.arange(config.layers))
+        self.within, self.among = config.stack(1e-5), config.stack(1e-5)
         self.camera_head = CameraHead(
             2 * width,
             config.camera_heads,
