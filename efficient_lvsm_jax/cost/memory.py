@@ -23,6 +23,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.families import family_named
+from efficient_lvsm_jax.models.scene_geometry import GeometryConfig
 from efficient_lvsm_jax.models.view_synthesis import LayerUnits, ModelConfig
 from efficient_lvsm_jax.parallel.sharding import state_shardings
 
@@ -193,6 +195,12 @@ def _own_limits() -> list[Path]:
 def bytes_of_page(config: EfficientLVSMConfig, pixels: int) -> int:
     """Bytes that one view takes in a cache in the compute dtype: keys and values of every layer."""
     return 2 * config.layers * config.width * (pixels // config.patch**2) * config.dtype.itemsize
+
+
+def bytes_of_frame(family: str, config: GeometryConfig, size: tuple[int, int]) -> int:
+    """Bytes that a frame of `size` (Y, X) takes in the memory of a model that streams."""
+    module = family_named(family).module
+    return jax.eval_shape(lambda: module.start(config, 1, size)).frame_bytes
 
 
 def _state(state: Any, mesh_sizes: Mapping[str, int]) -> dict[str, int]:

@@ -18,11 +18,13 @@ from efficient_lvsm_jax.cost.memory import (
     GIB,
     MIB,
     USABLE,
+    bytes_of_frame,
     bytes_of_page,
     estimate,
     memory_of,
 )
 from efficient_lvsm_jax.models.families import configure
+from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.nn.attention import choose
 from efficient_lvsm_jax.parallel.sharding import mesh_sizes
 from efficient_lvsm_jax.parallel.sharding import platform as computes_on
@@ -33,6 +35,7 @@ from efficient_lvsm_jax.version import __version__
 PACKAGE = "efficient-lvsm-jax"
 FAMILY, SIZE, INPUTS, TARGETS = "efficient_lvsm", 256, 2, 6  # of the published recipe
 REMAT = ("none", "products", "attention", "full")
+STREAM, STREAM_SIZE = "vggt", (392, 518)  # (height, width) of published frames
 RENDERING = GIB  # left for what a render has in use: 8 pictures from 64 views take a quarter
 UNKNOWN = f"not compared: {PACKAGE} is not installed (pip install .)"
 
@@ -58,6 +61,7 @@ def examine() -> dict[str, Any]:
             "memory_bytes": memory,
         },
         **_capacity(devices[0].platform, memory),
+        "stream": _stream(devices[0].platform, memory),
     }
 
 
@@ -131,6 +135,16 @@ def _capacity(backend: str, memory: int) -> dict[str, Any]:
     }
 
 
+def _stream(backend: str, memory: int) -> dict[str, int]:
+    """What StreamVGGT can remember in so many bytes."""
+    dtype = "float32" if backend == "cpu" else "bfloat16"
+    config = configure(STREAM, {"compute_dtype": dtype})
+    frame = bytes_of_frame(STREAM, config, STREAM_SIZE)
+    weights = sum(x.size * 4 for x in jax.tree.leaves(abstract_params(STREAM, config)))
+    room = max(0, int((USABLE * memory - weights - RENDERING) // frame))
+    return {"weights_bytes": weights, "frame_bytes": frame, "frames": room}
+
+
 def _step_bytes(recipe: Recipe, scenes: int, backend: str) -> int:
     return estimate(
         recipe.model,
@@ -148,7 +162,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """The answer for a person."""
     right = [f"{row['name']} {row['version']}" for row in found["packages"] if row["ok"]]
     wrong = [row for row in found["packages"] if not row["ok"]]
-    device, scenes = found["devices"], found["scenes_by_remat"]
+    device, scenes, stream = found["devices"], found["scenes_by_remat"], found["stream"]
     out = [
         f"efficient_lvsm_jax {found['version']}, Python {found['python']}, {found['system']}, "
         f"{found['cores']} cores",
@@ -173,6 +187,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         *out,
         f"rendering  the published model at {SIZE} px: {found['weights_bytes'] / GIB:.2f} GiB of "
         f"weights, {found['page_bytes'] / MIB:.0f} MiB a view, room for {found['views']:,} views",
+        f"streaming  StreamVGGT at {STREAM_SIZE[0]}x{STREAM_SIZE[1]} px: "
+        f"{stream['weights_bytes'] / GIB:.2f} GiB of weights, "
+        f"{stream['frame_bytes'] / MIB:.0f} MiB a frame, room for {stream['frames']:,} frames",
         f"training   scenes a device of {INPUTS} inputs and {TARGETS} targets, by model.remat, "
         f"estimated: {', '.join(f'{name} {count}' for name, count in scenes.items())}",
     ]

@@ -21,9 +21,11 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.geometry.pose_encoding import decode, encode
 from efficient_lvsm_jax.models.depth_anything3_heads import (
+    ENCODING,
     CameraDecoder,
     CameraEncoder,
     RayHead,
+    ray_flops,
 )
 from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.models.reference_view import (
@@ -41,7 +43,8 @@ from efficient_lvsm_jax.models.scene_geometry import (
 from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm
-from efficient_lvsm_jax.nn.dpt import DPT
+from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, level_sizes
+from efficient_lvsm_jax.nn.flops import Flops, linear
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, patch_rotation
@@ -95,6 +98,22 @@ class DepthAnything3Config(GeometryConfig):
                 "even number of layers after the encoder's"
             )
         return others // 2
+
+    def observe_flops(
+        self, frames: int, size: tuple[int, int], remembered: int = 0
+    ) -> dict[str, Flops]:
+        """As `GeometryConfig` says, of cameras that are not known; nothing is remembered."""
+        width = 2 * self.width
+        cameras = linear(width, width) * 2 + linear(width, ENCODING)
+        maps = dpt_flops(width, self.channels, self.features, 2, size, self.patch)
+        if self.rays == "kept":
+            grid = size[0] // self.patch, size[1] // self.patch
+            maps += ray_flops(self.features, level_sizes(grid))
+        return {
+            **self.rounds_flops(frames, size, 1, 1, frames * frames),
+            "cameras": cameras * frames,
+            "maps": maps * frames,
+        }
 
 
 class DepthAnything3(SceneGeometry):

@@ -13,7 +13,8 @@ from flax import nnx
 
 from efficient_lvsm_jax.geometry.pose_encoding import USUAL_CAMERA
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
-from efficient_lvsm_jax.nn.dpt import LAST_CHANNELS, Conv, Fusions, placed
+from efficient_lvsm_jax.nn.dpt import LAST_CHANNELS, Conv, Fusions, fusion_flops, placed
+from efficient_lvsm_jax.nn.flops import Flops, convolution
 from efficient_lvsm_jax.nn.initial import begin_near
 from efficient_lvsm_jax.nn.layers import gelu
 
@@ -102,3 +103,12 @@ class RayHead(Fusions):
         for number in range(1, RAY_CONVOLUTIONS + 1):
             x = getattr(self, f"neck{number}")(x)
         return x
+
+
+def ray_flops(features: int, sizes: list[tuple[int, int]]) -> Flops:
+    """FLOPs of a `RayHead` for levels of these sizes (Y, X), finest first."""
+    few, last = features // 2, tuple(2 * side for side in sizes[0])
+    convolutions = convolution(3, features, few, last) * RAY_CONVOLUTIONS
+    convolutions += convolution(3, few, LAST_CHANNELS, last)
+    convolutions += convolution(1, LAST_CHANNELS, RAY, last)
+    return fusion_flops(features, sizes) + convolutions

@@ -31,6 +31,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS, attend
 from efficient_lvsm_jax.nn.blocks import Block
+from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
@@ -43,14 +44,14 @@ class GeometryConfig(Settings):
       width: D, channels of a token; a multiple of head_dim.
       head_dim: K, channels of an attention head.
       patch: edge of a patch in pixels; image sides must be multiples of it.
-      attention: as `view_synthesis.ModelConfig` says.
-      compute_dtype: "float32" or "bfloat16" for matmuls outside of heads. The residual stream,
-        norms, softmax and heads stay float32.
       encoder_layers: of DINOv2, which makes tokens of every frame.
       position_side: its position table is for so many patches squared.
       taps: the four rounds of attention within and among frames that heads read, counted from 1.
       channels: of the four levels of a DPT head, finest first.
       features: of all levels while they are fused.
+      attention: as `view_synthesis.ModelConfig` says.
+      compute_dtype: "float32" or "bfloat16" for matmuls outside of heads. The residual stream,
+        norms, softmax and heads stay float32.
       remat: as `view_synthesis.ModelConfig` says.
     """
 
@@ -61,14 +62,14 @@ class GeometryConfig(Settings):
     width: int = setting(1024, at_least=1)
     head_dim: int = setting(64, at_least=1)
     patch: int = setting(14, at_least=1)
-
-    attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
-    compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     encoder_layers: int = setting(24, at_least=1)
     position_side: int = setting(37, at_least=1)
     taps: tuple[int, ...] = setting((5, 12, 18, 24), at_least=1)
     channels: tuple[int, ...] = setting((256, 512, 1024, 1024), at_least=1)
     features: int = setting(256, at_least=1)
+
+    attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
+    compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     remat: str = setting("none", choices=REMAT_POLICIES)
 
     def __post_init__(self):
@@ -77,9 +78,6 @@ class GeometryConfig(Settings):
             raise InputError(
                 f"model.width={self.width} is not a multiple of head_dim={self.head_dim}"
             )
-
-    @property
-    def architecture(self) -> dict[str, Any]:
         if self.head_dim % 4:
             raise InputError(f"model.head_dim={self.head_dim}: expected a multiple of 4")
         if any(n % 4 for n in self.channels) or len(self.channels) != 4 or self.features % 8:
@@ -123,6 +121,47 @@ class GeometryConfig(Settings):
             return Block(*sizes, epsilon, qk_norm=True, attention=self.attention)
 
         return jax.vmap(block)(jnp.arange(self.rounds))
+
+    def observe_flops(
+        self, frames: int, size: tuple[int, int], remembered: int = 0
+    ) -> dict[str, Flops]:
+        """Frames of one scene that are observed at once; tracks are left out.
+
+        Args:
+          frames: R.
+          size: (Y, X) in pixels.
+          remembered: frames in memory.
+
+        Returns:
+          FLOPs by part: encoder, within frames, among frames, cameras, maps.
+        """
+        raise NotImplementedError  # each family has its own
+
+    def rounds_flops(
+        self, frames: int, size: tuple[int, int], special: int, encoder_special: int, keys: int
+    ) -> dict[str, Flops]:
+        """Of the first three parts of `observe_flops`.
+
+        Args:
+          frames, size: as there.
+          special, encoder_special: tokens of a frame beside patches, of the rounds and before.
+          keys: frames that all of `frames` together see, with all their tokens.
+        """
+        patches, width = size[0] // self.patch * (size[1] // self.patch), self.width
+        tokens = patches + special
+        among = layer(width, frames * tokens, 0) + scores(width, tokens, keys * tokens)
+        encoder = layer(width, patches + encoder_special) * self.encoder_layers
+        return {
+            "encoder": (encoder + linear(3 * self.patch**2, width, patches)) * frames,
+            "within frames": layer(width, tokens) * (frames * self.rounds),
+            "among frames": among * self.rounds,
+        }
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The settings that are fixed by the weights."""
+        fields = dataclasses.fields(self)
+        return {field.name: getattr(self, field.name) for field in fields if field.type != "str"}
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -198,6 +237,12 @@ class SceneMemory:
     def capacity(self) -> int:
         """S, how many frames there is room for."""
         return self.used.shape[0]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes that keys and values of a frame take, of all scenes; of abstract arrays as well."""
+        of_cameras = self.cameras.page_bytes * (self.cameras.capacity // self.capacity)
+        return self.tokens.page_bytes + of_cameras
 
 
 class SceneGeometry(nnx.Module):

@@ -30,9 +30,10 @@ from efficient_lvsm_jax.models.scene_geometry import (
     Sight,
     Tracks,
 )
-from efficient_lvsm_jax.models.vggt_camera_head import CACHES, CameraHead
+from efficient_lvsm_jax.models.vggt_camera_head import CACHES, ENCODING, CameraHead
 from efficient_lvsm_jax.models.vggt_tracker import Tracker
-from efficient_lvsm_jax.nn.dpt import DPT
+from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops
+from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
@@ -40,6 +41,8 @@ from efficient_lvsm_jax.nn.stacks import scan_layers
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
+
+MAPS = (2, 4)  # numbers of a pixel: depth, a point, and of both the confidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,27 @@ class VGGTConfig(GeometryConfig):
         """As `layers`."""
         return self.layers
 
+    def observe_flops(
+        self, frames: int, size: tuple[int, int], remembered: int = 0
+    ) -> dict[str, Flops]:
+        """As `GeometryConfig` says."""
+        width, seen = 2 * self.width, frames * (remembered + frames)
+        if self.causal:
+            seen = frames * remembered + frames * (frames + 1) // 2
+        special = 1 + self.registers, 1 + self.encoder_registers
+        trunk = layer(width, frames, 0) + scores(width, 1, seen)
+        once = linear(ENCODING, width) + linear(width, 3 * width)
+        once += linear(width, width // 2) + linear(width // 2, ENCODING)
+        maps = (
+            dpt_flops(width, self.channels, self.features, outputs, size, self.patch)
+            for outputs in MAPS
+        )
+        return {
+            **self.rounds_flops(frames, size, *special, seen),
+            "cameras": (trunk * self.camera_layers + once * frames) * self.camera_iterations,
+            "maps": sum(maps, Flops()) * frames,
+        }
+
 
 class VGGT(SceneGeometry):
     """The model. Its heads are computed in float32, whatever the rest is."""
@@ -127,8 +151,9 @@ class VGGT(SceneGeometry):
             config.camera_iterations,
             config.camera_cache,
         )
-        self.depth_head = DPT(2 * width, config.channels, config.features, 2)
-        self.point_head = DPT(2 * width, config.channels, config.features, 4)
+        self.depth_head, self.point_head = (
+            DPT(2 * width, config.channels, config.features, outputs) for outputs in MAPS
+        )
         self.tracker = Tracker(
             2 * width,
             config.channels,

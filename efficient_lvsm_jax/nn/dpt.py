@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from efficient_lvsm_jax.nn.blocks import LayerNorm, Linear
+from efficient_lvsm_jax.nn.flops import Flops, convolution, linear, resized
 from efficient_lvsm_jax.nn.positions import BASE
 from efficient_lvsm_jax.nn.resize import bilinear_aligned
 
@@ -207,3 +208,48 @@ def coordinates(size: tuple[int, int], aspect: float) -> tuple[np.ndarray, np.nd
     spans = 1 / diagonal, aspect / diagonal
     ends = [span * (n - 1) / n for span, n in zip(spans, size, strict=True)]
     return tuple(np.linspace(-end, end, n) for end, n in zip(ends, size, strict=True))
+
+
+def dpt_flops(
+    width: int,
+    channels: tuple[int, ...],
+    features: int,
+    outputs: int,
+    size: tuple[int, int],
+    patch: int,
+) -> Flops:
+    """FLOPs of a `DPT` head for a picture of `size` (Y, X); the other arguments as its own."""
+    grid = size[0] // patch, size[1] // patch
+    sizes = level_sizes(grid)
+    total = fusion_flops(features, sizes)
+    for count, of_level in zip(channels, sizes, strict=True):
+        total += convolution(1, width, count, grid)
+        total += convolution(3, count, features, of_level)
+    finest, fine, _, coarsest = channels
+    patches = grid[0] * grid[1]
+    total += linear(finest, 16 * finest, patches) + linear(fine, 4 * fine, patches)
+    total += convolution(3, coarsest, coarsest, sizes[3])
+    last = tuple(2 * side for side in sizes[0])
+    neck = features // 2 if outputs else features
+    total += convolution(3, features, neck, last)
+    if not outputs:
+        return total + resized(neck, last, (size[0] // 2, size[1] // 2))
+    total += resized(neck, last, size) + convolution(3, neck, LAST_CHANNELS, size)
+    return total + convolution(1, LAST_CHANNELS, outputs, size)
+
+
+def fusion_flops(features: int, sizes: list[tuple[int, int]]) -> Flops:
+    """Of `Fusions.fuse`, for levels of these sizes (Y, X), finest first."""
+    total = Flops()
+    nexts = [tuple(2 * side for side in sizes[0]), *sizes[:3]]
+    for number, (size, to) in enumerate(zip(sizes, nexts, strict=True), 1):
+        convolutions = 2 if number == 4 else 4
+        total += convolution(3, features, features, size) * convolutions
+        total += resized(features, size, to) + convolution(1, features, features, to)
+    return total
+
+
+def level_sizes(grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes (Y, X) of the four levels of a picture of so many patches, finest first."""
+    halves = tuple(-(-side // 2) for side in grid)
+    return [*(tuple(factor * side for side in grid) for factor in (4, 2, 1)), halves]

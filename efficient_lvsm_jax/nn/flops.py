@@ -47,3 +47,26 @@ def scores(width: int, queries: int, keys: int) -> Flops:
 def self_attention(width: int, tokens: int) -> Flops:
     """q, k, v, attention within one view or sequence, out."""
     return projections(width, tokens, 4) + scores(width, tokens, tokens)
+
+
+def layer(width: int, tokens: int, keys: int | None = None) -> Flops:
+    """A block with an MLP of four times its width; tokens see so many keys, or themselves."""
+    seen = scores(width, tokens, tokens if keys is None else keys)
+    return projections(width, tokens, 4 + 2 * 4) + seen
+
+
+def linear(inputs: int, outputs: int, count: int = 1) -> Flops:
+    """A map of so many vectors."""
+    return Flops(linear=2 * count * inputs * outputs)
+
+
+def convolution(side: int, inputs: int, outputs: int, size: tuple[int, int]) -> Flops:
+    """A convolution whose result has `size` (Y, X)."""
+    return linear(side * side * inputs, outputs, size[0] * size[1])
+
+
+def resized(channels: int, size: tuple[int, int], to: tuple[int, int]) -> Flops:
+    """A map from a size (Y, X) to another, by a matrix for each axis that changes (`resize`)."""
+    rows = to[0] * size[0] * size[1] if to[0] != size[0] else 0
+    columns = to[0] * size[1] * to[1] if to[1] != size[1] else 0
+    return Flops(linear=2 * channels * (rows + columns))

@@ -77,6 +77,34 @@ def test_a_training_step_of_an_lvsm_costs_what_its_program_does(family, remat):
     assert dots(used) == expected.executed.total
 
 
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("vggt", {"layers": 4, "taps": (1, 2, 3, 4)}),
+        ("vggt", {"layers": 4, "taps": (1, 2, 3, 4), "causal": False}),
+        ("depth_anything3", {"rays": "kept"}),
+    ],
+)
+def test_observing_frames_costs_what_its_program_does(family, settings):
+    small = {"width": 32, "head_dim": 8, "channels": (8, 16, 24, 32), "features": 16}
+    config = configure(family, small | settings)
+    images = jax.ShapeDtypeStruct((1, 3, 84, 112, 3), "float32")
+    jaxpr = jax.make_jaxpr(
+        lambda params, images: bind(family, config, params).observe(None, images)[1]
+    )(abstract_params(family, config), images)
+    parts = config.observe_flops(3, (84, 112))
+    expected = sum(part.total for part in parts.values())
+    assert dots(jaxpr.jaxpr) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_frame_of_a_stream_costs_more_with_every_frame_that_is_remembered():
+    config = configure("vggt", {})
+    few, more = (config.observe_flops(1, (392, 518), frames) for frames in (0, 40))
+    assert few["within frames"] == more["within frames"] and few["maps"] == more["maps"]
+    read = 2 * 2 * 1041**2 * 1024 * 24 * 40  # queries by keys
+    assert more["among frames"].attention - few["among frames"].attention == read
+
+
 def test_adding_a_view_to_a_session_costs_its_encoding_and_one_more_page_to_read():
     def tera(parts):
         return sum(part.total for part in parts.values()) / 1e12
@@ -97,6 +125,9 @@ def dots(jaxpr) -> int:
             depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             if depth > 3:
                 total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape  # [Y, X, C, outputs]
+            total += 2 * math.prod(kernel[:3]) * math.prod(equation.outvars[0].aval.shape)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         total += times * sum(dots(inner) for inner in core.jaxprs_in_params(equation.params))
     return total

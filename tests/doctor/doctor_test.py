@@ -67,6 +67,15 @@ def test_more_memory_holds_more_and_too_little_holds_nothing():
     assert not none["views"] and not any(none["scenes_by_remat"].values())
 
 
+def test_a_stream_takes_what_is_published():
+    gpu = doctor._stream("gpu", 24 * GIB)
+    cameras = 4 * 4 * 2 * 2048 * 4  # layers, iterations, keys and values, float32
+    assert gpu["frame_bytes"] == 49_152 * 1041 * 2 + cameras
+    assert gpu["weights_bytes"] == 1_256_537_516 * 4
+    assert 100 < gpu["frames"] < 200
+    assert doctor._stream("cpu", GIB)["frames"] == 0
+
+
 def test_a_device_that_does_not_say_its_memory_gets_no_figures():
     found = doctor.examine()
     found["devices"]["memory_bytes"] = 0
