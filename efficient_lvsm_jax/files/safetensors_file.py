@@ -39,15 +39,7 @@ FORMAT_DTYPES = {
     "U8": DTYPES["uint8"],
     "BOOL": DTYPES["bool"],
 }
-WRITTEN = {
-    DTYPES[name]: written
-    for name, written in (
-        ("float32", "F32"),
-        ("float16", "F16"),
-        ("int8", "I8"),
-        ("float8_e4m3fn", "F8_E4M3"),
-    )
-}
+WRITTEN = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -107,7 +99,7 @@ def write_safetensors(
 
     Args:
       path: a new file.
-      tensors: of the dtypes in WRITTEN.
+      tensors: of dtypes of the format.
       metadata: texts about the whole file, as of `read_metadata`.
 
     Raises:

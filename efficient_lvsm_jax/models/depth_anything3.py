@@ -141,7 +141,11 @@ class DepthAnything3(SceneGeometry):
 
     @staticmethod
     def start(
-        config: DepthAnything3Config, capacity: int, size: tuple[int, int], batch: int = 1
+        config: DepthAnything3Config,
+        capacity: int,
+        size: tuple[int, int],
+        batch: int = 1,
+        track_frames: int = 0,
     ) -> SceneMemory:
         """Raises InputError: nothing can be remembered."""
         raise InputError(

@@ -51,16 +51,40 @@ class GeometryModel:
         rest = {name: part for name, part in self.params.items() if name not in heads}
         return self.params | cast_kernels(rest, self.config.dtype)
 
-    def start(self, capacity: int, size: tuple[int, int], batch: int = 1) -> SceneMemory:
+    def start(
+        self, capacity: int, size: tuple[int, int], batch: int = 1, track_frames: int = 0
+    ) -> SceneMemory:
         """An empty memory for so many frames of (height, width) pixels of each of B scenes.
+
+        It is where the parameters are: bound to a device later, it would compile its readers anew.
+
+        Args:
+          capacity: frames that there is room for.
+          size: of the frames.
+          batch: B.
+          track_frames: how many frames points can be tracked through, the first and the last ones;
+            0: points cannot be tracked.
 
         Raises:
           InputError: no room, or a size that is no whole patches.
         """
         if capacity < 1:
             raise InputError(f"memory for {capacity} frames: expected room for at least 1")
+        if track_frames < 0 or track_frames == 1:
+            raise InputError(
+                f"track_frames={track_frames}: expected at least 2, the first frame and another, "
+                "or 0 to track nothing"
+            )
         _check_size(size, self.config.patch)
-        return _start(self.family, self.config, capacity, tuple(size), batch)
+        memory = _start(self.family, self.config, capacity, tuple(size), batch, track_frames)
+        return memory if self.place is None else jax.device_put(memory, self.place)
+
+    @property
+    def place(self) -> jax.sharding.Sharding | None:
+        """The one device that the parameters are bound to, as restored ones are; None: to none."""
+        first = jax.tree.leaves(self.params)[0]
+        bound = isinstance(first, jax.Array) and first.committed
+        return first.sharding if bound and len(first.devices()) == 1 else None
 
     def observe(
         self,
@@ -78,7 +102,8 @@ class GeometryModel:
         Args:
           memory: of `start`, or None: the frames are a clip that is seen as a whole.
           images: [B, R, Y, X, 3] floats in [0, 1].
-          queries: pixels x y of the first frame to track, [B, Q, 2]; only without memory.
+          queries: pixels x y of the very first frame to track, [B, Q, 2]; with a memory only one
+            that was started with `track_frames`.
           cameras: of the frames, [B, R], where they are known and the family takes them.
 
         Raises:
@@ -91,11 +116,15 @@ class GeometryModel:
             raise InputError(f"images of {images.dtype}: expected floats in [0, 1]")
         _check_size(images.shape[2:4], self.config.patch)
         if queries is not None and (
-            memory is not None or queries.shape != (images.shape[0], queries.shape[1], 2)
+            queries.ndim != 3 or queries.shape[::2] != (images.shape[0], 2)
         ):
             raise InputError(
-                f"queries of shape {queries.shape}: expected [{images.shape[0]}, Q, 2], and no "
-                "memory: points are tracked in clips"
+                f"queries of shape {queries.shape}: expected [{images.shape[0]}, Q, 2]"
+            )
+        if queries is not None and memory is not None and memory.tracking is None:
+            raise InputError(
+                "queries for a memory that keeps nothing to find tracks in; start it with "
+                "track_frames of 2 or more"
             )
         if memory is not None:
             self._check_memory(memory, images.shape)
@@ -141,12 +170,17 @@ def _check_size(size: tuple[int, int], patch: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _start(
-    family: str, config: GeometryConfig, capacity: int, size: tuple[int, int], batch: int
+    family: str,
+    config: GeometryConfig,
+    capacity: int,
+    size: tuple[int, int],
+    batch: int,
+    track_frames: int = 0,
 ) -> SceneMemory:
     module = family_named(family).module
-    return module.start(config, capacity, size, batch)
+    return module.start(config, capacity, size, batch, track_frames)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

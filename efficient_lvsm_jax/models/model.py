@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from efficient_lvsm_jax.configuration import Settings
@@ -31,6 +33,18 @@ def init_params(family: str, config: Settings, key: jax.Array) -> dict:
 def abstract_params(family: str, config: Settings) -> dict:
     """Shapes and dtypes of the parameters, without making them."""
     return jax.eval_shape(lambda: init_params(family, config, jax.random.key(0)))
+
+
+def digest(params: dict) -> str:
+    """SHA-256 over the paths, shapes, dtypes and values of a nested dict of arrays."""
+    total = hashlib.sha256()
+    for path, value in sorted(
+        (jax.tree_util.keystr(path), np.asarray(value))
+        for path, value in jax.tree_util.tree_leaves_with_path(params)
+    ):
+        total.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        total.update(np.ascontiguousarray(value).tobytes())
+    return total.hexdigest()
 
 
 @functools.lru_cache

@@ -31,6 +31,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS, attend
 from efficient_lvsm_jax.nn.blocks import Block
+from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
@@ -172,7 +173,7 @@ class GeometryConfig(Settings):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tracks:
-    """Where points of the first frame are in all.
+    """Where points of the first frame are in the frames of this call.
 
     Attributes:
       points: [B, R, Q, 2] float32, pixels x y, as the queries are.
@@ -220,6 +221,20 @@ class Geometry:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
+class TrackMaps:
+    """What tracks are found in: features of the first frame of a stream and of the last ones.
+
+    Attributes:
+      maps: [B, W, Y/2, X/2, C] float32, the first frame's in front, the others' in any order.
+      seen: int32, how many frames were.
+    """
+
+    maps: jax.Array
+    seen: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class SceneMemory:
     """Finished keys and values of the frames that were seen. A value: shapes never change.
 
@@ -227,11 +242,13 @@ class SceneMemory:
       tokens: of the layers in which frames see each other, [L, B, H, S, P, K].
       cameras: likewise of the camera head, a page of one token for every frame and iteration.
       used: [S] bool, which slots hold a frame.
+      tracking: None: nothing is tracked.
     """
 
     tokens: Pages
     cameras: Pages
     used: jax.Array
+    tracking: TrackMaps | None = None
 
     @property
     def capacity(self) -> int:
@@ -253,9 +270,16 @@ class SceneGeometry(nnx.Module):
 
     @staticmethod
     def start(
-        config: GeometryConfig, capacity: int, size: tuple[int, int], batch: int = 1
+        config: GeometryConfig,
+        capacity: int,
+        size: tuple[int, int],
+        batch: int = 1,
+        track_frames: int = 0,
     ) -> SceneMemory:
-        """An empty memory for so many frames of (height, width) pixels of each of B scenes."""
+        """An empty memory for so many frames of (height, width) pixels of each of B scenes.
+
+        Points are tracked through `track_frames` of them, the first and the last; 0: none are.
+        """
         raise NotImplementedError  # each family has its own
 
     def observe(
@@ -266,7 +290,8 @@ class SceneGeometry(nnx.Module):
         Args:
           memory: with free slots for the frames, which is not checked here; None: there is none.
           images: [B, R, Y, X, 3] floats in [0, 1].
-          queries: pixels x y of the first frame to track, [B, Q, 2]; only without memory.
+          queries: pixels x y of the very first frame to track, [B, Q, 2]; with a memory only one
+            that keeps what tracks are found in.
 
         Returns:
           The memory with the frames added, in the place of the old one; their geometry.
@@ -310,8 +335,8 @@ class Sight:
         Args:
           q: [B, H, R·P, K].
           k, v: finished, [B, H, R, P, K].
-          pages: of all layers in memory, [L, B, H, S, P, K], or None without memory; gradients flow
-            only then.
+          pages: of all layers in memory, [L, B, H, S, P, K], of any precision, or None without
+            memory; gradients flow only then.
           layer: which of them.
 
         Returns:
@@ -321,13 +346,13 @@ class Sight:
             return self._attend_among(q, k, v), None
 
         def put(pool: jax.Array, new: jax.Array) -> jax.Array:
-            for index in range(new.shape[2]):
-                one = new[None, :, :, index : index + 1].astype(pool.dtype)
-                start = (layer, 0, 0, self.slots[index], 0, 0)
+            for index in range(new.shape[3]):
+                one = new[:, :, :, index : index + 1]
+                start = (layer, 0, 0, self.slots[index], *(0,) * (pool.ndim - 4))
                 pool = jax.lax.dynamic_update_slice(pool, one, start)
             return pool
 
-        pages = Pages(put(pages.k, k), put(pages.v, v))
+        pages = jax.tree.map(put, pages, store(Pages(k[None], v[None]), pages.precision))
         used = self.reads[0]
         if len(self.reads) > 1:
             used = jnp.broadcast_to(self.reads, (q.shape[0], *self.reads.shape))

@@ -28,20 +28,21 @@ from efficient_lvsm_jax.models.scene_geometry import (
     SceneGeometry,
     SceneMemory,
     Sight,
+    TrackMaps,
     Tracks,
 )
 from efficient_lvsm_jax.models.vggt_camera_head import CACHES, ENCODING, CameraHead
-from efficient_lvsm_jax.models.vggt_tracker import Tracker
+from efficient_lvsm_jax.models.vggt_tracker import STRIDE, Tracker
+from efficient_lvsm_jax.nn.cache import empty, store
 from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.initial import draw
-from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
 from efficient_lvsm_jax.nn.stacks import scan_layers
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
-
 MAPS = (2, 4)  # numbers of a pixel: depth, a point, and of both the confidence
 
 
@@ -63,6 +64,8 @@ class VGGTConfig(GeometryConfig):
       camera_cache: which iterations of the camera head a frame of a stream sees of the frames
         before: "separate", the same one, as in training; "published", all of them, as the published
         program does.
+      cache: how keys and values of a stream are stored, one of `nn.paged.PRECISIONS`, or
+        "computed": in the compute dtype. The camera head's are float32.
     """
 
     unshown_settings: ClassVar[tuple[str, ...]] = (
@@ -87,6 +90,7 @@ class VGGTConfig(GeometryConfig):
     causal: bool = True
 
     camera_cache: str = setting("separate", choices=CACHES)
+    cache: str = setting("computed", choices=("computed", *PRECISIONS))
 
     def __post_init__(self):
         super().__post_init__()
@@ -172,34 +176,47 @@ class VGGT(SceneGeometry):
 
     @staticmethod
     def start(
-        config: VGGTConfig, capacity: int, size: tuple[int, int], batch: int = 1
+        config: VGGTConfig,
+        capacity: int,
+        size: tuple[int, int],
+        batch: int = 1,
+        track_frames: int = 0,
     ) -> SceneMemory:
         """As `SceneGeometry` says."""
         tokens = size[0] // config.patch * (size[1] // config.patch) + 1 + config.registers
         heads = config.width // config.head_dim
-        of_rounds = (config.layers, batch, heads, capacity, tokens, config.head_dim)
-        heads = config.camera_heads
-        kept, channels = capacity * config.camera_iterations, 2 * config.width // heads
-        of_cameras = (config.camera_layers, batch, heads, kept, 1, channels)
 
-        # Separate buffers: the same zeros could not be donated.
-        def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Pages:
-            return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        def room(layers: int, heads: int, slots: int, *page: int, precision: str) -> Pages:
+            one = jax.ShapeDtypeStruct((layers, batch, heads, 1, *page), config.dtype)
+            if precision != "computed":
+                one = jax.eval_shape(lambda x: store(Pages(x, x), precision), one)
+            pages = empty(slots, one if isinstance(one, Pages) else Pages(one, one))
+            return dataclasses.replace(pages, used=None)
 
-        used = jnp.zeros(capacity, bool)
-        return SceneMemory(empty(of_rounds, config.dtype), empty(of_cameras, jnp.float32), used)
+        page = tokens, config.head_dim
+        of_rounds = room(config.layers, heads, capacity, *page, precision=config.cache)
+        heads, kept = config.camera_heads, capacity * config.camera_iterations
+        page = 1, 2 * config.width // heads
+        of_cameras = room(config.camera_layers, heads, kept, *page, precision="fp32")
+        tracking = None
+        if track_frames:
+            maps = (batch, track_frames, *(n // STRIDE for n in size), config.track_features)
+            tracking = TrackMaps(jnp.zeros(maps), jnp.zeros((), jnp.int32))
+        return SceneMemory(of_rounds, of_cameras, jnp.zeros(capacity, bool), tracking)
 
     def observe(
         self, memory: SceneMemory | None, images: jax.Array, queries: jax.Array | None = None
     ) -> tuple[SceneMemory | None, Geometry]:
         """As `SceneGeometry` says."""
-        if memory is not None and queries is not None:
-            raise InputError("tracks are found in clips: give queries without a memory")
         memory, geometry, taps = self.observe_with_taps(memory, images)
-        if queries is not None:
-            _, tracks = self.track(taps, images.shape[2:4], queries)
-            geometry = dataclasses.replace(geometry, tracks=tracks)
-        return memory, geometry
+        size = images.shape[2:4]
+        if memory is not None and memory.tracking is not None:
+            maps = self.map(self.tracker.features, taps, size)
+            tracking, tracks = self.tracker.follow(memory.tracking, maps, queries)
+            memory = dataclasses.replace(memory, tracking=tracking)
+        else:
+            tracks = None if queries is None else self.track(taps, size, queries)[1]
+        return memory, dataclasses.replace(geometry, tracks=tracks)
 
     def observe_with_taps(
         self, memory: SceneMemory | None, images: jax.Array
@@ -211,7 +228,7 @@ class VGGT(SceneGeometry):
         encodings, cameras = self.camera_head(x[:, :, 0], sight, cameras)
         if memory is not None:
             used = memory.used.at[sight.slots].set(True)
-            memory = SceneMemory(tokens, cameras, used)
+            memory = dataclasses.replace(memory, tokens=tokens, cameras=cameras, used=used)
         size = images.shape[2:4]
         depth = self.map(self.depth_head, taps, size)
         points = self.map(self.point_head, taps, size)

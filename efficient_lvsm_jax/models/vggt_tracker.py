@@ -1,10 +1,16 @@
 """VGGT's tracker: points of the first frame, found in all frames of a clip (after CoTracker).
 
+A track looks at all frames of its clip. In a stream (`Tracker.follow`) those are the first frame
+and the last ones: a frame's tracks are those of the clip that ends with it, until that is longer
+than what is kept.
+
 Axes: B scene, R frame, Q point, C feature channel, D width, H head, K head dim, M token of a
 sequence, W V step along x and y of a window, T channels of a token, Y X pixel of a feature map.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.scene_geometry import Tracks
+from efficient_lvsm_jax.models.scene_geometry import TrackMaps, Tracks
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.blocks import LayerNorm, Linear
 from efficient_lvsm_jax.nn.dpt import DPT
@@ -37,15 +43,22 @@ class TrackBlock(nnx.Module):
         self.up = Linear((width, 4 * width), (4 * width,))
         self.down = Linear((4 * width, width), (width,))
 
-    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        """Sequences x [B, M, D] that look at themselves, or at context [B, …, D]."""
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, used: jax.Array | None = None
+    ) -> jax.Array:
+        """Sequences x [B, M, D] that look at themselves, or at context [B, …, D].
+
+        With `used`, [M] bool, only those tokens are looked at.
+        """
         x = self.norm1(x)
         context = x if self.norm_context is None else self.norm_context(context)
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
         q = jnp.einsum("BMD,DHK->BHMK", x, kernel[:, 0]) + bias[0][:, None]
         kv = jnp.einsum("BMD,DCHK->CBHMK", context, kernel[:, 1:])
         k, v = kv + bias[1:, None, :, None]
-        mixed = attend(q, Pages(k[:, :, None], v[:, :, None]))
+        # A page of all tokens, or one of each.
+        at = 2 if used is None else 3
+        mixed = attend(q, Pages(jnp.expand_dims(k, at), jnp.expand_dims(v, at), used))
         x = x + self.out("BHMK,HKD->BMD", mixed)
         hidden = gelu(self.up("BMD,DF->BMF", self.norm2(x)))
         return x + self.down("BMF,FD->BMD", hidden)
@@ -68,8 +81,11 @@ class Updater(nnx.Module):
         self.output_norm = LayerNorm(width, 1e-5)
         self.output = Linear((width, outputs), (outputs,))
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Tokens [B, Q, R, T] to what is to be changed, [B, Q, R, outputs]."""
+    def __call__(self, tokens: jax.Array, used: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, Q, R, T] to what is to be changed, [B, Q, R, outputs].
+
+        With `used`, [R] bool, the other frames are not looked at.
+        """
         batch, points, frames, _ = tokens.shape
         start = self.input("BQRT,TD->BQRD", self.input_norm(tokens))
         beside = jnp.broadcast_to(
@@ -77,7 +93,7 @@ class Updater(nnx.Module):
         )
 
         def over_time(block: TrackBlock, x: jax.Array) -> jax.Array:
-            return block(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+            return block(x.reshape(-1, *x.shape[2:]), used=used).reshape(x.shape)
 
         def over_tracks(block: TrackBlock, *x: jax.Array) -> jax.Array:
             by_frame = [jnp.swapaxes(each, 1, 2) for each in x]
@@ -139,12 +155,44 @@ class Tracker(nnx.Module):
         self.visible = Linear((features, 1), (1,))
         self.confidence = Linear((features, 1), (1,))
 
-    def __call__(self, maps: jax.Array, queries: jax.Array) -> tuple[jax.Array, Tracks]:
+    def follow(
+        self, kept: TrackMaps, maps: jax.Array, queries: jax.Array | None
+    ) -> tuple[TrackMaps, Tracks | None]:
+        """Frames of a stream, one after the other.
+
+        Args:
+          kept: of the frames before.
+          maps: what `features` makes of the new ones, [B, R, Y, X, C].
+          queries: as below, in the stream's first frame; None: nothing is asked.
+
+        Returns:
+          `kept` with the new frames, of which the last stay; where the points are in them.
+        """
+        slots = kept.maps.shape[1]
+
+        def one(kept: TrackMaps, new: jax.Array) -> tuple[TrackMaps, Tracks | None]:
+            slot = jnp.where(kept.seen == 0, 0, 1 + (kept.seen - 1) % (slots - 1))
+            pool = jax.lax.dynamic_update_slice_in_dim(kept.maps, new[:, None], slot, axis=1)
+            used = jnp.arange(slots) <= kept.seen
+            kept = TrackMaps(pool, kept.seen + 1)
+            if queries is None:
+                return kept, None
+            _, tracks = self(pool, queries, used)
+            take = functools.partial(jax.lax.dynamic_index_in_dim, index=slot, axis=1)
+            return kept, jax.tree.map(lambda x: take(x, keepdims=False), tracks)
+
+        kept, tracks = jax.lax.scan(one, kept, jnp.moveaxis(maps, 1, 0))
+        return kept, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), tracks)
+
+    def __call__(
+        self, maps: jax.Array, queries: jax.Array, used: jax.Array | None = None
+    ) -> tuple[jax.Array, Tracks]:
         """Tracks of points.
 
         Args:
           maps: what `features` makes of the frames, [B, R, Y, X, C].
           queries: pixels x y in the first frame, [B, Q, 2].
+          used: [R] bool, which frames there are, the first among them; None: all.
 
         Returns:
           Points after every iteration, [iterations, B, R, Q, 2] in pixels; the tracks.
@@ -172,7 +220,7 @@ class Tracker(nnx.Module):
             share = flow / TRAINED_SIZE
             flow = flow_embedding(flow, features.shape[-1])
             x = jnp.concatenate([flow, share, share, near, features], axis=-1)
-            change = self.updater(jnp.swapaxes(x, 1, 2) + token)
+            change = self.updater(jnp.swapaxes(x, 1, 2) + token, used)
             change = jnp.swapaxes(change, 1, 2)
             at = at + change[..., :2]
             more = self.feature_update("BRQC,CF->BRQF", self.feature_norm(change[..., 2:]))

@@ -6,13 +6,11 @@ parameters.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from efficient_lvsm_jax.errors import InputError
@@ -24,24 +22,12 @@ from efficient_lvsm_jax.files.writing import (
     write_json,
 )
 from efficient_lvsm_jax.models.families import configure
-from efficient_lvsm_jax.models.model import abstract_params
+from efficient_lvsm_jax.models.model import abstract_params, digest
 
 WEIGHTS_FILE = "weights.json"
 SIZES = "trained_sizes"  # in JSON files, see `Model`
 
 log = logging.getLogger(__name__)
-
-
-def digest(params: dict) -> str:
-    """SHA-256 over the paths, shapes, dtypes and values of a nested dict of arrays."""
-    total = hashlib.sha256()
-    for path, value in sorted(
-        (jax.tree_util.keystr(path), np.asarray(value))
-        for path, value in jax.tree_util.tree_leaves_with_path(params)
-    ):
-        total.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        total.update(np.ascontiguousarray(value).tobytes())
-    return total.hexdigest()
 
 
 def save_weights(folder: str | Path, params: dict, info: dict) -> None:
