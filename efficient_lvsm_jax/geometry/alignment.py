@@ -89,6 +89,29 @@ def nearest_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
     return Similarity(rotation, translation, float(scale))
 
 
+def similarity_of_cameras(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """What moves cameras [R, 4, 4] nearest to others: turns by turns, then places by places.
+
+    Two cameras are enough, and they may be on a line, as those of a walk ahead are.
+
+    Raises:
+      InputError: not as many cameras of both, or all of one of them in one place.
+    """
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    if source.shape != target.shape or source.shape[1:] != (4, 4) or len(source) < 2:
+        raise InputError(
+            f"alignment of cameras {source.shape} with {target.shape}: expected twice [R, 4, 4] of "
+            "two cameras or more"
+        )
+    left, _, right = np.linalg.svd(np.einsum("Rij,Rkj->ik", target[:, :3, :3], source[:, :3, :3]))
+    rotation = left * np.array([1, 1, np.sign(np.linalg.det(left) * np.linalg.det(right))]) @ right
+    places = source[:, :3, 3], target[:, :3, 3]
+    ratio_of_distances(*reversed(places))  # those of the target must not be in one place either
+    scale = ratio_of_distances(*places)
+    translation = places[1].mean(axis=0) - scale * rotation @ places[0].mean(axis=0)
+    return Similarity(rotation, translation, scale)
+
+
 def robust_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
     """As `similarity`; of ten places or more some may be wrong, and are left out (RANSAC).
 
