@@ -1,13 +1,12 @@
 """First parameters of models of geometry: drawn, and such that something can be learned."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
-from efficient_lvsm_jax.models.model import init_params
+from efficient_lvsm_jax.models.model import bind_as_is, init_params
 
 SMALL = {"width": 32, "head_dim": 8, "patch": 4, "channels": (8, 8, 8, 8), "features": 8}
 SETTINGS = {
@@ -30,8 +29,8 @@ def flat(params):
 def drawn(request):
     """A model with first parameters."""
     config = configure(request.param, SETTINGS[request.param])
-    make = jax.jit(lambda key: init_params(request.param, config, key))
-    return GeometryModel(request.param, config, make(jax.random.key(0)))
+    params = init_params(request.param, config, jax.random.key(0))
+    return GeometryModel(request.param, config, params)
 
 
 def test_everything_is_drawn_that_learns_by_being_different(drawn):
@@ -56,12 +55,15 @@ def test_everything_is_drawn_that_learns_by_being_different(drawn):
 
 
 def test_cameras_begin_where_a_gradient_moves_them(drawn):
-    images = jax.random.uniform(jax.random.key(1), (1, 2, 16, 24, 3))
-    _, geometry = drawn.observe(None, images)
-    last = np.asarray(geometry.encodings[-1])
+    def encodings(params, tokens):
+        network = bind_as_is(drawn.family, drawn.config, params)
+        if drawn.family == "vggt":
+            return network.camera_head(tokens, network.sight(None, 3), None)[0][-1]
+        return network.camera_decoder(tokens)
+
+    tokens = jax.random.normal(jax.random.key(1), (1, 3, 64))
+    last = np.asarray(jax.jit(encodings)(drawn.params, tokens))
     assert last[..., 7:].min() > 0.3  # radians: at 0 it would stay
     np.testing.assert_allclose(last[..., :6], 0, atol=0.7)
     np.testing.assert_allclose(last[..., 6:], 1, atol=0.7)
-    depth = np.asarray(geometry.depth)
-    assert np.isfinite(depth).all() and depth.std() > 1e-3
-    assert jnp.abs(depth[0, 0] - depth[0, 1]).max() > 1e-3  # pictures count
+    assert np.ptp(last, axis=1).min() > 1e-4  # frames count
