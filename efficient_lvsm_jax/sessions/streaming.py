@@ -67,7 +67,7 @@ class Stream:
           camera_cache: what the camera head sees of frames before, as the model's setting of this
             name says; None is as the model has it.
           track_frames: how many frames points can be tracked through, the first and the last ones;
-            their features are kept beside, however little else may be. 0: nothing is tracked.
+            their features are kept beside and do not count in max_bytes. 0: nothing is tracked.
 
         Raises:
           InputError: a model that renders views, or that sees clips as a whole, or an impossible
@@ -238,7 +238,8 @@ class Stream:
     ) -> Geometry:
         """What is now known of a frame, or of several that come at once.
 
-        Several at once are as if they came one by one, and compile a program for their number.
+        Several at once are as if they came one by one, but that a full stream makes room for all of
+        them first; they compile a program for their number.
 
         Args:
           frame: [Y, X, 3], uint8 or floats in [0, 1], both sides multiples of the model's patch; a
@@ -320,8 +321,13 @@ class Stream:
         if self._when_full == "similarity" and self._capacity > 1:
             # Of nothing, so that it compiles now and not in the middle of the stream.
             memory = without_similar(memory, self._capacity, 1)
-            memory = dataclasses.replace(memory, used=jnp.zeros_like(memory.used))
+            memory = self._with_used(memory, [])
         return memory
+
+    def _with_used(self, memory: SceneMemory, slots: Sequence[int]) -> SceneMemory:
+        """The memory with those slots used; bound to a device or not as it is, see `start`."""
+        used = np.isin(np.arange(self._capacity), slots)
+        return dataclasses.replace(memory, used=jnp.array(used, device=self._model.place))
 
     def _checked_over(self, count: int) -> int:
         """How many frames have to leave before so many more come; not above 0: none."""
@@ -343,8 +349,7 @@ class Stream:
             self._kept = self._kept[: used - over]
             return self._memory, self._kept
         kept = frames_left(self._when_full, self._kept, over, self._confidence)
-        used = jnp.asarray(np.isin(np.arange(self._capacity), kept))
-        return dataclasses.replace(memory, used=used), kept
+        return self._with_used(memory, kept), kept
 
 
 def without_axes(geometry: Geometry, single: bool) -> Geometry:
