@@ -24,7 +24,6 @@ from efficient_lvsm_jax.convert.recorded_alone import (
     drawn,
     size_of,
 )
-from efficient_lvsm_jax.convert.running import bound, run
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.alignment import as_trained, robust_similarity
 from efficient_lvsm_jax.geometry.cameras import Cameras
@@ -39,6 +38,7 @@ from efficient_lvsm_jax.geometry.ray_cameras import (
 from efficient_lvsm_jax.models.depth_anything3 import one_place
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.reference_view import STRATEGIES, order_from, reference_view
+from efficient_lvsm_jax.models.running import bound, run
 from efficient_lvsm_jax.nn.dpt import POSITIONS_SHARE, positions
 from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
 

@@ -28,12 +28,12 @@ import numpy as np
 from efficient_lvsm_jax.convert import depth_anything3_alone
 from efficient_lvsm_jax.convert.depth_anything3_alone import FITTED, cameras_lines
 from efficient_lvsm_jax.convert.recorded_alone import POSES, TOKENS, Arrays, cameras_of
-from efficient_lvsm_jax.convert.running import bound, floats, normalised, run, with_settings
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.geometry.pose_encoding import encode
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.reference_view import STRATEGIES, order_from
+from efficient_lvsm_jax.models.running import bound, floats, normalised, run, with_settings
 
 FAMILY = "depth_anything3"
 MAPS = 2e-5, 5.0  # 1e-4, and 2e-5 of the value

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax.convert.running import bound, floats, run, with_settings
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.running import bound, floats, run, with_settings
 from efficient_lvsm_jax.models.scene_geometry import Geometry, Tracks
 from efficient_lvsm_jax.training.geometry_losses import WEIGHTS, distillation_loss, maps_loss
 from efficient_lvsm_jax.weights.published import bring_out

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +33,6 @@ from efficient_lvsm_jax.convert import (
     recorded_alone,
     track_reference,
 )
-from efficient_lvsm_jax.convert.recorded import Difference, array_names, read_arrays
 from efficient_lvsm_jax.convert.recorded_alone import (
     DENSE,
     POSES,
@@ -44,33 +42,20 @@ from efficient_lvsm_jax.convert.recorded_alone import (
     size_of,
     sizes,
 )
-from efficient_lvsm_jax.convert.running import bound, floats, normalised, run, with_settings
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.stored import printable
+from efficient_lvsm_jax.files.recorded import (
+    Difference,
+    array_names,
+    difference,
+    read_arrays,
+    settings_told,
+    worst,
+)
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.running import bound, floats, normalised, run, with_settings
 from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
+from efficient_lvsm_jax.weights.vggt import settings_of
 
-# What a file's `config` says, as settings.
-SETTINGS = {
-    "embed_dim": "width",
-    "patch_size": "patch",
-    "register_tokens": "registers",
-    "encoder_depth": "encoder_layers",
-    "depth": "layers",
-    "camera_depth": "camera_layers",
-    "camera_heads": "camera_heads",
-    "camera_iterations": "camera_iterations",
-    "dpt_features": "features",
-    "dpt_out_channels": "channels",
-    "track_features": "track_features",
-    "track_hidden": "track_width",
-    "track_heads": "track_heads",
-    "track_depth": "track_layers",
-    "virtual_tracks": "virtual_tracks",
-    "corr_levels": "correlation_levels",
-    "corr_radius": "correlation_radius",
-    "track_iterations": "track_iterations",
-}
 # An array that a file has and no other, and what the file then is.
 KINDS = {
     "tokens_after_blocks": "encoder",
@@ -121,7 +106,7 @@ def read(path: Path, kind: str) -> GeometryReference:
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"{path}: {name} has NaN or infinite values; expected finite ones")
     if kind in depth_anything3_reference.KINDS:
-        told = _told(path, arrays.get("config"), depth_anything3_reference.told)
+        told = settings_told(path, arrays.get("config"), depth_anything3_reference.told)
         return GeometryReference(path, depth_anything3_reference.FAMILY, kind, arrays, arrays, told)
     frames = arrays
     alone = kind in ("encoder", "geometry", "pictures", "losses")
@@ -132,34 +117,8 @@ def read(path: Path, kind: str) -> GeometryReference:
                 f"{path}: has no images_u8 of its frames; expected them in {beside.name} beside it"
             )
         frames = read_arrays(beside, array_names(beside))
-    return GeometryReference(
-        path, "vggt", kind, arrays, frames, _told(path, arrays.get("config"), _settings)
-    )
-
-
-def _told(
-    path: Path, config: np.ndarray | None, settings: Callable[[dict], dict[str, Any]]
-) -> dict[str, Any]:
-    """The settings in the text of `config`, which `settings` makes of its values."""
-    if config is None:
-        return {}
-    try:
-        stated = json.loads(str(config))
-        return settings({k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()})
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        reason = printable(f"{type(error).__name__}: {error}")
-        raise InputError(f"{path}: config: expected a JSON object of sizes ({reason})") from None
-
-
-def _settings(stated: Mapping[str, Any]) -> dict[str, Any]:
-    told = {ours: stated[theirs] for theirs, ours in SETTINGS.items() if theirs in stated}
-    told["taps"] = tuple(tap + 1 for tap in stated["taps"])
-    told["head_dim"] = stated["embed_dim"] // stated["heads"]
-    if stated["heads"] != stated["encoder_heads"]:
-        raise InputError("config: heads and encoder_heads differ; expected as many")
-    return told
+    told = settings_told(path, arrays.get("config"), settings_of)
+    return GeometryReference(path, "vggt", kind, arrays, frames, told)
 
 
 def compare(model: GeometryModel, reference: GeometryReference) -> Iterator[Difference]:
@@ -189,43 +148,11 @@ def compare(model: GeometryModel, reference: GeometryReference) -> Iterator[Diff
         lines = comparison(model, reference.arrays)
     else:
         lines = comparisons[reference.kind](model, reference)
-    worst: dict[str, Difference] = {}
     # Accelerators would otherwise multiply float32 matrices with fewer bits.
     with jax.default_matmul_precision("highest"):
-        try:
-            for line in lines:
-                quantity, new = line[0], _difference(*line)
-                old = worst.setdefault(quantity, new)
-                if not new.error <= old.error:
-                    worst[quantity] = new
-        except KeyError as error:
-            raise InputError(f"{reference.path}: has no array {error.args[0]}") from None
-        except InputError as error:
-            raise InputError(f"{reference.path}: {error}") from error
-    if not worst:
-        raise InputError(f"{reference.path}: has no array that is compared; record more of them")
-    yield from worst.values()
-
-
-def _difference(
-    quantity: str,
-    name: str,
-    got: Any,
-    expected: np.ndarray,
-    limit: float,
-    besides: float | None = None,
-) -> Difference:
-    """Of a line; errors count in shares of the value and what is `besides`, if that is told."""
-    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
-    if got.shape != expected.shape:
-        raise InputError(f"{name} is {expected.shape}, but this model gives {got.shape}")
-    relative = limit == DENSE or besides is not None
-    error = np.abs(got - expected)
-    if besides is not None:
-        error = error / (besides + np.abs(expected))
-    elif relative:
-        error = error / np.maximum(1, np.abs(expected))
-    return Difference(quantity, float(np.max(error, initial=0.0)), limit, relative)
+        yield from worst(
+            reference.path, (difference(*line, relative=line[4] == DENSE) for line in lines)
+        )
 
 
 def _encoder(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple]:

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.pictures.unposed import fit_long_side, fit_padded, fit_width, same_size
-from efficient_lvsm_jax.convert.running import run
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.geometry.points import unproject
 from efficient_lvsm_jax.geometry.pose_encoding import decode, encode
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.running import run
 from efficient_lvsm_jax.nn.dpt import coordinates, positions
 
 # Errors of dense maps, and of what else DENSE limits, count in shares of values above 1.

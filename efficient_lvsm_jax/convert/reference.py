@@ -22,8 +22,8 @@ import numpy as np
 
 from efficient_lvsm_jax.convert import geometry_reference
 from efficient_lvsm_jax.convert.geometry_reference import GeometryReference
-from efficient_lvsm_jax.convert.recorded import Difference, array_names, read_arrays
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.recorded import Difference, array_names, read_arrays
 from efficient_lvsm_jax.files.stored import printable
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views, check_cameras, rays
 from efficient_lvsm_jax.models.geometry_model import GeometryModel

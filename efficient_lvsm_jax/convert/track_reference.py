@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficient_lvsm_jax.convert.recorded_alone import DENSE, TOKENS, sizes
-from efficient_lvsm_jax.convert.running import bound, floats, run, with_settings
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.running import bound, floats, run, with_settings
 from efficient_lvsm_jax.models.vggt_tracker import (
     correlation,
     flow_embedding,

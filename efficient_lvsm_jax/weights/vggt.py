@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
@@ -177,6 +178,28 @@ DPT_HEADS = {  # ours, and its outputs
 CAMERA_HEADS, LEAST_HEAD = 16, 16
 PUBLISHED_TAPS = {24: (5, 12, 18, 24), 4: (1, 2, 3, 4)}  # by rounds; those of four are all
 
+# What the published programs' sizes are called, and our settings.
+SETTINGS = {
+    "embed_dim": "width",
+    "patch_size": "patch",
+    "register_tokens": "registers",
+    "encoder_depth": "encoder_layers",
+    "depth": "layers",
+    "camera_depth": "camera_layers",
+    "camera_heads": "camera_heads",
+    "camera_iterations": "camera_iterations",
+    "dpt_features": "features",
+    "dpt_out_channels": "channels",
+    "track_features": "track_features",
+    "track_hidden": "track_width",
+    "track_heads": "track_heads",
+    "track_depth": "track_layers",
+    "virtual_tracks": "virtual_tracks",
+    "corr_levels": "correlation_levels",
+    "corr_radius": "correlation_radius",
+    "track_iterations": "track_iterations",
+}
+
 
 def _table() -> str:
     tables = [AGGREGATOR, CAMERA_HEAD, TRACKER]
@@ -239,6 +262,20 @@ def _infer(votes: Votes, numbers: Mapping[str, int]) -> VGGTConfig:
         "virtual_tracks": most_voted(votes, "V"),
     }
     return configure("vggt", {**guessed, **numbers, **said})
+
+
+def settings_of(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the sizes that a recorded file states, by the published names.
+
+    Raises:
+      InputError: heads that differ; KeyError: a size is missing.
+    """
+    told = {ours: stated[theirs] for theirs, ours in SETTINGS.items() if theirs in stated}
+    told["taps"] = tuple(tap + 1 for tap in stated["taps"])
+    told["head_dim"] = stated["embed_dim"] // stated["heads"]
+    if stated["heads"] != stated["encoder_heads"]:
+        raise InputError("config: heads and encoder_heads differ; expected as many")
+    return told
 
 
 def shared_sizes(config: GeometryConfig) -> dict[str, int]:

@@ -9,11 +9,11 @@ import pytest
 from small_depth_anything3 import module, recorded, small_da3
 from small_vggt import cameras_of, small_vggt
 
-from efficient_lvsm_jax.convert.running import floats
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.models.depth_anything3 import DepthAnything3Config
 from efficient_lvsm_jax.models.reference_view import STRATEGIES, order_from, reference_view
+from efficient_lvsm_jax.models.running import floats
 from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
 
 SIZES = {"42x56": (42, 56), "70x28": (70, 28)}
