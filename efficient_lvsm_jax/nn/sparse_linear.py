@@ -1,0 +1,388 @@
+"""Sparse-linear attention: a query attends to few keys exactly and reads the others from sums.
+
+The few are the keys with the highest scores, token by token or in whole blocks. The sums are those
+of linear attention, φ(q) Σ φ(k) vᵀ / φ(q) Σ φ(k), and what they give passes a small matrix P that
+all heads share (arXiv:2509.24006, arXiv:2605.11354). Which keys are chosen has no gradient; scores,
+softmax and sums are float32.
+
+Axes: B scene, H head, Q query, N key, K head dim, I block of queries, J block of keys, M token of a
+block, C chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_lvsm_jax.configuration import Settings, setting
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.nn.paged import Pages
+
+IMPLEMENTATIONS = ("mask", "gather")
+FEATURES = {
+    # elu(x) + 1; its own formula loses small values of it.
+    "elu": lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))),
+    "softmax": lambda x: jax.nn.softmax(x, axis=-1),
+}
+CRITICAL, MARGINAL, NEGLIGIBLE = 1, 0, -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparsity(Settings):
+    """Which keys a query attends to exactly, and which are in the sums.
+
+    Attributes:
+      density: share of keys, or of blocks of keys, that are attended to exactly; at least one is.
+        Of tokens and classes the count is rounded down.
+      by: what is chosen: "token", each query its keys; "block", each block of queries its blocks of
+        keys, by the means of both; "class", likewise, and of the other blocks some are left out
+        altogether. All keys are in the sums, by "class" only those that are neither.
+      query_block, key_block: tokens of a block; by "token", of queries that are computed together.
+      negligible: by "class", the share of blocks, of the lowest scores, that are left out; at least
+        one, rounded down. A block that is also chosen is attended to.
+      features: φ: "elu", elu(x) + 1, or "softmax" over the channels.
+      epsilon: added to φ(q) Σ φ(k).
+      round_down: the count of blocks by "block", as the published SLA does it; otherwise it goes to
+        the nearest, half to even, as Lite3R does.
+    """
+
+    density: float = setting(0.3, above=0, at_most=1)
+    by: str = setting("block", choices=("token", "block", "class"))
+    query_block: int = setting(64, at_least=1)
+    key_block: int = setting(64, at_least=1)
+    negligible: float = setting(0.1, at_least=0, at_most=1)
+    features: str = setting("elu", choices=FEATURES)
+    epsilon: float = setting(1e-6, above=0)
+    round_down: bool = False
+
+    def kept(self, count: int) -> int:
+        """How many of so many keys, or blocks of keys, are attended to exactly."""
+        share = self.density * count
+        to_nearest = self.by == "block" and not self.round_down
+        return max(1, round(share) if to_nearest else int(share))
+
+
+def placed(text: str, places: Collection[str]) -> dict[str, Sparsity]:
+    """The sparsity of places in a model, of the text of the setting `model.attention_sparsity`.
+
+    Args:
+      text: PLACE=DENSITY of each place that is not dense, with commas between; what is chosen and
+        in blocks of how many may follow, as in "frame=0.3,global=0.3:token,camera=0.05:class5".
+      places: that the model has.
+
+    Raises:
+      InputError: another text, a place that is unknown or named twice, or a density out of bounds.
+    """
+    found: dict[str, Sparsity] = {}
+    for entry in filter(None, text.split(",")):
+        match = re.fullmatch(r"(\w+)=([\d.e-]+)(?::(token|block|class)(\d*))?", entry.strip())
+        if not match or match[1] not in places or match[1] in found:
+            raise InputError(
+                f"model.attention_sparsity={text!r}: {entry!r}: expected PLACE=DENSITY or "
+                f"PLACE=DENSITY:block64 (or token, class5), each place once, of "
+                f"{', '.join(places)}"
+            )
+        size = int(match[4] or 64)
+        try:
+            density = float(match[2])
+            found[match[1]] = Sparsity(density, match[3] or "block", size, size)
+        except (ValueError, InputError) as error:
+            raise InputError(f"model.attention_sparsity={text!r}: {entry!r}: {error}") from None
+    return found
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeySums:
+    """All that linear attention and choosing need of a set of keys; sets add up and are taken away.
+
+    Attributes:
+      values: Σ φ(k) vᵀ, [..., K, K] float32.
+      features: Σ φ(k), [..., K] float32.
+      keys: Σ k, [..., K] float32.
+      count: of keys, [...] float32.
+    """
+
+    values: jax.Array
+    features: jax.Array
+    keys: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, k: jax.Array, v: jax.Array, sparsity: Sparsity, counts: jax.Array) -> KeySums:
+        """Of keys and values [..., N, K]; those that do not count, [..., N] bool, are in none."""
+        counts = jnp.broadcast_to(counts, k.shape[:-1])
+        features = jnp.where(counts[..., None], phi(k, sparsity), 0)
+        return cls(
+            jnp.einsum("...NK,...NC->...KC", features, v.astype(jnp.float32)),
+            features.sum(axis=-2),
+            *_sum_and_count(k, counts),
+        )
+
+    def __add__(self, other: KeySums) -> KeySums:
+        return jax.tree.map(jnp.add, self, other)
+
+    def __sub__(self, other: KeySums) -> KeySums:
+        return jax.tree.map(jnp.subtract, self, other)
+
+    @property
+    def mean_key(self) -> jax.Array:
+        """The mean key, [..., K]; 0 of none."""
+        return self.keys / jnp.maximum(self.count, 1)[..., None]
+
+    def read(self, q: jax.Array, sparsity: Sparsity) -> jax.Array:
+        """Linear attention of queries [..., Q, K] to these keys, [..., Q, K] float32."""
+        q = phi(q, sparsity)
+        total = jnp.einsum("...QK,...K->...Q", q, self.features) + sparsity.epsilon
+        return jnp.einsum("...QK,...KC->...QC", q, self.values) / total[..., None]
+
+
+def phi(x: jax.Array, sparsity: Sparsity) -> jax.Array:
+    """The features φ of queries or keys [..., K], float32."""
+    return FEATURES[sparsity.features](x.astype(jnp.float32))
+
+
+class SparseLinear(nnx.Module):
+    """The sparse-linear attention of a place in a model, with its P, [K, K] from sums to outputs.
+
+    P is made as zeros: what is beyond the chosen keys is then as good as forgotten.
+    """
+
+    def __init__(self, head_dim: int, sparsity: Sparsity):
+        self.sparsity = sparsity
+        self.kernel = nnx.Param(jnp.zeros((head_dim, head_dim)))
+
+    def __call__(self, q: jax.Array, pages: Pages) -> jax.Array:
+        """As `nn.attention.attend`, of pages that are read whole; in the dtype of q."""
+        if not pages.is_plain or q.ndim != 4:
+            raise InputError(
+                "model.attention_sparsity: sparse attention reads whole pages of one set of keys, "
+                "not a memory with free slots; leave it out for streams"
+            )
+        k, v = pages.whole_layer(q.dtype)
+        k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
+        return sparse_linear(q, k, v, self.kernel[...], self.sparsity)
+
+
+def sparse_linear(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    projection: jax.Array,
+    sparsity: Sparsity,
+    *,
+    valid: jax.Array | None = None,
+    implementation: str = "gather",
+) -> jax.Array:
+    """Softmax attention to chosen keys plus linear attention through P.
+
+    Args:
+      q: queries, [B, H, Q, K].
+      k, v: keys and values, [B, H, N, K].
+      projection: P, [K, K] from sums to outputs; published programs store its transpose.
+      sparsity: which keys.
+      valid: which keys there are, [B, N] bool; None is all. The others are in no softmax, sum or
+        mean, but are counted where a density is made a number. With no valid key: NaN.
+      implementation: "mask", whole scores, a reference; or "gather", which computes the scores of
+        chosen blocks alone, a block of queries at a time.
+
+    Returns:
+      The shape and dtype of `q`.
+
+    Raises:
+      InputError: the shapes do not belong together, or there is no such implementation.
+    """
+    sparse, linear = branches(q, k, v, sparsity, valid=valid, implementation=implementation)
+    return (sparse + linear @ projection.astype(jnp.float32)).astype(q.dtype)
+
+
+def branches(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sparsity: Sparsity,
+    *,
+    valid: jax.Array | None = None,
+    implementation: str = "gather",
+) -> tuple[jax.Array, jax.Array]:
+    """Both parts of `sparse_linear` before P: of chosen keys and of sums, [B, H, Q, K] float32."""
+    batch, heads, _, head_dim = q.shape
+    keys = (batch, heads, k.shape[2], head_dim)
+    if k.shape != keys or v.shape != keys or (valid is not None and valid.shape != keys[::2]):
+        raise InputError(
+            f"sparse_linear: q {q.shape}, k {k.shape}, v {v.shape}, valid "
+            f"{None if valid is None else valid.shape}: expected [B,H,Q,K] queries, equal "
+            "[B,H,N,K] keys and values, and [B,N]"
+        )
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(
+            f"sparse_linear: implementation {implementation!r}: expected one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    compute = {"mask": _by_mask, "gather": _by_gather}[implementation]
+    return compute(q, k, v, sparsity, _counts(k, valid))
+
+
+def chosen(
+    q: jax.Array, k: jax.Array, sparsity: Sparsity, *, valid: jax.Array | None = None
+) -> jax.Array:
+    """Which keys, or blocks of keys, are attended to exactly, [B, H, Q or I, C] int32, ascending.
+
+    Arguments as of `sparse_linear`. Of equal scores that of the lower index counts as higher.
+    """
+    counts = _counts(k, valid)
+    if sparsity.by == "token":
+        scores = jnp.where(counts[..., None, :], _scores(q, k), -jnp.inf)
+    else:
+        scores = _block_scores(q, k, sparsity, counts)
+    return _highest(scores, sparsity.kept(scores.shape[-1]))
+
+
+def classes(
+    q: jax.Array, k: jax.Array, sparsity: Sparsity, *, valid: jax.Array | None = None
+) -> jax.Array:
+    """What every block of keys is for every block of queries by "class", [B, H, I, J] int32:
+    CRITICAL, attended to exactly; MARGINAL, in the sums; or NEGLIGIBLE. Arguments as above."""
+    return _classes(_block_scores(q, k, sparsity, _counts(k, valid)), sparsity)
+
+
+def _counts(k: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Which keys there are, [B, 1, N]."""
+    return jnp.ones((k.shape[0], 1, k.shape[2]), bool) if valid is None else valid[:, None]
+
+
+def _classes(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
+    blocks = scores.shape[-1]
+    lowest = _highest(-scores, max(1, int(sparsity.negligible * blocks)))
+    left_out = jnp.where(_marked(lowest, blocks), NEGLIGIBLE, MARGINAL)
+    return jnp.where(_marked(_highest(scores, sparsity.kept(blocks)), blocks), CRITICAL, left_out)
+
+
+def _block_scores(q: jax.Array, k: jax.Array, sparsity: Sparsity, counts: jax.Array) -> jax.Array:
+    """Of means of blocks, [B, H, I, J]; -inf of a block of keys of which none counts."""
+    every = jnp.ones((1, 1, q.shape[2]), bool)
+
+    def means(x: jax.Array, counts: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        total, count = _sum_and_count(_in_blocks(x, size), _in_blocks(counts[..., None], size))
+        return total / jnp.maximum(count, 1)[..., None], count
+
+    q, _ = means(q, every, sparsity.query_block)
+    k, count = means(k, counts, sparsity.key_block)
+    return jnp.where(count[..., None, :] > 0, _scores(q, k), -jnp.inf)
+
+
+def _by_mask(
+    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, counts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    summed = counts[..., None, :]
+    if sparsity.by == "token":
+        sparse = _of_chosen_tokens(q, k, v, sparsity, counts)
+    else:
+        block_scores = _block_scores(q, k, sparsity, counts)
+        blocks = block_scores.shape[-1]
+        found = _marked(_highest(block_scores, sparsity.kept(blocks)), blocks)
+        keep = _of_tokens(found, sparsity, q.shape[2], k.shape[2]) & summed
+        sparse = _mixed(jnp.where(keep, _scores(q, k), -jnp.inf), v)
+    if sparsity.by == "class":
+        marginal = _classes(block_scores, sparsity) == MARGINAL
+        summed = summed & _of_tokens(marginal, sparsity, q.shape[2], k.shape[2])
+    weights = jnp.einsum("BHQK,BHNK->BHQN", phi(q, sparsity), phi(k, sparsity))
+    weights = jnp.where(summed, weights, 0)
+    total = weights.sum(axis=-1, keepdims=True) + sparsity.epsilon
+    return sparse, jnp.einsum("BHQN,BHNK->BHQK", weights / total, v.astype(jnp.float32))
+
+
+def _by_gather(
+    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, counts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    q_blocks = _in_blocks(q, sparsity.query_block)  # [B, H, I, M, K]
+
+    def whole(blocks: jax.Array) -> jax.Array:
+        return blocks.reshape(*blocks.shape[:2], -1, blocks.shape[-1])[:, :, : q.shape[2]]
+
+    def each(function: Callable, *blocks: jax.Array) -> jax.Array:
+        """One block of queries at a time, also when gradients come back."""
+        blocks = tuple(jnp.moveaxis(x, 2, 0) for x in blocks)
+        found = jax.lax.map(jax.checkpoint(lambda x: function(*x)), blocks)
+        return whole(jnp.moveaxis(found, 0, 2))
+
+    if sparsity.by == "token":
+        sparse = each(lambda x: _of_chosen_tokens(x, k, v, sparsity, counts), q_blocks)
+        return sparse, KeySums.of(k, v, sparsity, counts).read(q, sparsity)
+
+    k_blocks, v_blocks = (_in_blocks(x, sparsity.key_block) for x in (k, v))
+    in_blocks = _in_blocks(counts[..., None], sparsity.key_block)[..., 0]  # [B, 1, J, M]
+
+    def of_chosen_blocks(queries: jax.Array, index: jax.Array) -> jax.Array:
+        def gathered(x: jax.Array) -> jax.Array:
+            x = jnp.take_along_axis(x, index[..., None, None], axis=2)
+            return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+        there = gathered(jnp.broadcast_to(in_blocks, k_blocks.shape[:-1])[..., None])
+        scores = _scores(queries, gathered(k_blocks))
+        scores = jnp.where(jnp.swapaxes(there, -1, -2), scores, -jnp.inf)
+        return _mixed(scores, gathered(v_blocks))
+
+    block_scores = _block_scores(q, k, sparsity, counts)
+    index = _highest(block_scores, sparsity.kept(block_scores.shape[-1]))
+    sparse = each(of_chosen_blocks, q_blocks, index)
+    if sparsity.by == "block":
+        return sparse, KeySums.of(k, v, sparsity, counts).read(q, sparsity)
+    marginal = (_classes(block_scores, sparsity) == MARGINAL).astype(jnp.float32)
+    sums = KeySums.of(k_blocks, v_blocks, sparsity, in_blocks)
+    sums = jax.tree.map(lambda x: jnp.einsum("BHIJ,BHJ...->BHI...", marginal, x), sums)
+    return sparse, whole(sums.read(q_blocks, sparsity))
+
+
+def _of_chosen_tokens(
+    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, counts: jax.Array
+) -> jax.Array:
+    keep = _marked(chosen(q, k, sparsity, valid=counts[:, 0]), k.shape[2])
+    return _mixed(jnp.where(keep & counts[..., None, :], _scores(q, k), -jnp.inf), v)
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+    return scores * q.shape[-1] ** -0.5
+
+
+def _mixed(scores: jax.Array, v: jax.Array) -> jax.Array:
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.matmul(weights, v, preferred_element_type=jnp.float32)
+
+
+def _highest(scores: jax.Array, count: int) -> jax.Array:
+    """Indices of the highest along the last axis, ascending; of equal ones the first."""
+    _, index = jax.lax.top_k(jax.lax.stop_gradient(scores), min(count, scores.shape[-1]))
+    return jnp.sort(index, axis=-1)
+
+
+def _marked(index: jax.Array, count: int) -> jax.Array:
+    """Indices [..., C] as a mask [..., count]."""
+    mask = jnp.zeros((*index.shape[:-1], count), bool)
+    return jnp.put_along_axis(mask, index, True, axis=-1, inplace=False)
+
+
+def _of_tokens(blocks: jax.Array, sparsity: Sparsity, queries: int, keys: int) -> jax.Array:
+    """What holds for blocks [..., I, J] for their tokens [..., Q, N]."""
+    rows = jnp.repeat(blocks, sparsity.query_block, axis=-2)[..., :queries, :]
+    return jnp.repeat(rows, sparsity.key_block, axis=-1)[..., :keys]
+
+
+def _in_blocks(x: jax.Array, size: int) -> jax.Array:
+    """x [B, H, N, K] in blocks [B, H, J, M, K]; zeros fill the last."""
+    missing = -x.shape[2] % size
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else x
+    return x.reshape(*x.shape[:2], -1, size, x.shape[-1])
+
+
+def _sum_and_count(x: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Over the tokens of x [..., N, K] that count, [..., N] or [..., N, 1]: [..., K], [...]."""
+    counts = counts.reshape(*counts.shape[: x.ndim - 1], 1)
+    total = jnp.where(counts, x.astype(jnp.float32), 0).sum(axis=-2)
+    return total, counts.sum(axis=(-2, -1), dtype=jnp.float32)

@@ -1,0 +1,173 @@
+"""Sparse-linear attention: what is exact, what is summed, that both ways to compute it agree."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.sparse_linear import (
+    KeySums,
+    SparseLinear,
+    Sparsity,
+    branches,
+    chosen,
+    placed,
+    sparse_linear,
+)
+
+QUERIES, KEYS = 13, 22  # neither is a whole number of blocks
+BLOCKS = Sparsity(0.4, "block", 5, 4)
+PARTS = (slice(0, 9), slice(9, KEYS))
+computed = jax.jit(sparse_linear, static_argnames=("sparsity", "implementation"))
+
+
+@functools.cache
+def drawn():
+    """Queries, keys, values and P."""
+    draw = np.random.default_rng(0)
+    shapes = (2, 2, QUERIES, 8), (2, 2, KEYS, 8), (2, 2, KEYS, 8), (8, 8)
+    return [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def valid():
+    """All but the second block of keys of the first scene, and three more of the second."""
+    there = np.ones((2, KEYS), bool)
+    there[0, 4:8] = there[1, [0, 9, 21]] = False
+    return there
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        Sparsity(0.3, "token", 5),
+        BLOCKS,
+        Sparsity(0.2, "class", 5, 4, negligible=0.3),
+        Sparsity(0.4, "block", 5, 4, features="softmax", epsilon=1e-5),
+    ],
+    ids=lambda sparsity: f"{sparsity.by}-{sparsity.features}",
+)
+def test_gathered_blocks_give_what_masked_scores_give(sparsity):
+    *qkv, projection = drawn()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(implementation, qkv, projection):
+        def total(qkv, projection):
+            mixed = sparse_linear(
+                *qkv, projection, sparsity, valid=valid(), implementation=implementation
+            )
+            return jnp.sum(jnp.sin(mixed)), mixed
+
+        return jax.grad(total, argnums=(0, 1), has_aux=True)(qkv, projection)
+
+    for found, expected in zip(
+        *(jax.tree.leaves(both(name, qkv, projection)) for name in ("gather", "mask")), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_all_blocks_and_no_projection_are_dense_attention():
+    q, k, v, projection = drawn()
+    dense = attend(q, Pages(k[:, :, None], v[:, :, None]))
+    for sparsity in (Sparsity(1.0, "block", 5, 4), Sparsity(1.0, "token", 5)):
+        sparse = computed(q, k, v, 0 * projection, sparsity)
+        np.testing.assert_allclose(sparse, dense, atol=1e-5)
+
+
+def test_what_is_beyond_the_last_key_or_not_valid_changes_nothing():
+    q, k, v, _ = drawn()
+    there = valid()
+    spoiled = [jnp.where(there[:, None, :, None], x, 1e3) for x in (k, v)]
+    compute = jax.jit(lambda k, v: branches(q, k, v, BLOCKS, valid=there))
+    for found, expected in zip(compute(*spoiled), compute(k, v), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_of_equal_scores_the_first_are_chosen():
+    q, k = jnp.ones((1, 1, 6, 4)), jnp.ones((1, 1, 12, 4))
+    found = chosen(q, k, Sparsity(0.5, "block", 3, 2))
+    np.testing.assert_array_equal(found, np.broadcast_to([0, 1, 2], (1, 1, 2, 3)))
+    found = chosen(q, k, Sparsity(0.25, "token"))
+    np.testing.assert_array_equal(found, np.broadcast_to([0, 1, 2], (1, 1, 6, 3)))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "count", "kept"),
+    [
+        (Sparsity(0.25, "block"), 10, 2),  # half to even
+        (Sparsity(0.25, "block"), 14, 4),
+        (Sparsity(0.25, "block", round_down=True), 14, 3),
+        (Sparsity(0.3, "token"), 77, 23),
+        (Sparsity(0.05, "class"), 6, 1),
+    ],
+)
+def test_counts_are_rounded_as_published(sparsity, count, kept):
+    assert sparsity.kept(count) == kept
+
+
+def test_sums_of_pages_add_up_and_are_taken_away():
+    q, k, v, _ = drawn()
+    everyone = jnp.ones((2, 2, KEYS), bool)
+    parts = [KeySums.of(k[:, :, at], v[:, :, at], BLOCKS, everyone[:, :, at]) for at in PARTS]
+    whole = KeySums.of(k, v, BLOCKS, everyone)
+    for found, expected in ((parts[0] + parts[1], whole), (whole - parts[1], parts[0])):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
+        np.testing.assert_allclose(found.read(q, BLOCKS), expected.read(q, BLOCKS), atol=1e-5)
+        np.testing.assert_allclose(found.mean_key, expected.mean_key, atol=1e-6)
+
+
+def test_what_is_chosen_has_no_gradient_of_its_own():
+    q, k, _, _ = drawn()
+    sums = jax.grad(lambda q: jnp.sum(chosen(q, k, BLOCKS).astype(jnp.float32)))(q)
+    assert not np.any(sums)
+
+
+def test_half_precision_keeps_float32_sums():
+    q, k, v, projection = drawn()
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    found = computed(*half, projection, BLOCKS)
+    assert found.dtype == jnp.bfloat16
+    expected = computed(*(x.astype(jnp.float32) for x in half), projection, BLOCKS)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05)
+
+
+def test_places_are_told_in_a_line_of_text():
+    found = placed("frame=0.3, global=0.2:token,camera=0.05:class5", ("frame", "global", "camera"))
+    assert found == {
+        "frame": Sparsity(0.3),
+        "global": Sparsity(0.2, "token"),
+        "camera": Sparsity(0.05, "class", 5, 5),
+    }
+    assert placed("", ("frame",)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cross=0.3", "each place once, of frame, global"),
+        ("frame=0.3,frame=0.2", "each place once"),
+        ("frame", "expected PLACE=DENSITY"),
+        ("frame=0.3:blocks", "expected PLACE=DENSITY"),
+        ("frame=1.5", "density=1.5: expected a number, above 0 and at most 1"),
+        ("frame=0.3:block0", "query_block=0"),
+        ("frame=1e", "could not convert"),
+    ],
+)
+def test_other_text_is_refused(text, words):
+    with pytest.raises(InputError, match=words):
+        placed(text, ("frame", "global"))
+
+
+def test_arrays_that_do_not_belong_together_are_refused():
+    q, k, v, projection = drawn()
+    with pytest.raises(InputError, match=r"expected \[B,H,Q,K\] queries"):
+        sparse_linear(q, k, v[:, :, 1:], projection, BLOCKS)
+    with pytest.raises(InputError, match="expected one of mask, gather"):
+        sparse_linear(q, k, v, projection, BLOCKS, implementation="splash")
+    pages = Pages(k[:, :, None], v[:, :, None], used=jnp.ones(1, bool))
+    with pytest.raises(InputError, match="not a memory with free slots"):
+        SparseLinear(8, BLOCKS)(q, pages)
