@@ -70,7 +70,9 @@ def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
     """Parameters with every `kernel` in another dtype."""
 
     def cast(path: tuple, x: jax.Array) -> jax.Array:
-        is_kernel = path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
+        # What is in a `nn.eight_bits.Kernel` has attributes for keys, and stays.
+        is_kernel = getattr(path[-1], "key", "") == "kernel"
+        is_kernel = is_kernel and jnp.issubdtype(x.dtype, jnp.floating)
         return x.astype(dtype) if is_kernel else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
@@ -83,7 +85,7 @@ class Model:
     Attributes:
       family: its name, see `families`.
       config: what it is and how it computes.
-      params: nested dict of float32 arrays.
+      params: nested dict of float32 arrays, kernels maybe `nn.eight_bits.Kernel`.
       trained_sizes: (height, width) of the pictures it was trained on; empty: not known.
     """
 

@@ -9,8 +9,11 @@ Weights are as published, [O, I]. Axes: O output, I input, T token or other lead
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +138,61 @@ def exported_codes(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     scale = jnp.maximum(rounded(_divide(largest, LARGEST)), LEAST_EXPORTED_SCALE)
     scaled = rounded(wide * rounded(1 / scale)[:, None])
     return jnp.clip(scaled, -LARGEST, LARGEST).astype(FP8), scale.astype(weight.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel in eight bits, in place of the array that a projection has.
+
+    Attributes:
+      codes: [*I, *O] or layers of them; int8, or uint8, the bits of FP8.
+      scale: what outputs are multiplied by, float32 [*O] or layers of them.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+
+    def __getitem__(self, index: Any) -> Kernel:
+        """Both at an index, as of an array."""
+        return Kernel(self.codes[index], self.scale[index])
+
+
+def to_kernel(kernel: jax.Array, inputs: int, bits: str) -> Kernel:
+    """Stacked kernels [L, *I, *O] in eight bits, rounded by output.
+
+    Args:
+      inputs: number of axes *I.
+      bits: "fp8" or "int8".
+    """
+    layers, outputs = kernel.shape[0], kernel.shape[1 + inputs :]
+    matrix = jnp.swapaxes(kernel.reshape(layers, -1, math.prod(outputs)), 1, 2)
+    codes, scale = codes_of(matrix.astype(jnp.float32), bits)
+    codes = codes if bits == "int8" else jax.lax.bitcast_convert_type(codes, jnp.uint8)
+    return Kernel(jnp.swapaxes(codes, 1, 2).reshape(kernel.shape), scale.reshape(layers, *outputs))
+
+
+def multiply(rows: jax.Array, kernel: Kernel) -> jax.Array:
+    """Rows [..., I] by a kernel of codes [I, O], as eight-bit numbers: [..., O].
+
+    Rows are rounded as the kernel is, each by its largest value. The sums are exact for integers,
+    float32 for FP8, and multiplied by both scales afterwards.
+    """
+    bits = "int8" if kernel.codes.dtype == jnp.int8 else "fp8"
+    codes, scale = codes_of(rows.astype(jnp.float32), bits)
+    other = kernel.codes if bits == "int8" else jax.lax.bitcast_convert_type(kernel.codes, FP8)
+    total = jnp.int32 if bits == "int8" else jnp.float32
+    contracted = (((rows.ndim - 1,), (0,)), ((), ()))
+    sums = jax.lax.dot_general(codes, other, contracted, preferred_element_type=total)
+    return (sums.astype(jnp.float32) * scale[..., None] * kernel.scale).astype(rows.dtype)
+
+
+def codes_of(rows: jax.Array, bits: str) -> tuple[jax.Array, jax.Array]:
+    """Rows [..., I] of float32 as FP8 or int8 numbers, and their scales [...]."""
+    if bits == "fp8":
+        return fp8_codes(rows)
+    codes, scale = integer_codes(rows, 8)
+    return codes.astype(jnp.int8), scale
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from efficient_lvsm_jax.nn.attention import attend
+from efficient_lvsm_jax.nn.eight_bits import Kernel, multiply
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.positions import Positions
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
@@ -57,13 +58,18 @@ class Projection(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, V, N, *inputs] to [B, V, N, *outputs]."""
         kernel = self.kernel[...]
-        if kernel.dtype == jnp.uint16:  # bits of bfloat16, see Model
-            kernel = jax.lax.bitcast_convert_type(kernel, jnp.bfloat16)
-        matrix = kernel.reshape(-1, math.prod(self.outputs))
-        rows = x.reshape(*x.shape[:3], matrix.shape[0])
+        outputs = math.prod(self.outputs)
+        rows = x.reshape(*x.shape[:3], -1)
         if not views_are_spread():  # else rows of different devices would have to mix
-            rows = rows.reshape(-1, matrix.shape[0])
-        product = checkpoint_name(_product(rows, matrix), PRODUCT)
+            rows = rows.reshape(-1, rows.shape[-1])
+        if isinstance(kernel, Kernel):
+            codes, scale = kernel.codes.reshape(-1, outputs), kernel.scale.reshape(outputs)
+            product = multiply(rows, Kernel(codes, scale))
+        else:
+            if kernel.dtype == jnp.uint16:  # bits of bfloat16, see Model
+                kernel = jax.lax.bitcast_convert_type(kernel, jnp.bfloat16)
+            product = _product(rows, kernel.reshape(-1, outputs))
+        product = checkpoint_name(product, PRODUCT)
         return product.reshape(*x.shape[:3], *self.outputs)
 
 

@@ -18,18 +18,19 @@ from efficient_lvsm_jax.shipped import models
 from efficient_lvsm_jax.weights.folder import WEIGHTS_FILE, load_weights, read_sizes
 from efficient_lvsm_jax.weights.kept import kept
 from efficient_lvsm_jax.weights.published import read_file
+from efficient_lvsm_jax.weights.scaled import check_products, in_eight_bits
 from efficient_lvsm_jax.weights.shards import find_index
 from efficient_lvsm_jax.weights.source import HUB, fetch
 from efficient_lvsm_jax.weights.workdir import MODEL_FILE, load_workdir
 
 
-def load_renderer(path: str | Path) -> Model:
+def load_renderer(path: str | Path, *, entry: str | None = None) -> Model:
     """A model that renders views, from what `load` takes.
 
     Raises:
       InputError: a model of geometry; or as `load`.
     """
-    model = load(path)
+    model = load(path, entry=entry)
     if isinstance(model, GeometryModel):
         raise InputError(
             f"{path}: a model of the family {model.family} sees cameras and depth, and renders no "
@@ -38,7 +39,9 @@ def load_renderer(path: str | Path) -> Model:
     return model
 
 
-def load(path: str | Path, *, entry: str | None = None) -> Model | GeometryModel:
+def load(
+    path: str | Path, *, entry: str | None = None, products: str | None = None
+) -> Model | GeometryModel:
     """A model by its name, from a weights folder, a training workdir or a PyTorch checkpoint file.
 
     Args:
@@ -49,10 +52,16 @@ def load(path: str | Path, *, entry: str | None = None) -> Model | GeometryModel
         with an index (`model.safetensors.index.json`), by their folder or the index; or
         hf://OWNER/REPO/FILE, one of these on the hub, downloaded and converted once.
       entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
+      products: "int8" or "fp8": a renderer's layers then multiply eight-bit numbers, see
+        `weights.scaled.in_eight_bits`; by default weights become floats, however they are stored.
 
     Raises:
-      InputError: nothing usable there; the message names the file and what was expected.
+      InputError: nothing usable there; the message names the file and what was expected. Or
+        products of a model of geometry, or that the device cannot make.
     """
+    if products is not None:
+        check_products(products)
+        return in_eight_bits(load_renderer(path, entry=entry), products)
     if str(path).startswith(HUB):
         path, entry = kept(str(path), entry), None
     path = fetch(path) if path in models() else Path(path)

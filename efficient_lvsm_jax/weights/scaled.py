@@ -7,20 +7,26 @@ what its rows are multiplied by, float32 [O, 1].
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.stored import DTYPES, ScaledTensor, StoredTensor, printable
-from efficient_lvsm_jax.nn.eight_bits import fp8_codes, integer_codes
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.nn.eight_bits import codes_of, to_kernel
 from efficient_lvsm_jax.weights.layouts import layout_named
+from efficient_lvsm_jax.weights.table import Places
 
 SCALE = "_scale"
 BITS = ("fp8", "int8")
+FIRST_WITH_FP8 = 8.9  # compute capability
 CODES = (DTYPES["int8"], DTYPES["float8_e4m3fn"])
 
 
@@ -37,15 +43,7 @@ def scaled(
     Raises:
       InputError: no such number of bits, or values that are not finite.
     """
-    if bits not in BITS:
-        raise InputError(f"bits {bits!r}: expected one of {', '.join(BITS)}")
-    places = layout_named(family).places(config.architecture)
-    kernels = {
-        names[0]
-        for rule, rows in places.items()
-        if rule.stacked and rule.target.endswith("/kernel")
-        for names in rows
-    }
+    kernels = {names[0] for rows in _kernels(family, config, bits).values() for names in rows}
     found: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         if name not in kernels:
@@ -53,7 +51,7 @@ def scaled(
             continue
         if not np.isfinite(tensor).all():
             raise InputError(f"tensor {name} has NaN or infinite values; eight bits hold none")
-        codes, scale = _codes(tensor, bits)
+        codes, scale = codes_of(jnp.asarray(tensor), bits)
         found[name] = np.asarray(codes)
         found[name + SCALE] = np.asarray(scale)[:, None]
     return found
@@ -81,8 +79,49 @@ def with_scales(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, St
     return found
 
 
-def _codes(tensor: np.ndarray, bits: str) -> tuple[jax.Array, jax.Array]:
-    if bits == "fp8":
-        return fp8_codes(tensor)
-    codes, scale = integer_codes(tensor, 8)
-    return codes.astype(np.int8), scale
+def in_eight_bits(model: Model, bits: str) -> Model:
+    """A renderer that multiplies in eight bits, wherever its weights are `scaled` in them.
+
+    Kernels are then kept as codes and scales, a quarter of float32's bytes; tokens are rounded too,
+    each by its largest value.
+
+    Raises:
+      InputError: no such number of bits.
+    """
+    params = jax.tree.map(lambda x: x, model.params)
+    for rule in _kernels(model.family, model.config, bits):
+        *folders, leaf = rule.target.split("/")
+        folder = functools.reduce(lambda tree, key: tree[key], folders, params)
+        inputs = len(rule.source_axes.split(",")[1])
+        folder[leaf] = _to_kernel(folder[leaf], inputs, bits)
+    return dataclasses.replace(model, params=params)
+
+
+_to_kernel = jax.jit(to_kernel, static_argnums=(1, 2))
+
+
+def check_products(bits: str) -> None:
+    """Raises InputError if the device does not multiply numbers of these bits by itself.
+
+    XLA would make wider ones of them first.
+    """
+    device = jax.devices()[0]
+    capability = float(getattr(device, "compute_capability", 0))
+    if bits == "fp8" and (device.platform != "gpu" or capability < FIRST_WITH_FP8):
+        raise InputError(
+            f"products='fp8': {device.device_kind} does not multiply FP8, which NVIDIA GPUs from "
+            f"compute capability {FIRST_WITH_FP8} do; leave it out (weights in FP8 are then "
+            "storage alone), or take int8"
+        )
+
+
+def _kernels(family: str, config: Any, bits: str) -> Places:
+    """The rules of the table that are about kernels of layers, and their published names."""
+    if bits not in BITS:
+        raise InputError(f"bits {bits!r}: expected one of {', '.join(BITS)}")
+    places = layout_named(family).places(config.architecture)
+    return {
+        rule: rows
+        for rule, rows in places.items()
+        if rule.stacked and rule.target.endswith("/kernel")
+    }
