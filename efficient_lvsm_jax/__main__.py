@@ -23,7 +23,10 @@ VERBS = {
         "a capture in the browser, photos in and out while looking",
     ),
     "convert": ("efficient_lvsm_jax.convert", "weights from PyTorch, and back"),
-    "compress": ("efficient_lvsm_jax.compress", "sparse attention against recorded outputs"),
+    "compress": (
+        "efficient_lvsm_jax.compress",
+        "weights in eight bits; Lite3R's parts against recorded outputs",
+    ),
     "walk": ("data_pipeline.procedural", "draw a capture to try everything on, without a camera"),
     "prepare": ("data_pipeline.prepare", "data for training, from anything readable"),
     "train": ("train.py", "train a model from a configuration"),

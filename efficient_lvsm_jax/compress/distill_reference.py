@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax.compress.lines import Arrays, Line, cases, shares
+from efficient_lvsm_jax.compress.lines import Arrays, Line, cases, checked, shares
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.geometry.pose_encoding import encode
 from efficient_lvsm_jax.training.distillation import (
@@ -47,6 +47,7 @@ def is_of(names: set[str]) -> bool:
     return any(re.fullmatch(told, name) for name in names)
 
 
+@checked
 def compare(arrays: Arrays) -> Iterator[Line]:
     """Quantity, name, value, recorded value and limit of all that is recorded."""
     if "extrinsics" in arrays:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax.compress.lines import Arrays, Line, exact, shares
+from efficient_lvsm_jax.compress.lines import Arrays, Line, checked, exact, shares
 from efficient_lvsm_jax.nn.eight_bits import (
     FP8,
     GROUP,
@@ -42,6 +42,7 @@ def is_of(names: set[str]) -> bool:
     return any(re.match(r"e4m3_table|rows_|linear_|headwise_|deploy_|int_", name) for name in names)
 
 
+@checked
 def compare(arrays: Arrays) -> Iterator[Line]:
     """Quantity, name, value, recorded value and limit of all that is recorded."""
     if "e4m3_table" in arrays:

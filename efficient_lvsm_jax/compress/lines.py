@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.stored import printable
+
 Arrays = Mapping[str, np.ndarray]
 Line = tuple[str, str, np.ndarray, np.ndarray, float]  # quantity, name, value, recorded, limit
+
+
+def checked(compare: Callable[[Arrays], Iterator[Line]]) -> Callable[[Arrays], Iterator[Line]]:
+    """A comparison that says of arrays that they are no numbers, or do not belong together.
+
+    Raises:
+      InputError: they are not, or do not.
+    """
+
+    @functools.wraps(compare)
+    def lines(arrays: Arrays) -> Iterator[Line]:
+        for name in arrays:
+            # Looked at as a whole: nothing counts as compared by it.
+            dtype = dict.__getitem__(arrays, name).dtype
+            if dtype.kind not in "fiub":
+                raise InputError(f"{name}: expected numbers, not {dtype}")
+        try:
+            yield from compare(arrays)
+        except (TypeError, ValueError, IndexError) as error:
+            reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise InputError(f"its arrays do not belong together ({reason})") from error
+
+    return lines
 
 
 def exact(quantity: str, name: str, got: Any, arrays: Arrays) -> Line:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from efficient_lvsm_jax.compress import sla_reference
+from efficient_lvsm_jax.compress import distill_reference, fp8_reference, sla_reference
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import (
     Difference,
@@ -50,6 +50,8 @@ KINDS = (
         sla_reference.compare,
         sla_reference.left_out,
     ),
+    Kind("numbers of few bits", fp8_reference.is_of, fp8_reference.compare),
+    Kind("what is distilled by", distill_reference.is_of, distill_reference.compare),
 )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import efficient_lvsm_jax as elvsm
+from efficient_lvsm_jax.compress.__main__ import main
 from efficient_lvsm_jax.compress.storage import store
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
@@ -87,3 +88,13 @@ def test_what_cannot_be_written_is_said(tmp_path, destination, bits, said):
     with pytest.raises(InputError, match=re.escape(said)):
         store("rooms", tmp_path / destination, bits)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_what_it_wrote_and_what_the_device_does(tmp_path, capsys):
+    for bits, said in (("fp8", "storage alone here"), ("int8", "multiplies in eight bits here")):
+        assert main(["rooms", str(tmp_path / f"{bits}.safetensors"), "--bits", bits]) == 0
+        first, second = capsys.readouterr().out.splitlines()
+        assert "tensors in eight bits" in first and said in second
+    with pytest.raises(SystemExit):
+        main(["rooms", str(tmp_path / "again.safetensors")])
+    assert "--bits fp8|int8" in capsys.readouterr().err
