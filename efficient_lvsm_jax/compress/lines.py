@@ -52,7 +52,8 @@ def shares(quantity: str, name: str, got: Any, arrays: Arrays, limit: float) -> 
     """Of sums: values in shares of the largest that is recorded."""
     recorded = np.asarray(arrays[name], np.float64)
     largest = np.abs(recorded).max(initial=0.0) or 1.0
-    return quantity, name, np.asarray(got, np.float64) / largest, recorded / largest, limit
+    got = np.asarray(got, np.float64) / largest
+    return f"{quantity} (of the largest value)", name, got, recorded / largest, limit
 
 
 def cases(arrays: Arrays, pattern: str) -> list[str]:

@@ -4,12 +4,14 @@ import re
 import jax
 import numpy as np
 import pytest
+from conftest import GOLDENS
 
 import efficient_lvsm_jax as elvsm
 from efficient_lvsm_jax.compress.__main__ import main
 from efficient_lvsm_jax.compress.storage import store
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
+from efficient_lvsm_jax.weights.scaled import in_eight_bits
 
 
 @pytest.fixture(scope="module", params=["fp8", "int8"])
@@ -98,3 +100,28 @@ def test_the_command_says_what_it_wrote_and_what_the_device_does(tmp_path, capsy
     with pytest.raises(SystemExit):
         main(["rooms", str(tmp_path / "again.safetensors")])
     assert "--bits fp8|int8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lvsm_decoder_only", "lvsm_encoder_decoder"])
+def test_the_baselines_too_are_stored_and_multiplied_by_output(name, tmp_path):
+    before = elvsm.load(GOLDENS / f"{name}.pt")
+    store(GOLDENS / f"{name}.pt", tmp_path / "small.safetensors", "int8")
+    after = elvsm.load(tmp_path / "small.safetensors")
+    assert after.config == before.config
+    abstract = jax.eval_shape(lambda: in_eight_bits(after, "int8").params)
+    for path, kernel in leaves(before):
+        if not re.fullmatch(r"(encoder|decoder)/.+/kernel", path):
+            continue
+        step = np.abs(kernel).max() / 127
+        got, eight = after.params, abstract
+        for key in path.split("/"):
+            got, eight = got[key], eight[key]
+        assert 0 < np.abs(got - kernel).max() <= 0.501 * step, path
+        assert eight.codes.shape == kernel.shape
+        inputs = 2 if path.endswith("out/kernel") else 1
+        assert eight.scale.shape == (kernel.shape[0], *kernel.shape[1 + inputs :])
+
+
+def test_a_model_of_geometry_is_refused(tmp_path):
+    with pytest.raises(InputError, match="renders no views"):
+        store(GOLDENS / "stream_vggt.safetensors.index.json", tmp_path / "x.safetensors", "int8")
