@@ -19,6 +19,7 @@ from flax import nnx
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
 from efficient_lvsm_jax.nn.rotary import Rotation
+from efficient_lvsm_jax.nn.sparse_linear import Sparsity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TeacherConfig:
       position_side: DINOv2's position table is for so many patches squared.
       final_norm: whether the norm after the last layer is there, see `patch_tokens`.
       attention: how it is computed, see `nn.attention.attend`.
+      sparsity: of it, see `nn.sparse_linear`; None: it is dense.
     """
 
     family: str
@@ -48,6 +50,7 @@ class TeacherConfig:
     position_side: int = 0
     final_norm: bool = False
     attention: str = "auto"
+    sparsity: Sparsity | None = None
 
     def __post_init__(self):
         if self.width % self.head_dim:
@@ -68,7 +71,7 @@ class VisionTransformer(nnx.Module):
 
         def block(_: jax.Array) -> Block:
             sizes = config.width, config.head_dim, config.hidden
-            return Block(*sizes, self.epsilon, attention=config.attention)
+            return Block(*sizes, self.epsilon, attention=config.attention, sparsity=config.sparsity)
 
         self.blocks = jax.vmap(block)(jnp.arange(config.layers))
         self.norm = LayerNorm(config.width, self.epsilon) if config.final_norm else None

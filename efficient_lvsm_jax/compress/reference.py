@@ -12,7 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from efficient_lvsm_jax.compress import distill_reference, fp8_reference, sla_reference
+from efficient_lvsm_jax.compress import (
+    distill_reference,
+    fp8_reference,
+    model_reference,
+    sla_reference,
+)
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import (
     Difference,
@@ -52,6 +57,12 @@ KINDS = (
     ),
     Kind("numbers of few bits", fp8_reference.is_of, fp8_reference.compare),
     Kind("what is distilled by", distill_reference.is_of, distill_reference.compare),
+    Kind(
+        "VGGT with sparse-linear attention",
+        model_reference.is_of,
+        model_reference.compare,
+        weights=True,
+    ),
 )
 
 

@@ -198,11 +198,12 @@ def _published(arrays: Arrays, case: str, match: re.Match) -> Sparsity | None:
         size = next((size for size in sizes if -(-queries // size) == rows), None)
         q, k = size, size
     else:
-        names = sorted(name for name in arrays if re.fullmatch(rf"{case}_q\d+_selected", name))
-        of = f"{case}_{variant}_selected"
-        name = of if of in names else next(iter(names), None)
-        selected = arrays.get(name) if name else None
-        q, k = (int(re.search(r"_q(\d+)_", name)[1]) if name else None), PUBLISHED_KEYS
+        found = (re.fullmatch(rf"{case}_q(\d+)_selected", name) for name in arrays)
+        sizes = sorted(int(each[1]) for each in found if each)
+        q, k = next(iter(sizes), None), PUBLISHED_KEYS
+        if match["published_q"] and int(match["published_q"]) in sizes:
+            q = int(match["published_q"])
+        selected = arrays.get(f"{case}_q{q}_selected")
     if selected is None or q is None:
         return None
     share = min(1.0, (selected.shape[-1] + 0.5) / -(-keys // k))

@@ -105,8 +105,13 @@ def read(path: Path, kind: str) -> GeometryReference:
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"{path}: {name} has NaN or infinite values; expected finite ones")
-    if kind in depth_anything3_reference.KINDS:
-        told = settings_told(path, arrays.get("config"), depth_anything3_reference.told)
+    of_depth_anything3 = kind in depth_anything3_reference.KINDS
+    settings = depth_anything3_reference.told if of_depth_anything3 else settings_of
+    try:
+        told = settings_told(arrays.get("config"), settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if of_depth_anything3:
         return GeometryReference(path, depth_anything3_reference.FAMILY, kind, arrays, arrays, told)
     frames = arrays
     alone = kind in ("encoder", "geometry", "pictures", "losses")
@@ -117,7 +122,6 @@ def read(path: Path, kind: str) -> GeometryReference:
                 f"{path}: has no images_u8 of its frames; expected them in {beside.name} beside it"
             )
         frames = read_arrays(beside, array_names(beside))
-    told = settings_told(path, arrays.get("config"), settings_of)
     return GeometryReference(path, "vggt", kind, arrays, frames, told)
 
 

@@ -97,7 +97,7 @@ def worst(path: Path, differences: Iterable[Difference]) -> list[Difference]:
 
 
 def settings_told(
-    path: Path, config: np.ndarray | None, settings: Callable[[dict], dict[str, Any]]
+    config: np.ndarray | None, settings: Callable[[dict], dict[str, Any]]
 ) -> dict[str, Any]:
     """The settings in the text of the array `config`, which `settings` makes of its values.
 
@@ -109,11 +109,11 @@ def settings_told(
     try:
         stated: Mapping[str, Any] = json.loads(str(config))
         return settings({k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()})
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         reason = printable(f"{type(error).__name__}: {error}")
-        raise InputError(f"{path}: config: expected a JSON object of sizes ({reason})") from None
+        raise InputError(f"config: expected a JSON object of sizes ({reason})") from None
 
 
 def array_names(path: Path) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 from typing import Any
 
 import jax
@@ -76,6 +77,33 @@ def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
         return x.astype(dtype) if is_kernel else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def with_projections(params: dict, family: str, config: Settings) -> dict:
+    """Parameters with zeros as P of sparse attention where they lack it, see `nn.sparse_linear`.
+
+    What a query does not attend to exactly is then forgotten, which is said.
+    """
+    if not getattr(config, "attention_sparsity", ""):
+        return params
+    lacking = []
+    params = jax.tree.map(lambda x: x, params)  # its dicts, to add to
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(family, config)):
+        *folders, name = (key.key for key in path)
+        if folders[-1:] == ["sparse"]:
+            here = params
+            for folder in folders:
+                here = here.setdefault(folder, {})
+            if name not in here:
+                here[name] = np.zeros(leaf.shape, leaf.dtype)
+                lacking.append("/".join(folders[:-1]))
+    if lacking:
+        logging.warning(
+            "model.attention_sparsity: no projection was fitted in %s: it is 0, so what is not "
+            "attended to exactly is forgotten",
+            ", ".join(lacking),
+        )
+    return params
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

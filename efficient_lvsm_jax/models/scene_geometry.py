@@ -34,6 +34,7 @@ from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 
@@ -97,7 +98,9 @@ class GeometryConfig(Settings):
         """How many rounds of attention within and among frames there are."""
         raise NotImplementedError  # each family has its own
 
-    def encoder(self, *, registers: int = 0, final_norm: bool = False) -> DINOv2:
+    def encoder(
+        self, *, registers: int = 0, final_norm: bool = False, sparsity: Sparsity | None = None
+    ) -> DINOv2:
         """What makes tokens of every frame."""
         return DINOv2(
             TeacherConfig(
@@ -111,15 +114,17 @@ class GeometryConfig(Settings):
                 position_side=self.position_side,
                 final_norm=final_norm,
                 attention=self.attention,
+                sparsity=sparsity,
             )
         )
 
-    def stack(self, epsilon: float) -> Block:
+    def stack(self, epsilon: float, sparsity: Sparsity | None = None) -> Block:
         """One layer of every round, within frames or among them."""
         sizes = self.width, self.head_dim, 4 * self.width
+        how = {"attention": self.attention, "sparsity": sparsity}
 
         def block(_: jax.Array) -> Block:
-            return Block(*sizes, epsilon, qk_norm=True, attention=self.attention)
+            return Block(*sizes, epsilon, qk_norm=True, **how)
 
         return jax.vmap(block)(jnp.arange(self.rounds))
 
@@ -328,7 +333,13 @@ class Sight:
         return cls(causal, implementation, slots, own | memory.used)
 
     def attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, pages: Pages | None, layer: jax.Array
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        pages: Pages | None,
+        layer: jax.Array,
+        sparse: SparseLinear | None = None,
     ) -> tuple[jax.Array, Pages | None]:
         """What frames gather of those that they see.
 
@@ -338,12 +349,16 @@ class Sight:
           pages: of all layers in memory, [L, B, H, S, P, K], of any precision, or None without
             memory; gradients flow only then.
           layer: which of them.
+          sparse: computes attention, if it is not dense; not with memory.
 
         Returns:
           As q; and the pages with k and v in them.
+
+        Raises:
+          InputError: sparse attention with a memory.
         """
         if self.slots is None:
-            return self._attend_among(q, k, v), None
+            return self._attend_among(q, k, v, sparse), None
 
         def put(pool: jax.Array, new: jax.Array) -> jax.Array:
             for index in range(new.shape[3]):
@@ -357,15 +372,22 @@ class Sight:
         if len(self.reads) > 1:
             used = jnp.broadcast_to(self.reads, (q.shape[0], *self.reads.shape))
         read = dataclasses.replace(pages, used=used, layer=layer)
-        return attend(q, read, implementation=self.implementation), pages
+        return self._attend(q, read, sparse), pages
 
-    def _attend_among(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def _attend_among(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, sparse: SparseLinear | None
+    ) -> jax.Array:
         """Of frames by themselves; every frame reads so many whole pages, without a mask."""
         frames = k.shape[2]
         if not self.causal:
-            return attend(q, Pages(k, v), implementation=self.implementation)
+            return self._attend(q, Pages(k, v), sparse)
         mixed = [
-            attend(one, Pages(k[:, :, :seen], v[:, :, :seen]), implementation=self.implementation)
+            self._attend(one, Pages(k[:, :, :seen], v[:, :, :seen]), sparse)
             for seen, one in enumerate(jnp.split(q, frames, axis=2), 1)
         ]
         return jnp.concatenate(mixed, axis=2)
+
+    def _attend(self, q: jax.Array, pages: Pages, sparse: SparseLinear | None) -> jax.Array:
+        if sparse is not None:
+            return sparse(q, pages)
+        return attend(q, pages, implementation=self.implementation)

@@ -39,8 +39,11 @@ from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
+from efficient_lvsm_jax.nn.sparse_linear import Sparsity, placed
 from efficient_lvsm_jax.nn.stacks import scan_layers
 
+# Where attention may be sparse: in DINOv2, within frames, among all of them, in the camera head.
+PLACES = ("encoder", "frame", "global", "camera")
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
 MAPS = (2, 4)  # numbers of a pixel: depth, a point, and of both the confidence
@@ -66,11 +69,15 @@ class VGGTConfig(GeometryConfig):
         program does.
       cache: how keys and values of a stream are stored, one of `nn.paged.PRECISIONS`, or
         "computed": in the compute dtype. The camera head's are float32.
+      attention_sparsity: where attention is sparse, and how, see `nn.sparse_linear.placed`, of
+        PLACES, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Not for
+        streams.
     """
 
     unshown_settings: ClassVar[tuple[str, ...]] = (
         *("taps", "camera_heads", "camera_iterations", "track_heads", "track_iterations"),
         *("correlation_levels", "correlation_radius", "causal", "camera_cache"),
+        "attention_sparsity",
     )
 
     layers: int = setting(24, at_least=1)
@@ -91,9 +98,11 @@ class VGGTConfig(GeometryConfig):
 
     camera_cache: str = setting("separate", choices=CACHES)
     cache: str = setting("computed", choices=("computed", *PRECISIONS))
+    attention_sparsity: str = ""
 
     def __post_init__(self):
         super().__post_init__()
+        placed(self.attention_sparsity, PLACES)
         if 2 * self.width % self.camera_heads:
             raise InputError(
                 f"model.camera_heads={self.camera_heads}: expected a divisor of twice the width "
@@ -131,6 +140,10 @@ class VGGTConfig(GeometryConfig):
             "maps": sum(maps, Flops()) * frames,
         }
 
+    def sparsity(self, place: str) -> Sparsity | None:
+        """Of attention at one of PLACES; None: it is dense."""
+        return placed(self.attention_sparsity, PLACES).get(place)
+
 
 class VGGT(SceneGeometry):
     """The model. Its heads are computed in float32, whatever the rest is."""
@@ -140,20 +153,27 @@ class VGGT(SceneGeometry):
     def __init__(self, config: VGGTConfig, *, rngs: nnx.Rngs | None = None):
         self.config = config
         width = config.width
-        self.encoder = config.encoder(registers=config.encoder_registers, final_norm=True)
+        self.encoder = config.encoder(
+            registers=config.encoder_registers,
+            final_norm=True,
+            sparsity=config.sparsity("encoder"),
+        )
         # Unused, but published: kept so that files come out as they came in.
         self.mask_token = nnx.Param(jnp.zeros((width,)))
         # Of the first frame, and of all others.
         self.camera_token = nnx.Param(jnp.zeros((2, 1, width)))
         self.register_tokens = nnx.Param(jnp.zeros((2, config.registers, width)))
 
-        self.within, self.among = config.stack(1e-5), config.stack(1e-5)
+        self.within, self.among = (
+            config.stack(1e-5, config.sparsity(place)) for place in ("frame", "global")
+        )
         self.camera_head = CameraHead(
             2 * width,
             config.camera_heads,
             config.camera_layers,
             config.camera_iterations,
             config.camera_cache,
+            config.sparsity("camera"),
         )
         self.depth_head, self.point_head = (
             DPT(2 * width, config.channels, config.features, outputs) for outputs in MAPS
@@ -230,17 +250,19 @@ class VGGT(SceneGeometry):
             used = memory.used.at[sight.slots].set(True)
             memory = dataclasses.replace(memory, tokens=tokens, cameras=cameras, used=used)
         size = images.shape[2:4]
+        geometry = Geometry(decode(encodings[-1], size), encodings, *self.dense(taps, size))
+        return memory, geometry, taps
+
+    def dense(self, taps: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, ...]:
+        """Depth and points of `taps`, the confidence of each after it, as `Geometry` has them."""
         depth = self.map(self.depth_head, taps, size)
         points = self.map(self.point_head, taps, size)
-        geometry = Geometry(
-            decode(encodings[-1], size),
-            encodings,
+        return (
             jnp.exp(depth[..., 0]),
             1 + jnp.exp(depth[..., 1]),
             jnp.sign(points[..., :3]) * jnp.expm1(jnp.abs(points[..., :3])),
             1 + jnp.exp(points[..., 3]),
         )
-        return memory, geometry, taps
 
     def track(
         self, taps: jax.Array, size: tuple[int, int], queries: jax.Array
@@ -292,7 +314,7 @@ class VGGT(SceneGeometry):
                 for y in among.heads(x, rotation, groups=2)
             )  # [B, H, R, P, K]
             q = q.reshape(*q.shape[:2], -1, q.shape[-1])
-            mixed, pages = sight.attend(q, k, v, pages, layer)
+            mixed, pages = sight.attend(q, k, v, pages, layer, among.sparse)
             outer = among.add(x.reshape(batch, -1, width), mixed)
             both = (y.reshape(batch, frames, tokens, width) for y in (inner, outer))
             return (jnp.concatenate(list(both), axis=-1), pages), None

@@ -18,6 +18,7 @@ from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
 from efficient_lvsm_jax.nn.initial import begin_near
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.sparse_linear import Sparsity
 
 ENCODING = 9  # numbers of a camera, see `geometry.pose_encoding`
 # Which iterations a frame of a stream sees of the frames before: the same one, as in training, or
@@ -34,17 +35,25 @@ class CameraHead(nnx.Module):
       layers: of the trunk, L.
       iterations: I.
       cache: one of CACHES.
+      sparsity: of the trunk's attention; None: it is dense.
     """
 
-    def __init__(self, width: int, heads: int, layers: int, iterations: int, cache: str):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        iterations: int,
+        cache: str,
+        sparsity: Sparsity | None = None,
+    ):
         self.iterations, self.cache = iterations, cache
         self.token_norm = LayerNorm(width, 1e-5)
         self.empty = nnx.Param(jnp.zeros((ENCODING,)))
         self.embed = Linear((ENCODING, width), (width,))
         self.modulation = Linear((width, 3, width), (3, width))
-        self.trunk = jax.vmap(lambda _: Block(width, width // heads, 4 * width, 1e-5))(
-            jnp.arange(layers)
-        )
+        sizes = width, width // heads, 4 * width
+        self.trunk = jax.vmap(lambda _: Block(*sizes, 1e-5, sparsity=sparsity))(jnp.arange(layers))
         self.trunk_norm = LayerNorm(width, 1e-5)
         self.up = Linear((width, width // 2), (width // 2,))
         self.down = Linear((width // 2, ENCODING), (ENCODING,))
@@ -87,16 +96,13 @@ class CameraHead(nnx.Module):
         self, tokens: jax.Array, sight: Sight, pages: Pages | None
     ) -> tuple[jax.Array, Pages | None]:
         tokens = self.token_norm(tokens)
-        plain = _normed(tokens)
+        plain = normed(tokens)
 
         def iteration(carry: tuple, index: jax.Array) -> tuple:
             encoding, pages = carry
             encoding = jax.lax.stop_gradient(encoding)
             known = jnp.where(index == 0, self.empty[...], encoding)
-            condition = jax.nn.silu(self.embed("BRC,CE->BRE", known))
-            modulation = self.modulation("BRD,DME->BRME", condition)
-            shift, scale, gate = jnp.moveaxis(modulation, 2, 0)
-            x = tokens + gate * (plain * (1 + scale) + shift)
+            x = self.modulated(tokens, plain, known)
             x, pages = self._attend(x, self._within(sight, index), pages)
             hidden = gelu(self.up("BRE,EF->BRF", self.trunk_norm(x)))
             encoding = encoding + self.down("BRF,FC->BRC", hidden)
@@ -106,6 +112,16 @@ class CameraHead(nnx.Module):
         (_, pages), encodings = jax.lax.scan(iteration, (start, pages), jnp.arange(self.iterations))
         return encodings, pages
 
+    def modulated(self, tokens: jax.Array, plain: jax.Array, known: jax.Array) -> jax.Array:
+        """Normed tokens [B, R, E] as the trunk gets them, by what is known of encodings [B, R, 9].
+
+        `plain` is a norm of them without parameters.
+        """
+        condition = jax.nn.silu(self.embed("BRC,CE->BRE", known))
+        modulation = self.modulation("BRD,DME->BRME", condition)
+        shift, scale, gate = jnp.moveaxis(modulation, 2, 0)
+        return tokens + gate * (plain * (1 + scale) + shift)
+
     def _attend(self, x: jax.Array, sight: Sight, pages: Pages | None) -> tuple:
         """x [B, R, E] through the trunk."""
 
@@ -113,7 +129,8 @@ class CameraHead(nnx.Module):
             x, pages = carry
             block, layer = xs
             q, k, v = block.heads(x, None)
-            mixed, pages = sight.attend(q, k[:, :, :, None], v[:, :, :, None], pages, layer)
+            k, v = k[:, :, :, None], v[:, :, :, None]
+            mixed, pages = sight.attend(q, k, v, pages, layer, block.sparse)
             return (block.add(x, mixed), pages), None
 
         layers = self.trunk.scale1.shape[0]
@@ -134,7 +151,7 @@ class CameraHead(nnx.Module):
         return dataclasses.replace(sight, slots=slots, reads=reads)
 
 
-def _normed(x: jax.Array) -> jax.Array:
+def normed(x: jax.Array) -> jax.Array:
     """LayerNorm without parameters, of another epsilon."""
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)

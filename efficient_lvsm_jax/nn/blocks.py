@@ -17,6 +17,7 @@ from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, rotate
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity
 
 QK_EPSILON = 1e-5  # of norms of queries and keys, whatever that of the others is
 
@@ -54,7 +55,8 @@ class Block(nnx.Module):
     """Attention among the tokens of an image, then an MLP; each with LayerNorm and LayerScale.
 
     With `qk_norm` queries and keys pass a LayerNorm over the channels of a head, before they are
-    turned. `heads` and `add` are what is before and after attention, for who attends otherwise.
+    turned. With `sparsity` attention is sparse, see `nn.sparse_linear`. `heads` and `add` are what
+    is before and after attention, for who attends otherwise.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Block(nnx.Module):
         *,
         qk_norm: bool = False,
         attention: str = "auto",
+        sparsity: Sparsity | None = None,
     ):
         self.attention = attention
+        self.sparse = None if sparsity is None else SparseLinear(head_dim, sparsity)
         heads = (width // head_dim, head_dim)
         self.norm1 = LayerNorm(width, epsilon)
         self.qkv = Linear((width, 3, *heads), (3, *heads))
@@ -84,6 +88,8 @@ class Block(nnx.Module):
         """x [I, T, D] to the same; `rotation` turns queries and keys, see `nn.rotary.rotate`."""
         q, k, v = self.heads(x, rotation, groups=groups)
         pages = Pages(k[:, :, None], v[:, :, None])
+        if self.sparse is not None:
+            return self.add(x, self.sparse(q, pages))
         return self.add(x, attend(q, pages, implementation=self.attention))
 
     def heads(

@@ -26,7 +26,7 @@ from efficient_lvsm_jax.nn.paged import Pages
 IMPLEMENTATIONS = ("mask", "gather")
 FEATURES = {
     # elu(x) + 1; its own formula loses small values of it.
-    "elu": lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))),
+    "elu": lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x))),
     "softmax": lambda x: jax.nn.softmax(x, axis=-1),
 }
 CRITICAL, MARGINAL, NEGLIGIBLE = 1, 0, -1

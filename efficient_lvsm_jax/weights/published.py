@@ -14,6 +14,7 @@ import numpy as np
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_metadata
 from efficient_lvsm_jax.files.stored import printable
+from efficient_lvsm_jax.models.model import with_projections
 from efficient_lvsm_jax.weights.entries import bare_name
 from efficient_lvsm_jax.weights.folder import SIZES, read_sizes
 from efficient_lvsm_jax.weights.layouts import LAYOUTS, layout_named, layout_of
@@ -48,7 +49,9 @@ def bring_in(
             f"{path}: holds {layout.title} (family {layout.family}); expected weights of the "
             f"family {family}"
         )
-    return params_of([(path, state)], layout, told)
+    published = params_of([(path, state)], layout, told)
+    params = with_projections(published.params, published.family, published.config)
+    return dataclasses.replace(published, params=params)
 
 
 def read_file(
@@ -94,7 +97,16 @@ def info_of(
 
 
 def bring_out(params: Mapping[str, Any], family: str, config: Any) -> dict[str, np.ndarray]:
-    """Parameters as float32 tensors with published names and layout; undoes `bring_in`."""
+    """Parameters as float32 tensors with published names and layout; undoes `bring_in`.
+
+    Raises:
+      InputError: the model has projections of sparse attention, which have no published name.
+    """
+    if sparse := getattr(config, "attention_sparsity", ""):
+        raise InputError(
+            f"model.attention_sparsity={sparse!r}: its projections have no published name; write a "
+            "weights folder"
+        )
     return tensors_of(params, layout_named(family), config, config.architecture)
 
 

@@ -1,0 +1,82 @@
+"""VGGT with sparse attention equals what Lite3R recorded, and says where it cannot be sparse."""
+
+import dataclasses
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDENS, golden
+from small_vggt import FILE, configured, small_vggt
+
+from efficient_lvsm_jax.compress.reference import compare
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.models.model import with_projections
+from efficient_lvsm_jax.models.scene_geometry import Sight
+from efficient_lvsm_jax.models.vggt import VGGT
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity
+from efficient_lvsm_jax.weights.published import bring_out
+
+MODEL = GOLDENS / "lite3r_model.npz"
+GIVEN = ("config", "images_u8", "frames_token", "dense_frame", "P:")
+
+
+def test_a_model_with_replaced_attention_equals_the_recorded_one(tmp_path):
+    compared = (
+        *("token_encoder", "token_round", "token_pose_iterations", "three_round3"),
+        *(f"token_{what}:aggregator.global_blocks.1.attn" for what in ("in", "out", "selected")),
+    )
+    arrays = {
+        name: array
+        for name, array in golden("lite3r_model").items()
+        if name.startswith(GIVEN) or name.startswith(compared)
+    }
+    np.savez(tmp_path / "file.npz", **arrays)
+    differences, not_compared = compare(tmp_path / "file.npz", FILE)
+    assert all(difference.within for difference in differences), differences
+    assert [difference.quantity for difference in differences] == [
+        *("token: tokens", "token: poses", "token: attention", "token: choice", "three: tokens"),
+    ]
+    assert not_compared == {"nothing here gives it": ["dense_frame"]}
+
+
+def test_a_file_of_a_model_asks_for_its_weights():
+    with pytest.raises(InputError, match=r"lite3r_model\.npz .* name its --weights"):
+        compare(MODEL)
+
+
+def test_counts_that_no_density_gives_are_named(tmp_path):
+    arrays = golden("lite3r_model")
+    name = "token_selected:camera_head.trunk.0.attn"
+    changed = arrays | {name: arrays[name].repeat(3, axis=-1)}
+    np.savez(tmp_path / "file.npz", **changed)
+    with pytest.raises(InputError, match=r"\(3, 3\).* no density keeps so many"):
+        compare(tmp_path / "file.npz", FILE)
+
+
+def test_published_weights_get_projections_of_zero_which_is_said(caplog):
+    config = configured(attention_sparsity="global=0.3,camera=0.5:token")
+    with caplog.at_level(logging.WARNING):
+        params = with_projections(small_vggt().params, "vggt", config)
+    assert params["among"]["sparse"]["kernel"].shape == (4, 16, 16)
+    assert not np.any(params["camera_head"]["trunk"]["sparse"]["kernel"])
+    assert "sparse" not in params["within"] and "sparse" not in small_vggt().params["among"]
+    assert "no projection was fitted in among, camera_head/trunk: it is 0" in caplog.text
+    assert with_projections(small_vggt().params, "vggt", configured()) is small_vggt().params
+    with pytest.raises(InputError, match="no published name; write a weights folder"):
+        bring_out(params, "vggt", config)
+
+
+def test_places_that_the_model_lacks_are_refused():
+    with pytest.raises(InputError, match="of encoder, frame, global, camera"):
+        configured(attention_sparsity="cross=0.3")
+
+
+def test_streams_are_refused():
+    config = dataclasses.replace(configured(), attention_sparsity="global=0.3")
+    memory = VGGT.start(config, 2, (28, 28))
+    sight = Sight.of(memory, 1, causal=True, implementation="auto")
+    tokens = memory.tokens.k.shape[4]
+    q, k = jnp.ones((1, 2, tokens, 16)), jnp.ones((1, 2, 1, tokens, 16))
+    with pytest.raises(InputError, match="leave it out for streams"):
+        sight.attend(q, k, k, memory.tokens, 0, SparseLinear(16, Sparsity()))
