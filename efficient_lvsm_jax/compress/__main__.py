@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "paths",
         nargs="*",
-        metavar=("WEIGHTS", "OUT.safetensors"),
+        metavar="WEIGHTS OUT.safetensors",
         help="a renderer's weights, whatever load takes, and the new file with those of its layers "
         "in eight bits",
     )
