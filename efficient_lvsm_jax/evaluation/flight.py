@@ -56,7 +56,7 @@ def fly_through(
     for pose, picture in zip(path[0], rendered, strict=True):
         here = np.abs(c2w - pose).max(axis=(1, 2)) < SAME
         if not here.any():
-            yield beside(picture, None, "no photo was taken from here", known[:count])
+            yield beside(picture, None, "no true picture is known here", known[:count])
             continue
         at = int(here.argmax())
         frame = beside(picture, known[at], words[at], known[:count])

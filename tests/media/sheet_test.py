@@ -46,7 +46,7 @@ def test_a_frame_of_a_film_has_the_truth_beside_it_and_inputs_below():
     large = np.repeat(np.repeat(pictures[:2], 8, axis=1), 8, axis=2)
     (left, right), *more = zip(*(places(picture, frame) for picture in large), strict=True)
     assert not more and left[0] == right[0] and right[1] > left[1] + 320
-    unknown = beside(rendered, None, "no photo was taken from here", np.stack(inputs))
+    unknown = beside(rendered, None, "no true picture is known here", np.stack(inputs))
     assert unknown.shape == frame.shape and not places(large[1], unknown)
     middle = unknown[right[0] + 160, right[1] + 160]
     assert (middle == middle[0]).all() and middle[0] < 255

@@ -194,6 +194,7 @@ def test_the_command_lists_draws_and_writes_a_page(runs_folder):
         str(runs_folder / "runs.html"),
     ]
     page = (runs_folder / "runs.html").read_text()
+    assert page.count('<td data-title="held-out">') == len(find_runs(runs_folder, now=NOW))
     pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
     assert len(pictures) == 1 + 3  # the curves and a sheet of each
     assert base64.b64decode(pictures[0])[:4] == b"\x89PNG"
