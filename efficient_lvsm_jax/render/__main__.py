@@ -19,7 +19,7 @@ from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.render import FRAMES
 
-PATHS = ("orbit", "spiral", "inputs")
+PATHS = ("orbit", "spiral", "inputs", "frames")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +49,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--save-path {arguments.save_path}: its name must end in .json")
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames {arguments.frames}: a film needs at least 1")
+    if arguments.beside and arguments.path != "frames":
+        raise InputError("--beside: only --path frames passes cameras whose true picture is known")
     if arguments.full_circle and arguments.path != "orbit":
         raise InputError("--full-circle: only --path orbit can go around")
     inputs = arguments.inputs
@@ -84,8 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         metavar="PATH",
         help="orbit: around what the inputs look at; spiral: small turns around their mean; "
-        "inputs: through them, nearest first; FILE.json: a nerfstudio camera path, in the world "
-        "of the capture's own poses, with the shape of its own pictures (of a viewer's world: "
+        "inputs: through them, nearest first; frames: from the capture's own cameras, in their "
+        "order; FILE.json: a nerfstudio camera path, in the world of the capture's own "
+        "poses, with the shape of its own pictures (of a viewer's world: "
         "--dataparser-transforms)",
     )
     parser.add_argument(
@@ -107,11 +110,17 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help=f"of the film (default: {FRAMES}); with --path inputs, where all pairs of inputs get "
-        "equally many, rounded up",
+        "equally many, rounded up; with --path frames so many of the capture's, evenly (default: "
+        "all)",
     )
     parser.add_argument("--fps", type=int, default=30, help="frames a second (default: 30)")
     parser.add_argument(
         "--full-circle", action="store_true", help="of --path orbit: also where no input was"
+    )
+    parser.add_argument(
+        "--beside",
+        action="store_true",
+        help="of --path frames: the true picture beside each, and the inputs below",
     )
     inputs = parser.add_mutually_exclusive_group()
     inputs.add_argument(

@@ -22,7 +22,7 @@ from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.captures.inputs import choose_inputs, open_scene
 from data_pipeline.inspect.findings import inspect_scene
 from data_pipeline.inspect.text import check_line
-from data_pipeline.pictures.transforms import fit_intrinsics, fitting_size
+from data_pipeline.pictures.transforms import fit, fit_intrinsics, fitting_size
 from data_pipeline.read_options import read_options
 from data_pipeline.scenes import Frame, Scene
 from efficient_lvsm_jax.errors import InputError
@@ -30,6 +30,7 @@ from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
 from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.progress import counted
+from efficient_lvsm_jax.media.sheet import beside
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.models.model import USUAL_SIZE, Model
 from efficient_lvsm_jax.render import FRAMES
@@ -83,13 +84,11 @@ def make_film(arguments: argparse.Namespace) -> None:
         check_poses=False,  # done
     )
     patch = model.config.patch
-    intrinsics = np.stack(
-        [
-            fit_intrinsics(frame.fxfycxcy, (frame.height, frame.width), size, patch=patch)
-            for frame in frames
-        ]
-    )
-    flight = _flight(arguments, poses, intrinsics, size, patch)
+    flown = _frames_flown(scene, arguments.frames) if arguments.path == "frames" else []
+    if flown:
+        flight = Flight(np.stack([f.c2w for f in flown]), _intrinsics(flown, size, patch), size)
+    else:
+        flight = _flight(arguments, poses, _intrinsics(frames, size, patch), size, patch)
     _check_extent(arguments, flight.c2w, poses)
     if arguments.save_path is not None:
         flight = _as_file(flight)
@@ -103,6 +102,8 @@ def make_film(arguments: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         capture = stack.enter_context(CaptureWriter(arguments.export)) if arguments.export else None
         pictures = _pictures(session, flight, arguments.views, seconds, capture)
+        if arguments.beside:
+            pictures = _beside(pictures, flown, frames, size, patch)
         write_film(arguments.out, pictures, fps=arguments.fps)
     height, width = flight.size
     print(
@@ -129,6 +130,40 @@ def _pictures(
         if capture is not None:
             capture.add(picture, c2w, fxfycxcy)
         yield picture
+
+
+def _beside(
+    pictures: Iterator[np.ndarray],
+    flown: Sequence[Frame],
+    inputs: Sequence[Frame],
+    size: tuple[int, int],
+    patch: int,
+) -> Iterator[np.ndarray]:
+    """Each picture with the true one of its frame beside it and the inputs below."""
+
+    def fitted(frame: Frame) -> np.ndarray:
+        return fit(frame.image(), frame.fxfycxcy, size, patch=patch)[0]
+
+    below, given = np.stack([fitted(frame) for frame in inputs]), {frame.name for frame in inputs}
+    for picture, frame in zip(pictures, flown, strict=True):
+        words = f"true, {frame.name}" + (", an input" if frame.name in given else "")
+        yield beside(picture, fitted(frame), words, below)
+
+
+def _frames_flown(scene: Scene, count: int | None) -> list[Frame]:
+    """The frames of a scene that have a picture, in the order of their film; `count` evenly."""
+    order = scene.film or range(len(scene.frames))
+    order = [index for index in order if index not in scene.holes]
+    count = len(order) if count is None else min(count, len(order))
+    chosen = np.linspace(0, len(order) - 1, count).round().astype(int)
+    return [scene.frames[order[place]] for place in chosen]
+
+
+def _intrinsics(frames: Sequence[Frame], size: tuple[int, int], patch: int) -> np.ndarray:
+    """fxfycxcy [V, 4] of frames fitted to `size`."""
+    return np.stack(
+        [fit_intrinsics(f.fxfycxcy, (f.height, f.width), size, patch=patch) for f in frames]
+    )
 
 
 def _size_of_inputs(

@@ -12,7 +12,7 @@ from conftest import SMALL
 from data_pipeline.captures.camera_path_files import write_camera_path
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.formats import open_scenes
-from data_pipeline.pictures.transforms import preprocess_frame
+from data_pipeline.pictures.transforms import fit, preprocess_frame
 from efficient_lvsm_jax import SceneFrame, Session
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
@@ -167,6 +167,18 @@ def test_path_through_inputs_rounds_frames_up_to_equal_pairs(capture, weights):
     assert render(capture, weights, "--path", "inputs", "--frames", 5, "--count", 3)[0] == 6
 
 
+def test_a_film_of_the_captures_own_frames_may_have_the_true_pictures_beside(capture, weights):
+    alone = render(capture, weights, "--path", "frames", "--count", 2)
+    assert alone == (5, 384, 384, 3)
+    few = render(capture, weights, "--path", "frames", "--count", 2, "--frames", 3, "--beside")
+    assert few[0] == 3 and few[2] > 2 * 320
+    true, shown = imageio.imread(capture.parent / "film.mp4", index=1, plugin="pyav"), 320
+    frame = open_scenes(capture)[0].frames[2]
+    expected = fit(frame.image(), frame.fxfycxcy, (16, 16), patch=8)[0]
+    small = true[24 : 24 + shown, -shown - 6 : -6].reshape(16, 20, 16, 20, 3).mean(axis=(1, 3))
+    assert np.abs(small - expected).mean() < 10
+
+
 def test_camera_path_file_gives_cameras_and_shape(capture, weights):
     c2w = ring([5.0, 6.0])
     intrinsics = np.tile([50.0, 50, 95, 50], (2, 1))
@@ -217,11 +229,15 @@ def test_one_of_several_scenes_must_be_named(tmp_path, weights):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--path", "circle"], r"--path circle: expected orbit, spiral, inputs or FILE\.json"),
+        (
+            ["--path", "circle"],
+            r"--path circle: expected orbit, .*, frames or FILE\.json",
+        ),
         (["--path", "none.json"], r"none\.json: cannot be read"),
         (["--path", "none.json", "--frames", 3], "says itself how many"),
         (["--path", "orbit", "--frames", 0], "--frames 0"),
         (["--path", "spiral", "--full-circle"], "only --path orbit"),
+        (["--path", "orbit", "--beside"], "only --path frames passes cameras whose true picture"),
         (["--path", "orbit", "--save-path", "path.txt"], r"path\.txt: its name must end in \.json"),
         (["--path", "orbit", "--count", 6], r"6 inputs of scene capture, which has 5"),
         (["--path", "orbit", "--count", 1], "at least 2 inputs"),
