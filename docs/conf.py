@@ -48,17 +48,21 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = LINK.sub(placed, text)
 
 
-def as_they_are(
+def read_docstring(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Indented lines of a module's docstring are code or a table, and stay lines."""
-    for i in range(len(lines) - 1, 1, -1):
-        begins = lines[i].startswith("    ") and not lines[i - 1] and lines[i - 2][:1].strip()
-        if what == "module" and begins:
+    """Indented lines of a module's docstring stay lines; attributes that share one stay together.
+
+    Of `:ivar width, height:` Sphinx would take the first word for a type.
+    """
+    for i in range(len(lines) - 1, -1, -1):
+        lines[i] = re.sub(r"^:ivar [\w, ]+(?=:)", lambda it: it[0].replace(", ", "/"), lines[i])
+        begins = lines[i].startswith("    ") and i > 1 and not lines[i - 1]
+        if what == "module" and begins and lines[i - 2][:1].strip():
             lines[i:i] = ["::", ""]
 
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls it."""
     app.connect("source-read", read_page)
-    app.connect("autodoc-process-docstring", as_they_are)
+    app.connect("autodoc-process-docstring", read_docstring)
