@@ -193,7 +193,7 @@ def seen_times(browser: Browser, address: str, moves: int) -> list[float]:
     """Seconds from each turn of the wheel to the first frame with other pixels."""
     page = browser.new_page(viewport=WINDOW)
     page.set_default_timeout(1000 * PATIENCE)
-    page.goto(address)
+    page.goto(f"{address}?fixedDpr=1")  # or a slow browser draws fewer pixels after a while
     page.get_by_label("Show cameras").uncheck()
     told(page, WATCH)
     told(page, STILL, 1000 * QUIET)

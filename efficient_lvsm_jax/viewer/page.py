@@ -32,14 +32,26 @@ if TYPE_CHECKING:
 SLOW = 0.25  # seconds of a picture from which a page says that it is being rendered
 MOVED = 1e-3  # of the scene's extent: no longer at a photo
 KEYS = "1234567890"  # of the first photos
-FRUSTUM = 0.03  # of the scene's extent
+FRUSTUM = 0.02  # of the scene's extent
 NEAR = 0.2  # of it: a frustum that is nearer than that stands in the way
 LARGEST = 2048  # rows or columns of pictures
-READS = ("all cached photos", "the nearest of them")
+READS = ("all green photos", "the nearest of them")
 AS_COMPUTED = "as computed"
 SAID = """
-<div style="padding:0.1em 0.9em;font-size:0.86em"><div id="badge">{badge}</div>
-<div id="hint" style="color:#ffa94d;min-height:1.3em">{hint}</div></div>
+<div id="said" style="padding:0.1em 0.9em 0.4em;font-size:0.86em;line-height:1.5">
+<div id="badge">{badge}</div>
+<div id="hint" style="color:{colour};min-height:1.5em">{hint}</div></div>
+"""
+WARNING, HELP = "#ffa94d", "#909296"
+# viser's sheet on a phone lies over the picture, to the right: here under it, where there is room,
+# and its bar says what stands in SAID.
+ON_A_PHONE = """
+<style>@media (max-width: 36em) {{
+ .mantine-Paper-root[style*="20em"] {{ width: 100vw !important;
+  max-height: max(14em, (100vh - 100vw * {height} / {width}) / 2) !important }}
+ .mantine-Paper-root[style*="20em"] [style*="20em"] {{ width: 100vw !important }}
+ #said {{ display: none }}
+}}</style>
 """
 # viser's page tries to connect once a second and gives up the try before; Chromium lets a page that
 # failed some thirty times wait for longer than that, so it would never come back by itself.
@@ -63,6 +75,7 @@ class Page:
       gone: the browser left, so that what is being made for it may end.
       window: its camera, once it has said it.
       last: the picture that it was sent last.
+      playing: whether it shows a path, and not what its camera sees.
     """
 
     def __init__(self, viewer: Viewer, client: viser.ClientHandle):
@@ -72,8 +85,9 @@ class Page:
         self.window: Window | None = None
         self._at: int | None = None  # the photo whose camera is looked through
         self._arrived = False  # there: a browser reports other cameras on its way
-        self._seconds = 0.0  # of the last picture
+        self._seconds = np.inf  # of the last picture; of none yet, it may be long
         self.last: Shown | None = None
+        self.playing = False
         self._paths = PathControls(self)
         self._ready = False  # `begin` is through
         client.camera.on_update(self._moved)
@@ -84,13 +98,15 @@ class Page:
         """Builds all of the page for the scene that is shown, and stands at its first input."""
         if self.gone:
             return
-        self._ready = False
+        self._ready, self._seconds = False, np.inf
         gui, scene = self.client.gui, self.viewer.scene
         gui.reset()
         self.client.scene.reset()
         self._at = None
         gui.add_html(COMES_BACK)
-        self._said = gui.add_html(SAID.format(badge="", hint=""))
+        height, width = scene.size
+        gui.add_html(ON_A_PHONE.format(height=height, width=width))
+        self._said = gui.add_html(SAID.format(badge="", hint="", colour=HELP))
         if len(self.viewer.names) > 1:
             names = gui.add_dropdown("Scene", self.viewer.names, initial_value=scene.name)
             self.on(names.on_update, lambda: self.viewer.open(self.id, names.value))
@@ -100,6 +116,8 @@ class Page:
             self._build_cache()
         with gui.add_folder("Path and files", expand_by_default=False):
             self._paths.build()
+        with gui.add_folder("Photos by number", expand_by_default=False):
+            self._build_numbers()
         self._show_photos()
         self._to_start()
         self._ready = True
@@ -138,13 +156,15 @@ class Page:
         parts = [scene.change, f"{count} view{'s' * (count != 1)}"]
         if scene.can_choose:
             parts.append(f"{scene.cache_bytes / 1e6:.3g} MB")
-        hint = ""
+        hint, colour = "", WARNING
         if not count:
             hint = "No photo is in the cache: click one."
         elif self.last is not None and self.last.unseen:
             hint = "Hardly seen by the cached photos: made up."
+        elif not scene.change:
+            hint, colour = "Click a photo to use it; drag to look around.", HELP
         badge = ", ".join([*filter(None, parts), speed])
-        content = SAID.format(badge=html.escape(badge), hint=html.escape(hint))
+        content = SAID.format(badge=html.escape(badge), hint=html.escape(hint), colour=colour)
         if content != self._said.content:
             self._said.content = content
             if self.client.camera.aspect < 1:
@@ -171,9 +191,6 @@ class Page:
             self._look(camera)  # on the event loop, so that the order of cameras stays
 
     def _look(self, camera: viser.CameraHandle) -> None:
-        # A phone: nothing in front of the picture. It may say first that it is wide.
-        if camera.aspect < 1 and (self.window is None or self.window.aspect >= 1):
-            self.client.gui.main_panel.minimize()
         self.window = Window(
             camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height
         )
@@ -183,7 +200,7 @@ class Page:
             if self._arrived and not there:
                 self._at, self._truth.visible = None, False
             self._arrived = there
-        self._show_frusta(apart)
+        self.show_frusta(apart)
         self.ask()
 
     def here(self) -> Window:
@@ -194,11 +211,15 @@ class Page:
 
     def ask(self) -> None:
         """Wants a new picture for its camera."""
-        if (window := self.window) is None:
+        if (window := self.window) is None or self.playing:
             return
-        if self._seconds > SLOW:
-            self._say("rendering…")
+        self.wait()
         self.viewer.worker.show(self.id, functools.partial(self._picture, window))
+
+    def wait(self) -> None:
+        """Says that a picture is being made, where that takes a while."""
+        if self._ready and self._seconds > SLOW:
+            self._say("rendering…")
 
     def tell(self, error: Exception) -> None:
         """A notice of what went wrong; what is no mistake of the user's is logged as well."""
@@ -220,9 +241,13 @@ class Page:
 
         event(handle)
 
-    def button(self, label: str, action: Callable[[], None], hint: str | None = None) -> None:
+    def button(
+        self, label: str, action: Callable[[], None], hint: str | None = None
+    ) -> viser.GuiButtonHandle:
         """Adds a button."""
-        self.on(self.client.gui.add_button(label, hint=hint, color="gray").on_click, action)
+        button = self.client.gui.add_button(label, hint=hint, color="gray")
+        self.on(button.on_click, action)
+        return button
 
     def command(self, key: str, label: str, action: Callable[[], None]) -> None:
         """Adds a key."""
@@ -242,31 +267,37 @@ class Page:
         poses = scene.frame.apply(np.stack([frame.c2w for frame in scene.photos]))
         self._centres = poses[:, :3, 3].astype(np.float64)
         height, width = scene.size
-        change = functools.partial(self.viewer.change, self.id)
-        with gui.add_folder("Photos by number", expand_by_default=False):
-            for photo in range(len(scene.photos)):
-                toggle = functools.partial(change, lambda scene, photo=photo: scene.toggle(photo))
-                self.button(toggle_label(photo), toggle)
-                self.button(go_label(photo), functools.partial(self._go, photo))
-                if photo < len(KEYS):
-                    self.command(KEYS[photo], f"Photo {photo + 1} in or out", toggle)
-                turn = viser.transforms.SO3.from_matrix(poses[photo, :3, :3].astype(np.float64))
-                frustum = self.client.scene.add_camera_frustum(
-                    f"/photos/{photo + 1}",
-                    fov=2 * np.arctan(height / 2 / scene.intrinsics(photo)[1]),
-                    aspect=width / height,
-                    scale=FRUSTUM,
-                    thickness=2.0,
-                    thickness_units="screen",
-                    color=GREY,
-                    wxyz=turn.wxyz,
-                    position=self._centres[photo],
-                )
-                self.on(frustum.on_click, toggle)
-                self._frusta.append(frustum)
-        swap = functools.partial(change, ViewedScene.swap)
-        self.button("A/B: previous photos (X)", swap, hint="back, and forth again")
-        self.command("X", "A/B: the photos before", swap)
+        for photo in range(len(scene.photos)):
+            turn = viser.transforms.SO3.from_matrix(poses[photo, :3, :3].astype(np.float64))
+            frustum = self.client.scene.add_camera_frustum(
+                f"/photos/{photo + 1}",
+                fov=2 * np.arctan(height / 2 / scene.intrinsics(photo)[1]),
+                aspect=width / height,
+                scale=FRUSTUM,
+                variant="filled",  # or a click would have to hit a line
+                thickness=2.0,
+                thickness_units="screen",
+                color=GREY,
+                wxyz=turn.wxyz,
+                position=self._centres[photo],
+            )
+            self.on(frustum.on_click, functools.partial(self._toggle, photo))
+            self._frusta.append(frustum)
+        swap = functools.partial(self.viewer.change, self.id, ViewedScene.swap)
+        self.button("Before or after the last change (X)", swap, hint="back, and forth again")
+        self.command("X", "Before or after the last change", swap)
+
+    def _build_numbers(self) -> None:
+        """The buttons that the strip presses, and the keys of the first photos."""
+        for photo in range(len(self.viewer.scene.photos)):
+            toggle = functools.partial(self._toggle, photo)
+            self.button(toggle_label(photo), toggle)
+            self.button(go_label(photo), functools.partial(self._go, photo))
+            if photo < len(KEYS):
+                self.command(KEYS[photo], f"Photo {photo + 1} in or out", toggle)
+
+    def _toggle(self, photo: int) -> None:
+        self.viewer.change(self.id, lambda scene: scene.toggle(photo))
 
     def _build_camera(self) -> None:
         gui, scene = self.client.gui, self.viewer.scene
@@ -276,9 +307,9 @@ class Page:
         self.button("Back to start (H)", self._to_start)
         self.command("H", "Back to start", self._to_start)
         self._cameras_shown = gui.add_checkbox("Show cameras", initial_value=True)
-        self.on(self._cameras_shown.on_update, self._show_frusta)
+        self.on(self._cameras_shown.on_update, self.show_frusta)
         most = max(2, len(scene.photos))
-        self._reads = gui.add_dropdown("Picture reads", READS, disabled=not scene.can_choose)
+        self._reads = gui.add_dropdown("Made from", READS, disabled=not scene.can_choose)
         self._nearest = gui.add_slider(
             "How many", min=1, max=most, step=1, initial_value=min(4, most), visible=False
         )
@@ -290,13 +321,19 @@ class Page:
         self.on(self._reads.on_update, choose)
         self.on(self._nearest.on_update, self.ask)
 
-    def _show_frusta(self, apart: np.ndarray | None = None) -> None:
-        """Shows the photos' cameras but those that stand in the way; `apart` is how far all are."""
+    def show_frusta(self, apart: np.ndarray | None = None) -> None:
+        """Shows the photos' cameras but those that stand in the way; `apart` is how far all are.
+
+        On a path there is none: they would lie where the browser's own camera sees them.
+        """
+        if not self._ready:
+            return
         if apart is None:
             position = np.inf if self.window is None else self.window.position
             apart = np.linalg.norm(self._centres - position, axis=-1)
-        for frustum, shown in zip(self._frusta, apart > NEAR, strict=True):
-            if frustum.visible != (shown := bool(shown) and self._cameras_shown.value):
+        wanted = self._cameras_shown.value and not self.playing
+        for frustum, far in zip(self._frusta, apart > NEAR, strict=True):
+            if frustum.visible != (shown := bool(far) and wanted):
                 frustum.visible = shown
 
     def _go(self, photo: int) -> None:

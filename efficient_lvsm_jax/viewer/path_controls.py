@@ -40,7 +40,7 @@ class PathControls:
         self._fps = gui.add_number("Frames a second", 30, min=1, max=flights.MOST_FPS, step=1)
         self._page.button("Add keyframe (K)", self._add_keyframe)
         self._page.command("K", "Add keyframe", self._add_keyframe)
-        self._page.button("Drop keyframes", lambda: self._keyframes.clear())
+        self._drop = self._page.button("Drop keyframes", self._drop_keyframes)
         self._page.button("Preview (P)", lambda: self._alone(self._preview))
         self._page.command("P", "Preview of the path", lambda: self._alone(self._preview))
         self._progress = gui.add_progress_bar(0, visible=False)
@@ -57,9 +57,14 @@ class PathControls:
     def _add_keyframe(self) -> None:
         self._keyframes.append(self._page.here())
         self._kind.value = flights.KEYFRAMES
+        self._drop.label = f"Drop keyframes ({len(self._keyframes)})"
         self._page.client.add_notification(
             f"Keyframe {len(self._keyframes)}", "The path goes through it.", auto_close_seconds=3
         )
+
+    def _drop_keyframes(self) -> None:
+        self._keyframes.clear()
+        self._drop.label = "Drop keyframes"
 
     def _cameras(self) -> list[Camera]:
         """The path that is chosen."""
@@ -95,11 +100,18 @@ class PathControls:
 
     def _preview(self) -> None:
         due = time.monotonic()
-        for shown in self._pictures(self._cameras()):
-            due = max(due + 1 / self._fps.value, time.monotonic())
+        self._page.playing = True
+        try:
+            self._page.show_frusta()
+            for shown in self._pictures(self._cameras()):
+                time.sleep(max(0, due - time.monotonic()))
+                self._page.send(shown, self._page.window)
+                due = max(due, time.monotonic()) + 1 / self._fps.value
             time.sleep(max(0, due - time.monotonic()))
-            self._page.send(shown, self._page.window)
-        self._page.ask()
+        finally:
+            self._page.playing = False
+            self._page.show_frusta()
+            self._page.ask()
 
     def _film(self, name: str) -> None:
         pictures = (shown.image for shown in self._pictures(self._cameras()))

@@ -91,14 +91,16 @@ class Viewer:
         self.scene, self.thumbnails = scene, [_jpeg(each) for each in thumbnails]
 
     def open(self, client: int, name: str) -> None:
-        """Shows another scene, to all."""
+        """Shows another scene, to all; the same as before if it cannot be read."""
 
         def command() -> None:
-            self._open(self._scenes.find(name), self.scene.settings, False)
-            for page in self._all_pages():
-                page.begin()
+            try:
+                self._open(self._scenes.find(name), self.scene.settings, False)
+            finally:
+                for page in self._all_pages():
+                    page.begin()
 
-        self.worker.do(client, command)
+        self._do(client, command)
 
     def change(self, client: int, what: Callable[[ViewedScene], None]) -> None:
         """Changes the scene for all, whose pictures follow; those of another size begin anew."""
@@ -111,6 +113,11 @@ class Viewer:
                 for page in self._all_pages():
                     page.follow() if self.scene.size == size else page.begin()
 
+        self._do(client, command)
+
+    def _do(self, client: int, command: Callable[[], None]) -> None:
+        for page in self._all_pages():
+            page.wait()
         self.worker.do(client, command)
 
     def connect(self, client: viser.ClientHandle) -> None:
@@ -199,6 +206,7 @@ def serving(viewer: Viewer, host: str, port: int) -> Iterator[tuple[str, int]]:
         server.gui.configure_theme(
             dark_mode=True, show_logo=False, show_share_button=False, control_width="medium"
         )
+        server.gui.main_panel.dock_right()  # beside the picture, not over it
         start = server.initial_camera  # that "Reset view" goes back to
         start.position, start.look_at, start.up = stand_at(viewer.scene, viewer.scene.chosen[0])
         server.on_client_connect(viewer.connect)

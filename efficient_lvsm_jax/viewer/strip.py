@@ -13,7 +13,7 @@ from efficient_lvsm_jax.viewer.scene import ViewedScene
 
 GREEN, GREY = (64, 192, 87), (134, 142, 150)
 STRIP = """
-<div style="display:grid;grid-template-columns:repeat(4,1fr);gap:5px;padding:0 0.6em">{}</div>
+<div style="display:grid;grid-template-columns:repeat(4,1fr);gap:5px;padding:0 0.6em 0.5em">{}</div>
 """
 PRESS = """
  onclick="[...document.querySelectorAll('button')]

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import shutil
+import threading
 import time
 
 import cv2
@@ -18,7 +19,9 @@ from PIL import Image
 pytest.importorskip("viser", reason="the extra [viewer] is not installed")
 from noise_capture import SIZE, noise_viewer
 
+from efficient_lvsm_jax import InputError
 from efficient_lvsm_jax.viewer.flights import read_flight
+from efficient_lvsm_jax.viewer.page import SLOW, stand_at
 from efficient_lvsm_jax.viewer.server import serving
 from efficient_lvsm_jax.viewer.window import camera_of, framed
 
@@ -30,8 +33,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 # Software rendering: a machine that tests has no display.
 FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 PATIENCE = 120  # seconds for what takes one on an idle machine
-WINDOW = {"width": 640, "height": 400}
-FREE = np.s_[140:380, 30:280]  # of the window: neither controls nor notices lie over it
+WINDOW = {"width": 964, "height": 400}
+CANVAS = 640, 400  # left of the controls
+FREE = np.s_[160:380, 30:280]  # of the canvas: no notices lie over it
+MIDDLE = np.s_[195:205, 315:325]
 STARTED = [0, 2]  # photos in the cache at first
 CLOSE, OTHER = 2, 3  # mean grey levels between equal pictures, at most, and others, at least
 
@@ -42,9 +47,9 @@ class Tab:
     def __init__(self, window, ours):
         self.window, self.ours = window, ours
 
-    def pixels(self):
+    def pixels(self, part=FREE):
         picture = Image.open(io.BytesIO(self.window.screenshot())).convert("RGB")
-        return np.asarray(picture, np.float64)[FREE]
+        return np.asarray(picture, np.float64)[part]
 
     def shows(self, pixels):
         return np.abs(self.pixels() - pixels).mean() < CLOSE
@@ -55,7 +60,7 @@ class Tab:
         scene = viewer.scene
         camera = camera_of(window, scene.frame, scene.size)
         image = framed(viewer.worker.call(None, lambda: scene.render(*camera).image), window)
-        return self.shows(np.asarray(Image.fromarray(image).resize(tuple(WINDOW.values())))[FREE])
+        return self.shows(np.asarray(Image.fromarray(image).resize(CANVAS))[FREE])
 
     def position(self):
         return self.ours.window.position
@@ -91,11 +96,16 @@ def eventually(holds, what):
 
 
 def picture_at(viewer, photo):
-    """What a window at a photo's camera shows, the height of which the picture fills."""
-    image = viewer.worker.call(None, lambda: viewer.scene.compare(photo)[0].image)
-    height, width = WINDOW["height"], round(WINDOW["height"] * SIZE[1] / SIZE[0])
-    whole = np.zeros((height, WINDOW["width"], 3))
-    left = (WINDOW["width"] - width) // 2
+    """What a canvas at a photo's camera shows, the height of which the picture fills."""
+    return on_canvas(viewer.worker.call(None, lambda: viewer.scene.compare(photo)[0].image))
+
+
+def on_canvas(image):
+    """A picture as high as the canvas."""
+    all_columns, height = CANVAS
+    width = round(height * SIZE[1] / SIZE[0])
+    whole = np.zeros((height, all_columns, 3))
+    left = (all_columns - width) // 2
     whole[:, left : left + width] = cv2.resize(
         image, (width, height), interpolation=cv2.INTER_CUBIC
     )
@@ -125,7 +135,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def viewer(small_model):
-    viewer = noise_viewer(small_model)
+    viewer = noise_viewer(small_model, ("noise", "more noise"))
     yield viewer
     viewer.worker.stop()
 
@@ -147,6 +157,8 @@ def tab(viewer, shared):
     """The shared tab as if it had just been opened, after whatever a test left."""
 
     def begin():
+        if viewer.scene.name != "noise":
+            viewer._open(0, viewer.scene.settings, False)
         viewer.scene.choose(STARTED)
         shared.ours.begin()
         shared.ours._cameras_shown.value = False
@@ -177,6 +189,21 @@ def test_clicks_and_keys_put_photos_in_and_out_and_the_picture_follows(viewer, t
     tab.cached(1, 3)
     eventually(lambda: tab.shows(first), "the picture of two photos")
     assert (tab.position() == stood).all()
+
+
+def test_a_click_on_a_camera_in_the_picture_puts_its_photo_in(viewer, tab):
+    position, look_at, up = stand_at(viewer.scene, 3)
+    behind = position - 0.5 * (look_at - position) / np.linalg.norm(look_at - position)
+    camera = tab.ours.client.camera
+    with tab.ours.client.atomic():
+        camera.up_direction, camera.position, camera.look_at = up, behind, position
+    eventually(lambda: np.allclose(tab.position(), behind, atol=1e-3), "the camera behind it")
+    eventually(tab.shows_its_camera, "its picture")
+    without = tab.pixels(MIDDLE)
+    tab.ours._cameras_shown.value = True
+    eventually(lambda: np.abs(tab.pixels(MIDDLE) - without).mean() > OTHER, "the photo's camera")
+    tab.window.mouse.click(CANVAS[0] / 2, CANVAS[1] / 2)
+    tab.cached(1, 3, 4)
 
 
 def test_a_and_b_are_the_photos_before_and_after_the_last_change(viewer, tab):
@@ -249,6 +276,100 @@ def test_films_paths_and_snapshots_are_downloaded(viewer, tab):
     again = tab.downloaded("Save path").read_bytes()
     for one, other in zip(read_flight(there, SIZE), read_flight(again, SIZE), strict=True):
         np.testing.assert_allclose(one.c2w, other.c2w, atol=1e-6)
+
+
+def test_paths_are_previewed_and_then_the_camera_s_picture_comes_back(viewer, tab, monkeypatch):
+    send, go = tab.ours.send, threading.Semaphore(0)
+
+    def one_by_one(*picture):
+        send(*picture)
+        assert not tab.ours.playing or go.acquire(timeout=PATIENCE)
+
+    monkeypatch.setattr(tab.ours, "send", one_by_one)
+    tab.window.click("text=Path and files")
+    tab.window.keyboard.press("k")
+    tab.window.wait_for_selector("text=Drop keyframes (1)")
+    tab.fly()
+    tab.window.keyboard.press("k")
+    tab.window.wait_for_selector("text=Drop keyframes (2)")
+    tab.window.keyboard.press("h")
+    assert tab.window.get_by_label("Path", exact=True).input_value() == "keyframes"
+    tab.window.get_by_label("Frames", exact=True).fill("2")
+    for kind in ("keyframes", "orbit", "through the inputs"):
+        if kind != "keyframes":
+            tab.choose("Path", kind)
+        eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of the first camera")
+        tab.window.click("button:has-text('Preview (P)')")
+        eventually(lambda: tab.ours.playing, "the path")
+        for camera in tab.ours._paths._cameras():
+            image = viewer.worker.call(
+                None, lambda c=camera: viewer.scene.render(c.c2w, c.fxfycxcy).image
+            )
+            eventually(lambda i=image: tab.shows(on_canvas(i)), f"a picture of {kind}")
+            go.release()
+        eventually(lambda: not tab.ours.playing, "the end")
+    eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of the first camera")
+
+
+def test_a_slow_model_is_said_to_render_and_the_page_stays_usable(viewer, tab, monkeypatch):
+    session, go = viewer.scene._session, threading.Event()
+    render = session.render
+
+    def slow(*camera):
+        time.sleep(2 * SLOW)
+        assert go.wait(PATIENCE)
+        return render(*camera)
+
+    monkeypatch.setattr(session, "render", slow)
+    tab.window.keyboard.press("4")  # of what was fast until now, nothing can be said yet
+    go.set()
+    tab.cached(1, 3, 4)
+    tab.window.wait_for_selector("#badge:not(:has-text('rendering'))", state="attached")
+    eventually(lambda: tab.ours._seconds > SLOW, "a slow picture")
+    go.clear()
+    tab.fly()
+    tab.window.wait_for_selector("#badge:has-text('3 views'):has-text('rendering…')")
+    tab.choose("Made from", "the nearest of them")
+    tab.window.get_by_text("How many").wait_for()
+    tab.fly()
+    tab.choose("Made from", "all green photos")
+    tab.window.get_by_text("How many").wait_for(state="hidden")
+    assert "rendering…" in tab.window.inner_text("#badge")
+    go.set()
+    eventually(tab.shows_its_camera, "the picture of the last camera")
+    tab.window.wait_for_selector("#badge:not(:has-text('rendering'))")
+
+
+def test_another_scene_is_chosen_and_one_that_cannot_be_read_is_a_notice(viewer, tab, monkeypatch):
+    first = tab.pixels()
+
+    def broken(*_):
+        raise InputError("00003.png: is no picture")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(viewer, "_open", broken)
+        tab.choose("Scene", "more noise")
+        tab.window.wait_for_selector("text=00003.png: is no picture")
+    scene = tab.window.get_by_label("Scene", exact=True)
+    eventually(lambda: scene.input_value() == "noise", "the scene that is shown")
+    tab.ours._cameras_shown.value = False
+    tab.choose("Scene", "more noise")
+    eventually(lambda: viewer.scene.name == "more noise", "the other scene")
+    tab.ours._cameras_shown.value = False
+    assert np.abs(picture_at(viewer, 0) - first).mean() > OTHER
+    eventually(lambda: tab.shows(picture_at(viewer, 0)), "its picture")
+
+
+def test_controls_lie_beside_the_picture_and_on_a_phone_under_it(browser, viewer, address, tab):
+    strip = tab.window.locator("#photo-1").bounding_box()
+    assert strip["x"] >= CANVAS[0]
+    phone = {"width": 390, "height": 844}
+    with opened(browser, viewer, address, viewport=phone) as other:
+        sheet = other.window.locator(".mantine-Paper-root", has=other.window.locator("#photo-1"))
+        below = (phone["height"] + phone["width"] * SIZE[0] / SIZE[1]) / 2
+        box = sheet.bounding_box()
+        assert (box["x"], box["width"]) == (0, phone["width"]) and box["y"] >= below - 1
+        other.window.wait_for_selector("text=Click a photo to use it")  # on its bar
 
 
 def test_two_browsers_share_the_photos_and_each_has_its_camera(browser, viewer, address, tab):
