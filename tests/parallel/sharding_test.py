@@ -19,10 +19,7 @@ from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.step import Recipe, init_state
 
 WORKER = [sys.executable, str(Path(__file__).parents[1] / "mesh_worker.py")]
-# Most of a worker's time goes to compiling, so it compiles quickly what runs slowly.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-ROOT = str(Path(__file__).parents[2])
-ENVIRONMENT = os.environ | {"XLA_FLAGS": QUICKLY, "PYTHONPATH": ROOT}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 TIME_OUT = 240  # seconds for a worker; on two idle cores it takes some fifteen
 # The first, on one device, is what the others must equal; each runs on as many devices as it has.
 MESHES = ("data:1", "context:2", "data:2,fsdp:2", "data:2,fsdp:2,context:2")
