@@ -67,14 +67,18 @@ def compare(arrays: Arrays) -> Iterator[Line]:
 
 
 def _encoding(arrays: Arrays) -> Line:
-    w2c, intrinsics = arrays["extrinsics"], arrays["intrinsics"]
-    height, width = (int(side) for side in arrays["image_hw"])
+    size = tuple(int(side) for side in arrays["image_hw"])
+    found = encoded(arrays["extrinsics"], arrays["intrinsics"], size)
+    return shares("poses", "pose_encoding", found, arrays, LIMIT)
+
+
+def encoded(w2c: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]) -> jax.Array:
+    """The encodings [..., 9] of published world to camera [..., 3, 4] and [..., 3, 3]."""
     whole = np.broadcast_to(np.eye(4), (*w2c.shape[:-2], 4, 4)).copy()
     whole[..., :3, :] = w2c
     places = ((0, 0), (1, 1), (0, 2), (1, 2))
     fxfycxcy = np.stack([intrinsics[..., row, column] for row, column in places], axis=-1)
-    cameras = Cameras(np.linalg.inv(whole), fxfycxcy, height, width)
-    return shares("poses", "pose_encoding", encode(cameras), arrays, LIMIT)
+    return encode(Cameras(np.linalg.inv(whole), fxfycxcy, *size))
 
 
 _camera_gradient = jax.jit(jax.value_and_grad(camera_loss, has_aux=True))

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from efficient_lvsm_jax.compress import step_reference
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import settings_told
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
@@ -82,8 +83,14 @@ def compare(arrays: Arrays, weights: str | Path) -> Iterator[tuple]:
         seen = images[:, arrays["frames_token"]] if of_tokens else images
         density = _density(arrays)
         block = 0 if of_tokens else _blocks(model, seen.shape)
+        if block == 1:
+            continue  # frames share no size of blocks: the original attended to zeros
         sparse = _replaced(model, arrays, text.format(d=density, b=block))
         yield from _lines(sparse, arrays, variant, names, seen, dense)
+    if "step_rows" in arrays:
+        text = VARIANTS["token"].format(d=_density(arrays))
+        seen = images[:, arrays["frames_token"]]
+        yield from step_reference.steps(model, _replaced(model, arrays, text), arrays, seen)
 
 
 def _read(arrays: Arrays, weights: str | Path) -> GeometryModel:

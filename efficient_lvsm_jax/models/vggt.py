@@ -272,8 +272,13 @@ class VGGT(SceneGeometry):
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Patch tokens [B·R, N, D] of every frame by itself, float32."""
-        images = (images - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_DEVIATION)
+        images = self.normalised(images)
         return self.encoder.patch_tokens(images.reshape(-1, *images.shape[2:]))
+
+    @staticmethod
+    def normalised(images: jax.Array) -> jax.Array:
+        """Images [..., 3] as the encoder takes them."""
+        return (images - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_DEVIATION)
 
     def sight(self, memory: SceneMemory | None, frames: int) -> Sight:
         """Which frames see which."""

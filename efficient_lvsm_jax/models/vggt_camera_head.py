@@ -106,7 +106,7 @@ class CameraHead(nnx.Module):
             x, pages = self._attend(x, self._within(sight, index), pages)
             hidden = gelu(self.up("BRE,EF->BRF", self.trunk_norm(x)))
             encoding = encoding + self.down("BRF,FC->BRC", hidden)
-            return (encoding, pages), _activated(encoding)
+            return (encoding, pages), activated(encoding)
 
         start = jnp.zeros((*tokens.shape[:2], ENCODING))
         (_, pages), encodings = jax.lax.scan(iteration, (start, pages), jnp.arange(self.iterations))
@@ -158,6 +158,6 @@ def normed(x: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(variance + 1e-6)
 
 
-def _activated(encoding: jax.Array) -> jax.Array:
+def activated(encoding: jax.Array) -> jax.Array:
     """An encoding whose fields of view are not negative."""
     return jnp.concatenate([encoding[..., :7], jax.nn.relu(encoding[..., 7:])], axis=-1)

@@ -10,11 +10,13 @@ from conftest import GOLDENS, golden
 from small_vggt import FILE, configured, small_vggt
 
 from efficient_lvsm_jax.compress.reference import compare
+from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import with_projections
 from efficient_lvsm_jax.models.scene_geometry import Sight
 from efficient_lvsm_jax.models.vggt import VGGT
 from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity
+from efficient_lvsm_jax.weights.load import load
 from efficient_lvsm_jax.weights.published import bring_out
 
 MODEL = GOLDENS / "lite3r_model.npz"
@@ -37,7 +39,23 @@ def test_a_model_with_replaced_attention_equals_the_recorded_one(tmp_path):
     assert [difference.quantity for difference in differences] == [
         *("token: tokens", "token: poses", "token: attention", "token: choice", "three: tokens"),
     ]
-    assert not_compared == {"nothing here gives it": ["dense_frame"]}
+    assert not not_compared
+
+
+def test_steps_of_training_projections_equal_the_recorded_ones(tmp_path):
+    kept = (*GIVEN, "step_")
+    arrays = {
+        name: array
+        for name, array in golden("lite3r_model").items()
+        if name.startswith(kept) and not name.startswith("step_fp8_")
+    }
+    np.savez(tmp_path / "file.npz", **arrays)
+    differences, not_compared = compare(tmp_path / "file.npz", FILE)
+    assert all(difference.within for difference in differences), differences
+    assert {"first step: gradients", "first step: norm", "later steps: projections"} <= {
+        difference.quantity for difference in differences
+    }
+    assert not not_compared
 
 
 def test_a_file_of_a_model_asks_for_its_weights():
@@ -65,6 +83,14 @@ def test_published_weights_get_projections_of_zero_which_is_said(caplog):
     assert with_projections(small_vggt().params, "vggt", configured()) is small_vggt().params
     with pytest.raises(InputError, match="no published name; write a weights folder"):
         bring_out(params, "vggt", config)
+
+
+def test_a_converted_model_keeps_where_it_is_sparse(tmp_path):
+    text = "frame=0.3:token"
+    convert(FILE, tmp_path / "sparse", told={"causal": False, "attention_sparsity": text})
+    model = load(tmp_path / "sparse")
+    assert model.config.attention_sparsity == text
+    assert model.params["within"]["sparse"]["kernel"].shape == (4, 16, 16)
 
 
 def test_places_that_the_model_lacks_are_refused():
