@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,6 +37,11 @@ class CaptureWriter:
 
     All goes to a hidden folder beside, which gets its name when the block ends without an error.
 
+    Attributes:
+      folder: the capture.
+      partial: the hidden folder, once the block has begun; files put there come along.
+      fields: of the whole capture, to be written into its file.
+
     Raises:
       InputError: `folder` exists, or cannot be written; then nothing is left behind.
     """
@@ -46,28 +53,31 @@ class CaptureWriter:
           InputError: a lens that the format does not hold.
         """
         self.folder = Path(folder).absolute()
-        self._frames: list[dict] = []
-        self._lens: dict = {"camera_model": "PINHOLE"}
-        if lens is not None and not lens.is_none:
-            model, names = "OPENCV", PERSPECTIVE_FIELDS
-            if lens.model == FISHEYE:
-                model, names = "OPENCV_FISHEYE", FISHEYE_FIELDS
-            if any(lens.coefficients[len(names) :]):
-                raise InputError(
-                    f"{folder}: lens {list(lens.coefficients)}: a capture holds {', '.join(names)}"
-                )
-            values = dict(zip(names, lens.coefficients, strict=False))
-            self._lens = {"camera_model": model, **values}
+        self.fields: dict[str, Any] = {}
+        self._frames: list[tuple[dict, dict]] = []  # what is its own, and its lens
+        self._lens = self._fields_of(lens)
+
+    def _fields_of(self, lens: Distortion | None) -> dict[str, Any]:
+        if lens is None or lens.is_none:
+            return {"camera_model": "PINHOLE"}
+        model, names = "OPENCV", PERSPECTIVE_FIELDS
+        if lens.model == FISHEYE:
+            model, names = "OPENCV_FISHEYE", FISHEYE_FIELDS
+        if any(lens.coefficients[len(names) :]):
+            raise InputError(
+                f"{self.folder}: lens {list(lens.coefficients)}: a capture holds {', '.join(names)}"
+            )
+        return {"camera_model": model, **dict(zip(names, lens.coefficients, strict=False))}
 
     def __enter__(self) -> CaptureWriter:
         if self.folder.exists():
             raise InputError(f"{self.folder} already exists; name a new folder or remove it first")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._partial = Path(
+            self.partial = Path(
                 tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}.partial-")
             )
-            (self._partial / "images").mkdir()
+            (self.partial / "images").mkdir()
         except OSError as error:
             raise self._cannot_write(error) from error
         return self
@@ -78,6 +88,11 @@ class CaptureWriter:
         c2w: np.ndarray,
         fxfycxcy: np.ndarray,
         depth: np.ndarray | None = None,
+        *,
+        name: str | None = None,
+        stored: bytes | None = None,
+        lens: Distortion | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes the next picture.
 
@@ -86,6 +101,10 @@ class CaptureWriter:
           c2w: [4, 4], OpenCV axes.
           fxfycxcy: [4], pixels of `image`.
           depth: [Y, X] along the viewing direction, in the unit of the poses; 0: not known.
+          name: of its file, which no other picture has; None counts them.
+          stored: the file itself, which shows `image`; None writes a PNG.
+          lens: that bent it, of the model of all others; None is that of the whole capture.
+          fields: of the frame, to be written beside its camera.
 
         Raises:
           InputError: another kind of picture, a camera or a depth that cannot be, or no space.
@@ -99,24 +118,32 @@ class CaptureWriter:
             raise InputError(f"{self.folder}: a capture holds at most {MAX_PICTURES:,} pictures")
         c2w, fxfycxcy = np.asarray(c2w, np.float64), np.asarray(fxfycxcy, np.float64)
         check_cameras(c2w, fxfycxcy, f"camera of picture {index}")
-        name, with_depth = f"images/{index:05d}.png", {}
+        with_depth = {}
+        path = f"images/{f'{index:05d}.png' if name is None else PurePosixPath(name).name}"
         try:
-            Image.fromarray(image).save(self._partial / name, "PNG")
+            with (self.partial / path).open("xb") as file:
+                if stored is None:
+                    Image.fromarray(image).save(file, "PNG")
+                else:
+                    file.write(stored)
             if depth is not None:
                 with_depth = {FIELD: f"depth/{index:05d}.npy"}
-                write_depth(self._partial / with_depth[FIELD], depth, image.shape[:2])
+                write_depth(self.partial / with_depth[FIELD], depth, image.shape[:2])
         except OSError as error:
             raise self._cannot_write(error) from error
         height, width = image.shape[:2]
         values = [*fxfycxcy.tolist(), width, height]
-        self._frames.append(
-            {
-                "file_path": name,
-                **with_depth,
-                "transform_matrix": opencv_from_opengl(c2w).tolist(),  # the same flip both ways
-                **dict(zip(INTRINSICS, values, strict=True)),
-            }
-        )
+        camera = {
+            **(self._lens if lens is None else self._fields_of(lens)),
+            **dict(zip(INTRINSICS, values, strict=True)),
+        }
+        own = {
+            "file_path": path,
+            **with_depth,
+            "transform_matrix": opencv_from_opengl(c2w).tolist(),  # the same flip both ways
+            **(fields or {}),
+        }
+        self._frames.append((own, camera))
 
     def __exit__(self, kind, error, trace) -> None:
         try:
@@ -125,25 +152,27 @@ class CaptureWriter:
         except OSError as failed:
             raise self._cannot_write(failed) from failed
         finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def _finish(self) -> None:
         if not self._frames:
             raise InputError(f"{self.folder}: no picture to write")
-        first = self._frames[0]
+        cameras = [camera for _, camera in self._frames]
         # The format has a field either once for all frames or in every frame.
         shared = {
-            key: first[key]
-            for key in INTRINSICS
-            if all(frame[key] == first[key] for frame in self._frames)
+            key: value
+            for key, value in cameras[0].items()
+            if all(camera.get(key) == value for camera in cameras)
         }
-        frames = [{k: v for k, v in frame.items() if k not in shared} for frame in self._frames]
-        write_json(
-            self._partial / "transforms.json",
-            {**self._lens, **shared, "frames": frames},
-        )
-        self._partial.chmod(0o755)
-        self._partial.rename(self.folder)
+        if "camera_model" not in shared:
+            raise InputError(f"{self.folder}: a capture holds lenses of one model alone")
+        frames = [
+            {**own, **{key: value for key, value in camera.items() if key not in shared}}
+            for own, camera in self._frames
+        ]
+        write_json(self.partial / "transforms.json", {**shared, **self.fields, "frames": frames})
+        self.partial.chmod(0o755)
+        self.partial.rename(self.folder)
 
     def _cannot_write(self, error: OSError) -> InputError:
         return InputError(f"{self.folder}: cannot be written ({error.strerror or error})")
