@@ -1,0 +1,1 @@
+"""Pictures without cameras: photos and films, structure from motion, what becomes of them."""

@@ -1,0 +1,198 @@
+"""What pictures without cameras come from: a folder of photos, a video, a capture.
+
+photos = open_photos("holiday/")
+photos[3].name, photos[3].image(), photos[3].focal
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.captures.inputs import open_scene
+from data_pipeline.formats import formats_of
+from data_pipeline.pictures.images import (
+    PICTURE_SUFFIXES,
+    exif_orientation,
+    load_image,
+    load_upright,
+)
+from data_pipeline.pictures.jpeg import JPEG_START
+from data_pipeline.pictures.places import picture_files
+from data_pipeline.unposed.film import BLANK, LEAST_SIDE, choose_frames, read_frames
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.reading import read_bytes
+
+log = logging.getLogger(__name__)
+
+ENOUGH = "to go by: expected two or more, as places are only known relative to each other"
+EXIF, FOCAL_IN_35MM = 0x8769, 0xA405  # tags
+DIAGONAL_OF_35MM = math.hypot(36, 24)  # of the film that such a focal length belongs to
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A picture whose camera is not known.
+
+    Attributes:
+      name: of a file, with a suffix, different from that of all others.
+      image: RGB uint8 [Y, X, 3], upright.
+      stored: the file that shows exactly this; None if it was turned, blended or decoded.
+      focal: its focal length in pixels, if its EXIF says so.
+    """
+
+    name: str
+    image: np.ndarray = dataclasses.field(repr=False)
+    stored: bytes | None = dataclasses.field(default=None, repr=False)
+    focal: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """Pictures one by one, as often as asked for. Those of one colour are left out.
+
+    Attributes:
+      name: of the source.
+      count: how many there are, of one colour or not.
+      film: whether neighbours were taken one after the other.
+    """
+
+    name: str
+    count: int
+    film: bool
+    read: Callable[[], Iterator[Photo]] = dataclasses.field(repr=False)
+
+    def __iter__(self) -> Iterator[Photo]:
+        shown = 0
+        for photo in self.read():
+            height, width = photo.image.shape[:2]
+            if min(height, width) < LEAST_SIDE:
+                raise InputError(
+                    f"{photo.name} of {self.name}: {width}x{height} pixels (width x height): "
+                    f"expected sides of {LEAST_SIDE} or more"
+                )
+            if photo.image.std() < BLANK:
+                log.warning("%s: %s is of one colour, left out", self.name, photo.name)
+                continue
+            shown += 1
+            yield photo
+        if shown < 2:
+            raise InputError(f"{self.name}: {shown} of {self.count} pictures {ENOUGH}")
+
+
+def open_photos(
+    source: str | Path,
+    *,
+    every: int | None = None,
+    count: int | None = None,
+    scene: str | None = None,
+) -> Photos:
+    """The pictures of a folder of photos, a video, or a capture, whose cameras are ignored.
+
+    Args:
+      source: one of these. Photos are taken in the order of their names.
+      every, count: see `film.choose_frames`; of photos `every` alone.
+      scene: of a capture with several.
+
+    Raises:
+      InputError: none of these, or fewer than two pictures.
+    """
+    source = Path(source)
+    for name, value in (("every", every), ("count", count)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: expected 1 or more")
+    if every is not None and count is not None:
+        raise InputError("--every and --count: give one of them")
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    if source.is_file() and not formats_of(source):
+        if source.suffix.lower() in PICTURE_SUFFIXES:
+            raise InputError(f"{source}: a single picture; expected a folder of two or more")
+        photos = _of_film(source, every, count)
+    else:
+        if count is not None:
+            raise InputError(f"--count {count}: is about videos; {source} is none")
+        photos = _of_files(source, every or 1, scene)
+    if photos.count < 2:
+        raise InputError(f"{source}: {photos.count} picture {ENOUGH}")
+    return photos
+
+
+def same_name(name: str) -> str:
+    """What is equal of names of the same picture in different captures."""
+    path = PurePosixPath(name)
+    while path.suffix.lower() in PICTURE_SUFFIXES:
+        path = path.with_suffix("")
+    return path.name
+
+
+def _of_film(source: Path, every: int | None, count: int | None) -> Photos:
+    chosen, _ = choose_frames(source, every=every, count=count)
+
+    def read() -> Iterator[Photo]:
+        for number, image in zip(chosen, read_frames(source, chosen), strict=True):
+            yield Photo(f"{number:06d}.png", image)
+
+    return Photos(str(source), len(chosen), True, read)
+
+
+def _of_files(source: Path, every: int, scene: str | None) -> Photos:
+    """Of a folder of photos, or of a capture: its files, as no camera is to be trusted."""
+    if formats_of(source) or not (
+        files := picture_files(source) or picture_files(source / "images")
+    ):
+        frames = open_scene(source, scene).frames
+        names = _unlike([frame.name for frame in frames])
+        readers = [
+            functools.partial(_photo, frame.file, name)
+            if frame.file is not None
+            else functools.partial(_decoded_photo, frame, name)
+            for frame, name in zip(frames, names, strict=True)
+        ]
+    else:
+        readers = [functools.partial(_photo, file, file.name) for file in files]
+    readers = readers[::every]
+    return Photos(str(source), len(readers), False, lambda: (read() for read in readers))
+
+
+def _unlike(names: list[str]) -> list[str]:
+    """Names of files without folders, where these still differ."""
+    short = [PurePosixPath(name).name for name in names]
+    if len({*map(same_name, short)}) == len(names):
+        return short
+    return [name.replace("/", "_") for name in names]
+
+
+def _decoded_photo(frame, name: str) -> Photo:
+    return Photo(_png(name), frame.image())
+
+
+def _photo(file: Path, name: str) -> Photo:
+    """A photo file, its own bytes where they are a JPEG that stands upright."""
+    upright = exif_orientation(file) == 1
+    image = load_image(file) if upright else load_upright(file)
+    data = read_bytes(file)
+    is_plain = upright and data[: len(JPEG_START)] == JPEG_START
+    name = name if is_plain else _png(name)
+    return Photo(name, image, data if is_plain else None, _focal(file, image.shape[:2]))
+
+
+def _png(name: str) -> str:
+    return name if name.lower().endswith(".png") else f"{name}.png"
+
+
+def _focal(file: Path, size: tuple[int, int]) -> float | None:
+    """Pixels, of the focal length on 35 mm film, which is about the picture's diagonal."""
+    try:
+        with Image.open(file) as image:
+            focal = float(image.getexif().get_ifd(EXIF).get(FOCAL_IN_35MM, 0))
+    except Exception:  # of any kind, see `pictures.images`; EXIF is a hint
+        return None
+    return focal / DIAGONAL_OF_35MM * math.hypot(*size) if 0 < focal < 10_000 else None
