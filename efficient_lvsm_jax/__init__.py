@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from efficient_lvsm_jax.models.model import Model
     from efficient_lvsm_jax.sessions.session import Session
     from efficient_lvsm_jax.sessions.streaming import Stream
+    from efficient_lvsm_jax.sessions.unposed import UnposedScene
     from efficient_lvsm_jax.shipped import example
     from efficient_lvsm_jax.weights.load import load
 
@@ -31,6 +32,7 @@ _ROOMS = {
     "SceneFrame": "geometry.cameras",
     "Session": "sessions.session",
     "Stream": "sessions.streaming",
+    "UnposedScene": "sessions.unposed",
     "Views": "geometry.cameras",
     "example": "shipped",
     "load": "weights.load",
@@ -43,6 +45,7 @@ __all__ = [
     "SceneFrame",
     "Session",
     "Stream",
+    "UnposedScene",
     "Views",
     "__version__",
     "example",

@@ -44,3 +44,13 @@ def cameras_of(extrinsics, intrinsics, size) -> Cameras:
     c2w[..., :3, 3] = -np.einsum("...ji,...j->...i", rotation, translation)
     fxfycxcy = np.stack([intrinsics[..., i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], -1)
     return Cameras(c2w, fxfycxcy, *size)
+
+
+def seeing_wide():
+    """The model with fields of view of 1 radian, whatever it sees; its own are often 0."""
+    model = small_vggt()
+    head = model.params["camera_head"]
+    down = {name: np.array(value) for name, value in head["down"].items()}
+    down["kernel"][..., 7:] = 0
+    down["bias"][7:] = 1 / model.config.camera_iterations
+    return dataclasses.replace(model, params=model.params | {"camera_head": head | {"down": down}})

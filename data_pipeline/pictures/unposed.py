@@ -53,21 +53,21 @@ def same_size(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([_centred(picture, (height, width)) for picture in pictures])
 
 
-def fit_long_side(image: Image.Image) -> np.ndarray:
-    """A picture whose long side is 518 pixels and then, by a second resize, whole patches.
+def fit_long_side(image: Image.Image, side: int = SIDE) -> np.ndarray:
+    """A picture whose long side is `side` pixels and then, by a second resize, whole patches.
 
-    As depth benchmarks were run, the way up that its EXIF says: uint8 [Y, X, 3].
+    As depth benchmarks were run, with 518, the way up that its EXIF says: uint8 [Y, X, 3].
 
     Raises:
       InputError: so narrow a picture that no patch is left.
     """
     image = ImageOps.exif_transpose(_opaque(image))
     longest = max(image.size)
-    size = tuple(round(side * SIDE / longest) for side in image.size)
-    whole = tuple(side // 2 * 2 // PATCH * PATCH for side in size)
+    size = tuple(round(each * side / longest) for each in image.size)
+    whole = tuple(each // 2 * 2 // PATCH * PATCH for each in size)
     if min(whole) < PATCH:
-        raise InputError(_too_narrow(image))
-    image = image.resize(size, LANCZOS if longest > SIDE else BICUBIC)
+        raise InputError(_too_narrow(image, side))
+    image = image.resize(size, LANCZOS if longest > side else BICUBIC)
     return np.asarray(image.resize(whole, LANCZOS))
 
 
@@ -75,13 +75,13 @@ def _other_side(image: Image.Image, fitted: int, other: int) -> int:
     """What `other` becomes where `fitted` becomes 518, in whole patches."""
     side = round(other * (SIDE / fitted) / PATCH) * PATCH
     if side < PATCH:
-        raise InputError(_too_narrow(image))
+        raise InputError(_too_narrow(image, SIDE))
     return side
 
 
-def _too_narrow(image: Image.Image) -> str:
+def _too_narrow(image: Image.Image, side: int) -> str:
     return (
-        f"picture of {image.height}x{image.width} (height x width): with its long side at {SIDE} "
+        f"picture of {image.height}x{image.width} (height x width): with its long side at {side} "
         f"pixels the other is less than a patch of {PATCH}; crop it"
     )
 

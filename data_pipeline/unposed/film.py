@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data_pipeline.unposed.photos import BLANK, LEAST_SIDE
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
 
@@ -20,9 +21,7 @@ log = logging.getLogger(__name__)
 
 COUNT = 60  # frames, if not told
 LOOK = 160  # pixels of the long side at which frames are judged
-BLANK = 2.0  # levels by which a picture must vary around its mean to show anything
 STILL = 1e-4  # of the long side, that are no motion from one frame to the next
-LEAST_SIDE = 16  # pixels
 
 
 @dataclasses.dataclass(frozen=True)

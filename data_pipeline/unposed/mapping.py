@@ -21,7 +21,7 @@ from data_pipeline.formats.colmap_model import read_cameras, read_images
 from data_pipeline.pictures.distortion import Distortion
 from data_pipeline.pictures.frames import picture_frame
 from data_pipeline.scenes import Frame
-from data_pipeline.unposed.sources import Photos
+from data_pipeline.unposed.photos import Photos
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.media.progress import Progress
 

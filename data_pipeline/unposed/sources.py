@@ -6,14 +6,11 @@ photos[3].name, photos[3].image(), photos[3].focal
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 from PIL import Image
 
 from data_pipeline.captures.inputs import open_scene
@@ -26,65 +23,13 @@ from data_pipeline.pictures.images import (
 )
 from data_pipeline.pictures.jpeg import JPEG_START
 from data_pipeline.pictures.places import picture_files
-from data_pipeline.unposed.film import BLANK, LEAST_SIDE, choose_frames, read_frames
+from data_pipeline.unposed.film import choose_frames, read_frames
+from data_pipeline.unposed.photos import ENOUGH, Photo, Photos
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_bytes
 
-log = logging.getLogger(__name__)
-
-ENOUGH = "to go by: expected two or more, as places are only known relative to each other"
 EXIF, FOCAL_IN_35MM = 0x8769, 0xA405  # tags
 DIAGONAL_OF_35MM = math.hypot(36, 24)  # of the film that such a focal length belongs to
-
-
-@dataclasses.dataclass(frozen=True)
-class Photo:
-    """A picture whose camera is not known.
-
-    Attributes:
-      name: of a file, with a suffix, different from that of all others.
-      image: RGB uint8 [Y, X, 3], upright.
-      stored: the file that shows exactly this; None if it was turned, blended or decoded.
-      focal: its focal length in pixels, if its EXIF says so.
-    """
-
-    name: str
-    image: np.ndarray = dataclasses.field(repr=False)
-    stored: bytes | None = dataclasses.field(default=None, repr=False)
-    focal: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Photos:
-    """Pictures one by one, as often as asked for. Those of one colour are left out.
-
-    Attributes:
-      name: of the source.
-      count: how many there are, of one colour or not.
-      film: whether neighbours were taken one after the other.
-    """
-
-    name: str
-    count: int
-    film: bool
-    read: Callable[[], Iterator[Photo]] = dataclasses.field(repr=False)
-
-    def __iter__(self) -> Iterator[Photo]:
-        shown = 0
-        for photo in self.read():
-            height, width = photo.image.shape[:2]
-            if min(height, width) < LEAST_SIDE:
-                raise InputError(
-                    f"{photo.name} of {self.name}: {width}x{height} pixels (width x height): "
-                    f"expected sides of {LEAST_SIDE} or more"
-                )
-            if photo.image.std() < BLANK:
-                log.warning("%s: %s is of one colour, left out", self.name, photo.name)
-                continue
-            shown += 1
-            yield photo
-        if shown < 2:
-            raise InputError(f"{self.name}: {shown} of {self.count} pictures {ENOUGH}")
 
 
 def open_photos(

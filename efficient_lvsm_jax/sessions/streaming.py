@@ -145,6 +145,11 @@ class Stream:
         return 0 if self._memory is None else self._memory.frame_bytes
 
     @property
+    def model(self) -> GeometryModel:
+        """What sees the frames."""
+        return self._model
+
+    @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of all frames; None before the first."""
         return self._size

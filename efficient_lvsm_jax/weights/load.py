@@ -39,6 +39,21 @@ def load_renderer(path: str | Path, *, entry: str | None = None) -> Model:
     return model
 
 
+def load_geometry(path: str | Path) -> GeometryModel:
+    """A model that sees cameras and depth, from what `load` takes.
+
+    Raises:
+      InputError: a model that renders views; or as `load`.
+    """
+    model = load(path)
+    if not isinstance(model, GeometryModel):
+        raise InputError(
+            f"{path}: a model of the family {model.family} renders views, and sees no cameras; "
+            f"expected one of {', '.join(families(SceneGeometry))}"
+        )
+    return model
+
+
 def load(
     path: str | Path, *, entry: str | None = None, products: str | None = None
 ) -> Model | GeometryModel:

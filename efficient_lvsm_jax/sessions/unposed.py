@@ -1,0 +1,240 @@
+"""Views of a session from frames without cameras: a network says where each was taken.
+
+    scene = elvsm.UnposedScene(model, elvsm.Stream(geometry, capacity=200))
+    for frame in video:
+        scene.add(frame)
+    picture = scene.session.render(c2w, fxfycxcy)
+
+Axes: R frame, Y X pixel of a picture, y x pixel of the network's copy of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from data_pipeline.scenes import Frame
+from data_pipeline.unposed.photos import Photo, Photos
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import SceneFrame, check_cameras
+from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
+from efficient_lvsm_jax.media.progress import counted
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.models.scene_geometry import Geometry
+from efficient_lvsm_jax.sessions.session import Session
+from efficient_lvsm_jax.sessions.streaming import Stream
+
+BASELINE = 0.05  # from the nearest keyframe, of the depth that is seen
+TURN = 15.0  # degrees, that are as much
+SURE = 0.5  # of the confidence that frames have in the median
+START = 4  # keyframes that fix the scene's frame and scale
+
+
+@dataclasses.dataclass(frozen=True)
+class SeenFrame:
+    """A picture and what a network says of it.
+
+    c2w: [4, 4]. fxfycxcy: [4], pixels of the picture. depth: [y, x] float32, of the whole picture
+    along the viewing direction, in the unit of the cameras. confidence: of it.
+    """
+
+    photo: Photo
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    depth: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def posed(self) -> Frame:
+        """The picture with its camera."""
+        height, width = self.photo.image.shape[:2]
+        return Frame(
+            self.photo.name, self.c2w, self.fxfycxcy, width, height, lambda: self.photo.image
+        )
+
+
+def see(
+    model: GeometryModel,
+    photos: Photos,
+    *,
+    side: int | None = None,
+    remember: int | None = None,
+) -> Iterator[SeenFrame]:
+    """What a network says of pictures: a stream of each as it comes, others of all at the end.
+
+    Args:
+      model: of any family of geometry.
+      side: pixels of the long side that the network sees; None is as its family was trained.
+      remember: how many frames a stream remembers at a time, None is all; see `Stream`'s "window".
+
+    Raises:
+      InputError: pictures of more than one shape; cameras that cannot be, as of damaged weights.
+    """
+    if model.config.causal:
+        stream = Stream(model, capacity=remember or photos.count, when_full="window")
+        for photo in counted(photos, "seeing", photos.count, "pictures"):
+            try:
+                geometry = stream.observe(fitted(model, photo.image, side))
+            except InputError as error:
+                raise InputError(f"{photo.name} of {photos.name}: {error}") from error
+            yield seen_frame(model, photo, geometry)
+        return
+    if remember is not None:
+        raise InputError(f"{model.family} sees all pictures at once, and remembers none")
+    together = list(photos)
+    pictures = [fitted(model, photo.image, side) for photo in together]
+    for photo, picture in zip(together, pictures, strict=True):
+        if picture.shape != pictures[0].shape:
+            raise InputError(
+                f"{photo.name} of {photos.name}: {_shape(photo.image)}, {together[0].name} is "
+                f"{_shape(together[0].image)} (width x height): expected pictures of one shape; "
+                "crop them, or take those of one orientation"
+            )
+    _, geometry = model.observe(None, np.stack(pictures)[None].astype(np.float32) / 255)
+    for index, photo in enumerate(together):
+        parts = geometry.cameras, geometry.depth, geometry.depth_confidence
+        cameras, depth, confidence = jax.tree.map(lambda x, r=index: x[0, r], parts)
+        yield seen_frame(model, photo, Geometry(cameras, None, depth, confidence))
+
+
+def fitted(model: GeometryModel, picture: np.ndarray, side: int | None = None) -> np.ndarray:
+    """All of a picture, uint8 [Y, X, 3], as its family sees pictures, uint8 [y, x, 3]."""
+    # Here, as a machine which is given arrays may lack their libraries.
+    from data_pipeline.pictures import depth_anything3, unposed
+
+    image = Image.fromarray(picture)
+    if model.family == "depth_anything3":
+        return depth_anything3.fit(image, side=side or depth_anything3.SIDE)[0]
+    return unposed.fit_long_side(image, side or unposed.SIDE)
+
+
+def seen_frame(model: GeometryModel, photo: Photo, geometry: Geometry) -> SeenFrame:
+    """A single frame's geometry, in pixels of the picture itself.
+
+    Raises:
+      InputError: it is not finite, or its camera is none.
+    """
+    depth, confidence = np.asarray(geometry.depth), np.asarray(geometry.depth_confidence)
+    c2w = np.asarray(geometry.cameras.c2w, np.float64)
+    fxfycxcy = np.asarray(geometry.cameras.fxfycxcy, np.float64)
+    what = f"{photo.name}: what {model.family} says of it"
+    if np.isinf(fxfycxcy[:2]).any():
+        raise InputError(
+            f"{what}: a field of view of 0, so an infinite focal length, which no camera has; "
+            "leave the picture out"
+        )
+    finite = (np.isfinite(each).all() for each in (c2w, fxfycxcy, depth, confidence))
+    if not all(finite):
+        raise InputError(
+            f"{what}: not finite (NaN); leave the picture out, or, if it is so of all, convert the "
+            "weights again"
+        )
+    check_cameras(c2w, fxfycxcy, what)
+    size = photo.image.shape[1::-1]
+    fxfycxcy = fxfycxcy * np.tile(np.divide(size, depth.shape[::-1]), 2)
+    check_intrinsics(fxfycxcy, size, what)
+    return SeenFrame(photo, c2w, fxfycxcy, depth, confidence)
+
+
+class Keyframes:
+    """Chooses frames that are worth a view: taken away from those chosen before, and well seen."""
+
+    def __init__(self):
+        self.chosen: list[SeenFrame] = []
+        self._sure: list[float] = []
+
+    def take(self, seen: SeenFrame) -> bool:
+        """Whether a frame, of the world of those before, is one; it then belongs to the chosen.
+
+        Away is BASELINE of the depth that it sees, or TURN degrees. Well seen is a confidence, in
+        the mean, of SURE times the median of all frames so far.
+        """
+        self._sure.append(float(seen.confidence.mean()))
+        if self._sure[-1] < SURE * np.median(self._sure):
+            return False
+        if self.chosen:
+            others = np.stack([each.c2w for each in self.chosen])
+            away = np.linalg.norm(others[:, :3, 3] - seen.c2w[:3, 3], axis=-1)
+            turned = np.rad2deg(np.arccos(np.clip(others[:, :3, 2] @ seen.c2w[:3, 2], -1, 1)))
+            if ((away < BASELINE * np.median(seen.depth)) & (turned < TURN)).any():
+                return False
+        self.chosen.append(seen)
+        return True
+
+
+class UnposedScene:
+    """A session whose views come without cameras, from a stream that says where each was taken.
+
+    Attributes:
+      session: its views are the keyframes, in the world of the stream.
+      stream: all frames were seen by.
+      newest: what is known of the frame that came last, None before the first.
+    """
+
+    def __init__(self, model: Model, stream: Stream, *, side: int | None = None, **options: Any):
+        """Starts without a frame.
+
+        Args:
+          model: what encodes and renders views.
+          stream: empty.
+          side: as of `see`.
+          options: of the `Session`. Without a `frame`, the scene's frame and scale are fixed by the
+            first START keyframes, or at the first render if that comes before.
+        """
+        self.session, self.stream = Session(model, check_poses=False, **options), stream
+        self.newest: SeenFrame | None = None
+        self._side, self._keyframes = side, Keyframes()
+
+    def add(self, frame: np.ndarray | Image.Image | str | os.PathLike) -> int | None:
+        """Sees a frame, and makes it a view if it is a keyframe, see `Keyframes`.
+
+        Args:
+          frame: uint8 [Y, X, 3], a PIL image or the path of a photo, of the shape of those before.
+
+        Returns:
+          The view's id in the session, or None.
+
+        Raises:
+          InputError: as `Stream.observe` and `Session.add`, or what `see` says of cameras.
+        """
+        photo = _photo(frame, len(self.stream))
+        geometry = self.stream.observe(fitted(self.stream.model, photo.image, self._side))
+        self.newest = seen_frame(self.stream.model, photo, geometry)
+        if not self._keyframes.take(self.newest):
+            return None
+        try:
+            view = self.session.add(self.newest.posed)
+        except InputError:
+            self._keyframes.chosen.pop()
+            raise
+        if self.session.frame is None and len(self._keyframes.chosen) >= START:
+            c2w = np.stack([seen.c2w for seen in self._keyframes.chosen])
+            # Cameras that only turn say nothing of the scale: then later ones do.
+            if np.ptp(c2w[:, :3, 3], axis=0).max() >= BASELINE * np.median(self.newest.depth):
+                self.session.frame = SceneFrame.from_cameras(c2w)
+        return view
+
+
+def _photo(frame: np.ndarray | Image.Image | str | os.PathLike, number: int) -> Photo:
+    from data_pipeline.pictures.images import load_upright, rgb
+
+    if isinstance(frame, Image.Image):
+        image = rgb(frame, f"frame {number}")
+    else:
+        image = frame if isinstance(frame, np.ndarray) else load_upright(frame)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(
+            f"frame {number}, {image.dtype} {image.shape}: expected uint8 [Y, X, 3] (RGB)"
+        )
+    return Photo(f"{number:06d}", image)
+
+
+def _shape(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"

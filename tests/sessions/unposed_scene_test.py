@@ -1,0 +1,76 @@
+"""Frames without cameras become views where they are worth one, in a frame fixed at the start."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_vggt import seeing_wide
+
+import efficient_lvsm_jax as elvsm
+from data_pipeline.unposed.photos import Photo
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.sessions.unposed import START, Keyframes, SeenFrame
+
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 42, 56, 3), dtype=np.uint8)
+
+
+def seen(place=0.0, degrees=0.0, confidence=2.0, depth=1.0):
+    """What is said of a frame that stands to the right and looks aside."""
+    angle = np.deg2rad(degrees)
+    c2w = np.eye(4)
+    c2w[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+    c2w[0, 3] = place
+    maps = (np.full((3, 4), value, np.float32) for value in (depth, confidence))
+    photo = Photo("a.png", np.zeros((42, 56, 3), np.uint8))
+    return SeenFrame(photo, c2w, np.array([50.0, 50, 28, 21]), *maps)
+
+
+def test_keyframes_are_taken_from_elsewhere_and_well_seen():
+    for frames, taken in (
+        ([seen(), seen(0.04), seen(0.06), seen(0.0)], [1, 0, 1, 0]),
+        ([seen(depth=10), seen(0.06, depth=10), seen(0.6, depth=10)], [1, 0, 1]),
+        ([seen(), seen(degrees=10), seen(degrees=16)], [1, 0, 1]),
+        ([seen(), seen(0.1), seen(0.2, confidence=0.9), seen(0.2)], [1, 1, 0, 1]),
+    ):
+        keyframes = Keyframes()
+        assert [keyframes.take(frame) for frame in frames] == taken
+        assert len(keyframes.chosen) == sum(taken)
+
+
+@pytest.fixture(scope="module")
+def scene(small_model):
+    """A scene of noise, and what `add` said of its frames."""
+    scene = elvsm.UnposedScene(
+        small_model,
+        elvsm.Stream(seeing_wide(), capacity=3, when_full="window"),
+        side=56,
+        size=(32, 40),
+        capacity=8,
+    )
+    return scene, [scene.add(frame) for frame in NOISE]
+
+
+def test_frames_become_views_in_a_frame_that_is_fixed_at_the_start(scene):
+    scene, views = scene
+    kept = [view for view in views if view is not None]
+    assert scene.session.views == kept and kept[0] == 0 and len(scene.stream) == 6
+    assert scene.newest.photo.name == "000005"
+    first = [seen.c2w for seen in scene._keyframes.chosen[:START]]
+    assert len(kept) >= START
+    fixed = elvsm.SceneFrame.from_cameras(np.stack(first))
+    np.testing.assert_allclose(scene.session.frame.frame_from_world, fixed.frame_from_world)
+    assert scene.session.frame.scale == fixed.scale
+    picture = scene.session.render(scene.newest.posed)
+    assert picture.shape == (32, 40, 3) and np.isfinite(picture).all()
+
+
+def test_what_is_no_frame_changes_nothing(scene):
+    scene, _ = scene
+    views = scene.session.views
+    for frame, words in (
+        (NOISE[0].astype(np.float32), r"float32 \(42, 56, 3\): expected uint8"),
+        (NOISE[0][:1], "crop it"),
+        (Image.fromarray(np.ascontiguousarray(NOISE[0].swapaxes(0, 1))), "in a stream of 42x56"),
+    ):
+        with pytest.raises(InputError, match=words):
+            scene.add(frame)
+    assert scene.session.views == views and len(scene.stream) == 6
