@@ -22,6 +22,10 @@ VERBS = {
         "efficient_lvsm_jax.viewer",
         "a capture in the browser, photos in and out while looking",
     ),
+    "reconstruct": (
+        "efficient_lvsm_jax.reconstruct",
+        "a capture of photos or a video: their cameras, points, depth",
+    ),
     "convert": ("efficient_lvsm_jax.convert", "weights from PyTorch, and back"),
     "compress": (
         "efficient_lvsm_jax.compress",
@@ -46,7 +50,7 @@ VERBS = {
 def usage() -> str:
     """One screen."""
     lines = ["usage: elvsm VERB ...", ""]
-    lines += [f"  {verb:<9}{what}" for verb, (_, what, *_) in VERBS.items()]
+    lines += [f"  {verb:<12}{what}" for verb, (_, what, *_) in VERBS.items()]
     return "\n".join([*lines, "", "elvsm VERB --help says what a verb takes."])
 
 

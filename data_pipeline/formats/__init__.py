@@ -109,7 +109,7 @@ def _captures(path: Path, options: ReadOptions) -> Scenes:
     if not found:
         hint = ""
         if picture_files(path) or picture_files(path / "images"):
-            hint = " (pictures without cameras: reconstruct those first, e.g. with COLMAP)"
+            hint = " (pictures without cameras: reconstruct those first, by elvsm reconstruct)"
         raise InputError(
             f"{path}: not a data set that can be read{hint}; looked for "
             + "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in _READERS)

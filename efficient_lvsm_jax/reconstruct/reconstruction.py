@@ -1,0 +1,135 @@
+"""Cameras of pictures, and a capture of them that everything here reads.
+
+out/transforms.json, images/         as nerfstudio has them, with points.ply
+out/sparse/0/*.txt                   the same cameras and points as a COLMAP model
+out/depth/, depth_confidence/        of networks: float32 [y, x], see docs/geometry.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.captures.export import CaptureWriter
+from data_pipeline.captures.inputs import open_scene
+from data_pipeline.pictures.images import load_image
+from data_pipeline.unposed.mapping import structure_from_motion
+from data_pipeline.unposed.photos import Photos
+from data_pipeline.unposed.sources import open_photos
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import reporting_writes
+from efficient_lvsm_jax.geometry.cameras import Cameras
+from efficient_lvsm_jax.geometry.points import unproject
+from efficient_lvsm_jax.reconstruct import COLMAP, LENSES
+from efficient_lvsm_jax.reconstruct.clouds import write_model, write_ply
+from efficient_lvsm_jax.reconstruct.comparison import compare_cameras
+from efficient_lvsm_jax.sessions.unposed import SeenFrame, see
+from efficient_lvsm_jax.weights.load import load_geometry
+
+POINTS = 200_000  # of a network's cloud, at most
+MODEL, CLOUD = Path("sparse", "0"), "points.ply"
+DEPTH, CONFIDENCE = "depth", "depth_confidence"
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    """Writes what the command line asks for, whole or not at all, and prints what became of it.
+
+    Raises:
+      InputError: pictures that give no cameras, no such weights, or a folder that is there or
+        cannot be written.
+    """
+    true = open_scene(arguments.compare) if arguments.compare else None  # before hours of work
+    with reporting_writes(arguments.out), CaptureWriter(arguments.out) as capture:
+        photos = open_photos(
+            arguments.source, every=arguments.every, count=arguments.count, scene=arguments.scene
+        )
+        if arguments.method == COLMAP:
+            placed, points = _by_colmap(photos, capture, arguments.lens or LENSES[0])
+        else:
+            placed, points = _by_network(photos, capture, arguments)
+    print(
+        f"{arguments.out}: {placed} of {photos.count} pictures placed by {arguments.method}, "
+        f"{points:,} points"
+    )
+    if true is not None:
+        print(
+            f"compared with {arguments.compare}: {compare_cameras(open_scene(arguments.out), true)}"
+        )
+
+
+def _by_colmap(photos: Photos, capture: CaptureWriter, lens: str) -> tuple[int, int]:
+    """How many pictures and points there are."""
+    with tempfile.TemporaryDirectory(dir=capture.partial.parent, prefix=".mapping-") as work:
+        mapped = structure_from_motion(photos, Path(work), lens=lens)
+        for frame, file, (fxfycxcy, bent) in zip(
+            mapped.frames, mapped.files, mapped.lenses, strict=True
+        ):
+            image, stored = load_image(file), file.read_bytes()
+            capture.add(image, frame.c2w, fxfycxcy, name=file.name, stored=stored, lens=bent)
+        (capture.partial / MODEL).mkdir(parents=True)
+        mapped.model.write_text(capture.partial / MODEL)
+    _write_cloud(capture, mapped.points, mapped.colours)
+    return len(mapped.frames), len(mapped.points)
+
+
+def _by_network(
+    photos: Photos, capture: CaptureWriter, arguments: argparse.Namespace
+) -> tuple[int, int]:
+    """As `_by_colmap`, with depth."""
+    model = load_geometry(arguments.weights)
+    family = "stream_vggt" if model.family == "vggt" and model.config.causal else model.family
+    if family != arguments.method:
+        raise InputError(f"--with {arguments.method}: {arguments.weights} is of {family}")
+    for folder in (DEPTH, CONFIDENCE):
+        (capture.partial / folder).mkdir()
+    names, c2w, fxfycxcy, sizes, points, colours = [], [], [], [], [], []
+    for seen in see(model, photos, side=arguments.side, remember=arguments.remember):
+        photo, fields = seen.photo, {}
+        for folder, values in ((DEPTH, seen.depth), (CONFIDENCE, seen.confidence)):
+            file = f"{folder}/{photo.name}.npy"
+            np.save(capture.partial / file, values)
+            fields[f"{folder}_file_path"] = file
+        capture.add(
+            photo.image,
+            seen.c2w,
+            seen.fxfycxcy,
+            name=photo.name,
+            stored=photo.stored,
+            fields=fields,
+        )
+        names.append(photo.name)
+        c2w.append(seen.c2w)
+        fxfycxcy.append(seen.fxfycxcy)
+        sizes.append(photo.image.shape[1::-1])
+        cloud = _surest(seen, POINTS // photos.count)
+        points.append(cloud[0])
+        colours.append(cloud[1])
+    points, colours = np.concatenate(points), np.concatenate(colours)
+    write_model(capture.partial / MODEL, names, np.stack(c2w), fxfycxcy, sizes, points, colours)
+    _write_cloud(capture, points, colours)
+    return len(names), len(points)
+
+
+def _surest(seen: SeenFrame, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points [P, 3] of a frame with colours, evenly strided of the surer half."""
+    height, width = seen.depth.shape
+    image = Image.fromarray(seen.photo.image)
+    scale = np.tile(np.divide((width, height), image.size), 2)
+    cameras = Cameras(
+        np.float32(seen.c2w), np.float32(seen.fxfycxcy * scale), height=height, width=width
+    )
+    points = np.asarray(unproject(seen.depth, cameras)).reshape(-1, 3)
+    colours = np.asarray(image.resize((width, height))).reshape(-1, 3)
+    confidence = seen.confidence.ravel()
+    sure = np.flatnonzero(confidence >= np.median(confidence))
+    kept = sure[:: max(1, -(-len(sure) // max(1, count)))]
+    return points[kept], colours[kept]
+
+
+def _write_cloud(capture: CaptureWriter, points: np.ndarray, colours: np.ndarray) -> None:
+    write_ply(capture.partial / CLOUD, points, colours)
+    capture.fields["ply_file_path"] = CLOUD

@@ -1,0 +1,161 @@
+"""Networks as reconstruct uses them: their cameras, depth and points in a capture. Small weights,
+drawn at random, show that all is where it belongs, not that it is right.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from small_depth_anything3 import FILE as SMALL_DA3
+from small_vggt import FILE, seeing_wide
+
+from data_pipeline.formats import open_scenes
+from data_pipeline.formats.colmap_model import read_points
+from data_pipeline.unposed.photos import Photo
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.geometry.cameras import Cameras
+from efficient_lvsm_jax.models.scene_geometry import Geometry
+from efficient_lvsm_jax.reconstruct.__main__ import main
+from efficient_lvsm_jax.sessions.unposed import seen_frame
+from efficient_lvsm_jax.weights.folder import save_weights
+
+PICTURES = 3
+HEIGHT, WIDTH = 90, 120  # 42x56 as the network sees them
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks") / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (PICTURES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for name, image in zip("abc", noise, strict=True):
+        Image.fromarray(image).save(folder / f"{name}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def turned(photos):
+    """The same, the phone held another way for one of them."""
+    folder = photos.parent / "turned"
+    folder.mkdir()
+    for file in photos.iterdir():
+        image = Image.open(file)
+        (image.rotate(90, expand=True) if file.name == "b.jpg" else image).save(folder / file.name)
+    return folder
+
+
+def weights(folder, model):
+    info = {"family": model.family, "config": dataclasses.asdict(model.config)}
+    save_weights(folder, jax.tree.map(np.asarray, model.params), info)
+    return folder
+
+
+def run(*arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def check(out, photos):
+    """That `out` has all pictures, and depth and points that fit its cameras."""
+    scene = open_scenes(out)[0]
+    assert [frame.name for frame in scene.frames] == [f"images/{name}.jpg" for name in "abc"]
+    described = json.loads((out / "transforms.json").read_text())
+    for frame, fields in zip(scene.frames, described["frames"], strict=True):
+        assert frame.file.read_bytes() == (photos / frame.file.name).read_bytes()
+        depth = np.load(out / fields["depth_file_path"])
+        confidence = np.load(out / fields["depth_confidence_file_path"])
+        assert depth.shape == confidence.shape == (42, 56)
+        assert depth.dtype == confidence.dtype == np.float32
+    model = open_scenes(out, format="colmap")[0]
+    np.testing.assert_allclose(model.c2w, scene.c2w, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(model.fxfycxcy, scene.fxfycxcy, rtol=1e-6)
+    _, points = read_points(out / "sparse" / "0")
+    # Of the surer half of the last picture, the last point, seen where its depth is.
+    w2c = np.linalg.inv(scene.c2w[-1])
+    x, y, z = w2c[:3, :3] @ points[-1] + w2c[:3, 3]
+    fx, fy, cx, cy = scene.fxfycxcy[-1]
+    pixel = np.array([fx * x / z + cx, fy * y / z + cy]) * (56 / WIDTH, 42 / HEIGHT)
+    column, row = np.floor(pixel).astype(int)
+    np.testing.assert_allclose(pixel - (column, row), 0.5, atol=1e-2)
+    assert z == pytest.approx(depth[row, column], rel=1e-3)
+    assert confidence[row, column] >= np.median(confidence)
+    return scene
+
+
+def test_a_stream_writes_cameras_depth_and_points(photos, tmp_path):
+    folder = weights(tmp_path / "weights", seeing_wide())
+    out = tmp_path / "out"
+    run(photos, out, "--with", "stream_vggt", "--weights", folder, "--size", 56)
+    scene = check(out, photos)
+    focal = np.array([WIDTH, HEIGHT]) / 2 / np.tan(0.5)
+    np.testing.assert_allclose(scene.fxfycxcy[:, :2], np.tile(focal, (3, 1)), rtol=1e-5)
+    with pytest.raises(InputError, match=r"--with vggt: .* is of stream_vggt"):
+        run(photos, tmp_path / "other", "--with", "vggt", "--weights", folder)
+
+
+def test_what_a_stream_cannot_use_leaves_nothing_behind(photos, tmp_path, turned):
+    model = seeing_wide()
+    nothing = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), model.params)
+    for name, params, source, words in (
+        ("sound", model.params, turned, "b.jpg of .*: frame of 56x42 in a stream of 42x56"),
+        ("nan", nothing, photos, r"a.jpg: what vggt says of it: not finite \(NaN\)"),
+    ):
+        folder = weights(tmp_path / name, dataclasses.replace(model, params=params))
+        with pytest.raises(InputError, match=words):
+            options = "--with", "stream_vggt", "--weights", folder, "--size", 56
+            run(source, tmp_path / "out", *options)
+    assert {path.name for path in tmp_path.iterdir()} == {"sound", "nan"}
+
+
+def test_a_network_of_clips_writes_the_same_and_refuses_turned_pictures(photos, tmp_path, turned):
+    out = tmp_path / "out"
+    options = "--with", "depth_anything3", "--weights", SMALL_DA3, "--size", 56
+    run(photos, out, *options)
+    check(out, photos)
+    with pytest.raises(InputError, match=r"b.jpg of .*: 90x120, a.jpg is 120x90 .*one shape"):
+        run(turned, tmp_path / "other", *options)
+    with pytest.raises(InputError, match="sees all pictures at once, and remembers none"):
+        run(photos, tmp_path / "other", *options, "--remember", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_field_of_view_of_nothing_is_refused_with_its_picture():
+    photo = Photo("a.jpg", np.zeros((42, 56, 3), np.uint8))
+    depth = np.ones((42, 56), np.float32)
+
+    def seen(focal, centre=0.0):
+        c2w = np.eye(4)
+        c2w[0, 3] = centre
+        cameras = Cameras(c2w, np.array([focal, focal, 28, 21]), 42, 56)
+        return seen_frame(seeing_wide(), photo, Geometry(cameras, None, depth, depth))
+
+    assert seen(50.0).fxfycxcy[0] == 50
+    for camera, words in (
+        ((np.inf,), "field of view of 0, so an infinite focal length"),
+        ((np.nan,), "not finite"),
+        ((50.0, np.nan), "not finite"),
+        ((-50.0,), "must be above 0"),
+        ((1.0,), r"a field of view of 17\d"),
+    ):
+        with pytest.raises(InputError, match=f"a.jpg: what vggt says of it.*{words}"):
+            seen(*camera)
+
+
+def test_arguments_that_do_not_go_together(photos, tmp_path):
+    out = tmp_path / "out"
+    for options, words in (
+        (("colmap", "--weights", FILE), "--weights: is about networks"),
+        (("colmap", "--size", 56), "--size: is about networks"),
+        (("vggt",), "which weights"),
+        (("vggt", "--weights", FILE, "--lens", "radial"), "--lens: is about --with colmap"),
+        (("stream_vggt", "--weights", FILE, "--remember", 0), "--remember 0: expected 1"),
+        (("stream_vggt", "--weights", "rooms"), "renders views, and sees no cameras"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(photos, out, "--with", *options)
+    out.mkdir()
+    with pytest.raises(InputError, match="already exists"):
+        run(photos, out, "--with", "colmap")
+    assert [*out.iterdir()] == []
