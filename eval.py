@@ -6,6 +6,8 @@
         --config.evaluation.data=PATH
     python eval.py --config ... --workdir OUT --predictions FOLDER     # FOLDER/SCENE/FRAME.png
     python eval.py --compare A B [--out FOLDER]                        # two finished workdirs
+    python eval.py --geometry [--weights MODEL | --predictions CAPTURE] \\
+        [CAPTURE ... | --generated N] [--frames R] [--size HxW] [--out FILE]   # cameras and depth
     python eval.py --help-settings                                     # what can be set
 
 Writes metrics.json, scenes.csv, report.html and fly.mp4 to WORKDIR/evaluation. The weights are
@@ -52,7 +54,7 @@ from ml_collections import ConfigDict
 from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.evaluation import comparison
+from efficient_lvsm_jax.evaluation import comparison, geometry
 from efficient_lvsm_jax.evaluation.passes import render_shown, score_missing
 from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.protocol import (
@@ -179,6 +181,8 @@ def main() -> None:
     """The command line."""
     if "--compare" in sys.argv:
         return comparison.main()
+    if "--geometry" in sys.argv:
+        return geometry.main()
 
     config, values = command_line(sys.argv, define_flags, usage=__doc__, settings=settings_of)
     folder = Path(values.workdir) / "evaluation"
