@@ -43,7 +43,7 @@ from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.evaluation.heldout import heldout_of, render_heldout
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig
 from efficient_lvsm_jax.parallel.processes import join_processes, say
-from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, replicate
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch
 from efficient_lvsm_jax.runs.profiling import STEPS, StepTrace
 from efficient_lvsm_jax.runs.progress import Progress, StepClock, peak_flops
 from efficient_lvsm_jax.runs.provenance import record_start
@@ -52,6 +52,7 @@ from efficient_lvsm_jax.runs.settings import LogConfig
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.training.divergence import TrainingDivergedError, check_skips
 from efficient_lvsm_jax.training.interruption import Interruption, exit_by
+from efficient_lvsm_jax.training.objective import frozen_shardings
 from efficient_lvsm_jax.training.settings import TrainingConfig
 from efficient_lvsm_jax.training.start import first_state, save_state
 from efficient_lvsm_jax.training.step import TrainState, train_step
@@ -84,7 +85,8 @@ class Run:
         mesh = make_mesh(chosen.mesh)
         asked = training_step.question(config, mesh.size, abstract=False)
         claim_workdir(workdir, chosen.family, asked.recipe.model, [(asked.data.size,) * 2])
-        asked = dataclasses.replace(asked, frozen=replicate(mesh, asked.frozen))
+        frozen = jax.device_put(asked.frozen, frozen_shardings(mesh, asked.frozen))
+        asked = dataclasses.replace(asked, frozen=frozen)
         values["optimizer"] |= asked.recipe.optimizer.planned(chosen.steps)
         return cls(values, chosen, log, mesh, asked)
 
@@ -147,13 +149,14 @@ def loop(
             with clock.waiting("data"):
                 batch = next(batches)
             inputs = batch.inputs.c2w.shape[1]
+            flops = run.asked.flops(inputs)
             state, metrics = train_step(recipe, state, put_batch(run.mesh, batch), frozen)
             step += 1
             last = step == config.steps
             clock.stepped(
                 scenes=data.batch_size,
                 images=data.batch_size * (inputs + data.num_targets),
-                flops=run.asked.flops(inputs).model.total,
+                flops=flops and flops.model.total,
             )
             progress.stepped()
             ended_by = 0 if last else interruption.after_step()

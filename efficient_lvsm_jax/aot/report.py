@@ -49,12 +49,14 @@ def report(
         "remat": asked.recipe.model.remat,
         **_found(compiled, memory, expected.bytes),
         "estimated_bytes": expected.total,
-        "flops": {part: getattr(flops, part).total for part in ("model", "recompute")}
+        "flops": None
+        if flops is None
+        else {part: getattr(flops, part).total for part in ("model", "recompute")}
         | {"losses": asked.loss_flops()},
     }
     if compiled:
         answer["gathered_outside_of_loops_bytes"] = compiled.gathered_outside_of_loops
-    if topology:
+    if topology and flops:
         state = sum(expected.bytes[kind] for kind in ("parameters", "average", "optimizer state"))
         bound = roofline(
             topology,
@@ -170,7 +172,9 @@ def lines(answer: dict[str, Any]) -> list[str]:
         "",
         f"{flops['model'] / 1e12:.1f} TFLOP a step ({parts}), "
         f"{flops['recompute'] / 1e12:.1f} computed again, {flops['losses'] / 1e12:.1f} in the "
-        "networks of losses",
+        "networks of losses"
+        if flops
+        else "for this family there are no formulas of FLOPs, nor of what is kept within a step",
     ]
     if bound := answer.get("roofline"):
         out += _roofline_lines(answer, bound)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from data_pipeline.batches.pipeline import DataConfig
@@ -24,6 +24,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch, Views
 from efficient_lvsm_jax.metrics import lpips, perceptual
 from efficient_lvsm_jax.models.families import configure, family_named
+from efficient_lvsm_jax.models.scene_geometry import SceneGeometry
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.parallel.sharding import (
     AXES,
@@ -32,7 +33,17 @@ from efficient_lvsm_jax.parallel.sharding import (
     mesh_sizes,
     state_shardings,
 )
-from efficient_lvsm_jax.training.objective import Alignment, FrozenNetworks, LossConfig, load_frozen
+from efficient_lvsm_jax.training.geometry_objective import (
+    GeometryLossConfig,
+    abstract_geometry_teacher,
+)
+from efficient_lvsm_jax.training.objective import (
+    Alignment,
+    FrozenNetworks,
+    LossConfig,
+    frozen_shardings,
+    load_frozen,
+)
 from efficient_lvsm_jax.training.optimizer import OptimizerConfig
 from efficient_lvsm_jax.training.settings import TrainingConfig
 from efficient_lvsm_jax.training.step import Recipe, abstract_state, train_step
@@ -76,8 +87,13 @@ class Question:
             micro_batches=self.recipe.micro_batches,
         )
 
-    def flops(self, inputs: int | None = None) -> TrainFlops:
-        """Of a step of the model on all devices, by fused attention; `inputs` is V, or the most."""
+    def flops(self, inputs: int | None = None) -> TrainFlops | None:
+        """Of a step of the model on all devices, by fused attention; `inputs` is V, or the most.
+
+        None: there are no formulas for its family.
+        """
+        if not isinstance(self.recipe.model, ModelConfig):
+            return None
         views = inputs or self.views[0], self.views[1]
         scenes, pixels = self.data.batch_size, self.data.size**2
         return train_flops(self.recipe.model, scenes, *views, pixels, fused_attention=True)
@@ -119,10 +135,16 @@ def settings(config: ConfigDict) -> dict[str, type]:
     return {
         "": TrainingConfig,
         "model": family_named(config.get("family", TrainingConfig.family)).config,
-        "losses": LossConfig,
+        "losses": _losses_of(config.get("family", TrainingConfig.family)),
         "optimizer": OptimizerConfig,
         "data": DataConfig,
     }
+
+
+def _losses_of(family: str) -> type[LossConfig | GeometryLossConfig]:
+    """The losses that its models learn by."""
+    sees = issubclass(family_named(family).module, SceneGeometry)
+    return GeometryLossConfig if sees else LossConfig
 
 
 def question(config: ConfigDict, devices: int, *, abstract: bool = True) -> Question:
@@ -133,22 +155,55 @@ def question(config: ConfigDict, devices: int, *, abstract: bool = True) -> Ques
     """
     config = complete(config, settings)
     model = configure(config.family, config.model.to_dict())
-    losses = build(LossConfig, config.losses.to_dict(), "losses")
+    losses = build(_losses_of(config.family), config.losses.to_dict(), "losses")
     optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer").over(config.steps)
     data = build(DataConfig, config.data.to_dict(), "data")
-    frozen, alignment = (abstract_frozen if abstract else load_frozen)(losses, model)
+    _check_fits(config.family, losses, data)
+    if abstract:
+        frozen, alignment = abstract_frozen(losses, model, config.family)
+    else:
+        frozen, alignment = load_frozen(losses, model)
     recipe = Recipe(config.family, model, optimizer, losses, alignment, config.micro_batches)
     return Question(recipe, data, frozen, config.mesh, devices)
 
 
+def _check_fits(family: str, losses: LossConfig | GeometryLossConfig, data: DataConfig) -> None:
+    """Raises InputError unless the data has what a model of the family and its losses need."""
+    if not isinstance(losses, GeometryLossConfig):
+        if not data.num_targets:
+            raise InputError(
+                f"data.num_targets=0: {family} is trained on targets that it renders; set at least "
+                "1"
+            )
+        return
+    if data.num_targets:
+        raise InputError(
+            f"data.num_targets={data.num_targets}: {family} sees clips and renders nothing; set "
+            "data.num_targets=0"
+        )
+    if not losses.teacher and not data.depth:
+        raise InputError(
+            "losses.teacher='': without a teacher the truth is the data's; set data.depth=True and "
+            "data.normalise_poses=False, or name losses.teacher"
+        )
+    if losses.tracks and not data.queries:
+        raise InputError(
+            f"losses.tracks={losses.tracks}: no points are asked for; set data.queries=64, or "
+            "losses.tracks=0"
+        )
+
+
 def abstract_frozen(
-    losses: LossConfig, model: ModelConfig
+    losses: LossConfig | GeometryLossConfig, model: Any, family: str
 ) -> tuple[FrozenNetworks, Alignment | None]:
     """Shapes of the networks that losses look through; only REPA's teacher needs its file.
 
     Raises:
       InputError: as `load_frozen`, with REPA.
     """
+    if isinstance(losses, GeometryLossConfig):
+        teacher = abstract_geometry_teacher(losses, family, model)
+        return FrozenNetworks(geometry=teacher), None
     if losses.repa:
         teacher_only = dataclasses.replace(losses, perceptual=0.0, lpips=0.0)
         loaded, alignment = load_frozen(teacher_only, model)
@@ -185,14 +240,14 @@ def compile_step(asked: Question, devices: Sequence[jax.Device]) -> Compiled:
     state = abstract_state(asked.recipe)
     shardings = state_shardings(mesh, state)
     batch = _abstract_batch(mesh, asked)
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), asked.frozen)
-    frozen = placed(asked.frozen, everywhere)
+    places = frozen_shardings(mesh, asked.frozen)
+    frozen = placed(asked.frozen, places)
     with jax.set_mesh(mesh):
         lowered = train_step.lower(asked.recipe, placed(state, shardings), batch, frozen)
         compiled = lowered.compile()
     kinds = {
         **state_bytes(state, shardings),
-        "networks of losses": bytes_per_device(frozen, everywhere),
+        "networks of losses": bytes_per_device(frozen, places),
         "batch": bytes_per_device(batch, jax.tree.map(lambda x: x.sharding, batch)),
     }
     return what_became_of(compiled, kinds)
@@ -240,4 +295,14 @@ def _abstract_batch(mesh: Mesh, asked: Question) -> Batch:
         picture = array(data.size, data.size, 3, dtype=jnp.uint8)
         return Views(picture, array(4, 4), array(4))
 
-    return Batch(*map(side, asked.views, batch_shardings(mesh)))
+    of_inputs, of_targets = batch_shardings(mesh)
+    inputs, targets = asked.views
+    shape = data.batch_size, inputs, data.size, data.size
+    return Batch(
+        side(inputs, of_inputs),
+        side(targets, of_targets) if targets else None,
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=of_inputs) if data.depth else None,
+        jax.ShapeDtypeStruct((data.batch_size, data.queries, 2), jnp.float32, sharding=of_targets)
+        if data.queries
+        else None,
+    )

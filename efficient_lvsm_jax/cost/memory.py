@@ -44,10 +44,12 @@ class Estimate:
         gradients (with parameters in the compute dtype), batch, kept for the backward pass, in use
         at once.
       scenes: of one device, in one micro-batch.
+      whole: whether what is kept within a step is counted: of some families there is no formula.
     """
 
     bytes: dict[str, int]
     scenes: int
+    whole: bool = True
 
     @property
     def total(self) -> int:
@@ -61,14 +63,15 @@ class Estimate:
         largest = sorted(self.bytes.items(), key=lambda item: -item[1])[:3]
         unit, name = self._unit()
         parts = ", ".join(f"{kind} {size / unit:.1f}" for kind, size in largest)
+        about = "about" if self.whole else "more than"
         return (
-            f"about {self.total / unit:.1f} {name} a device ({parts}, …), {self.scenes} scenes at "
-            "once"
+            f"{about} {self.total / unit:.1f} {name} a device ({parts}, …), {self.scenes} scenes "
+            "at once"
         )
 
 
 def estimate(
-    model: ModelConfig,
+    model: Any,
     state: Any,
     mesh_sizes: Mapping[str, int],
     *,
@@ -110,7 +113,10 @@ def estimate(
     scenes = batch_size // places
     inputs = math.ceil(inputs / mesh_sizes.get("context", 1))
     at_once = scenes // micro_batches
-    kept, working = activations(model, inputs, targets, pixels, platform=platform)
+    whole = isinstance(model, ModelConfig)
+    kept, working = 0, 0
+    if whole:
+        kept, working = activations(model, inputs, targets, pixels, platform=platform)
     compute_bytes = model.dtype.itemsize
     share = between["parameters"] // 4  # parameters are float32
     # Gradients arise in the compute dtype beside parameters in it, and are summed in float32.
@@ -125,6 +131,7 @@ def estimate(
             "in use at once": at_once * working,
         },
         scenes=at_once,
+        whole=whole,
     )
 
 

@@ -26,7 +26,9 @@ from efficient_lvsm_jax.evaluation.scoring import model_renders, padded_size
 from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.sheet import sheet
 from efficient_lvsm_jax.metrics.pictures import psnr
+from efficient_lvsm_jax.models.families import family_named
 from efficient_lvsm_jax.models.model import Model
+from efficient_lvsm_jax.models.scene_geometry import SceneGeometry
 from efficient_lvsm_jax.parallel.processes import say
 
 MOST_TARGETS = 3  # of a scene; a sheet is as wide as its inputs and twice this
@@ -47,6 +49,10 @@ def heldout_of(
     """
     if not every:
         return []
+    if issubclass(family_named(values["family"]).module, SceneGeometry):
+        raise InputError(
+            f"log.pictures_every={every}: {values['family']} renders no pictures; set 0"
+        )
     evaluation, path = values["evaluation"], values["data"]["path"]
     if not (evaluation["data"] or evaluation["scenes"] or path):
         raise InputError(

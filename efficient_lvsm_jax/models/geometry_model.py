@@ -13,7 +13,7 @@ import numpy as np
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, check_cameras
 from efficient_lvsm_jax.models.families import family_named
-from efficient_lvsm_jax.models.model import bind_as_is, cast_kernels
+from efficient_lvsm_jax.models.model import bind_as_is, prepared
 from efficient_lvsm_jax.models.scene_geometry import (
     Geometry,
     GeometryConfig,
@@ -47,9 +47,7 @@ class GeometryModel:
     @functools.cached_property
     def ready(self) -> dict:
         """`params` with kernels outside of heads in the compute dtype."""
-        heads = family_named(self.family).module.float32
-        rest = {name: part for name, part in self.params.items() if name not in heads}
-        return self.params | cast_kernels(rest, self.config.dtype)
+        return prepared(self.family, self.config, self.params)
 
     def start(
         self, capacity: int, size: tuple[int, int], batch: int = 1, track_frames: int = 0

@@ -59,12 +59,18 @@ def bind(family: str, config: ModelConfig, params: dict) -> nnx.Module:
 
     Kernels are cast to the compute dtype here, once; norm scales stay float32.
     """
-    return bind_as_is(family, config, cast_kernels(params, config.dtype))
+    return bind_as_is(family, config, prepared(family, config, params))
 
 
 def bind_as_is(family: str, config: Settings, params: dict) -> nnx.Module:
     """`bind`, the kernels being of the dtype that they shall have."""
     return nnx.merge(_graph(family, config), params)
+
+
+def prepared(family: str, config: Settings, params: dict) -> dict:
+    """`params` with kernels in the compute dtype, but of the parts that stay float32."""
+    kept = {name: params[name] for name in family_named(family).module.float32}
+    return cast_kernels(params, config.dtype) | kept
 
 
 def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:

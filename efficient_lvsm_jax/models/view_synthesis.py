@@ -192,6 +192,8 @@ class ViewModel(nnx.Module):
     A family adds what is between: `encode` and `decode`.
     """
 
+    float32: tuple[str, ...] = ()  # as of `SceneGeometry`
+
     def __init__(self, config: ModelConfig, *, norm_scale: bool = False, rngs: nnx.Rngs):
         self.config = config
         area, token = config.patch**2, normal(0.02)

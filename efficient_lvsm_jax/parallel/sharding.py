@@ -28,11 +28,6 @@ BATCH = PartitionSpec(AXES)
 
 # Parameter path to partition, first match wins. L is the scanned layer axis; D (width) is split.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # Of models of geometry: heads are small but for the camera head's trunk of layers.
-    (r"(depth_head|point_head|tracker|camera_head/(?!trunk))", PartitionSpec()),
-    (r"(bias|scale1|scale2|norm[12]/scale)$", PartitionSpec()),  # [L, D]
-    (r"(camera_token|register_tokens|mask_token|cls|storage|positions)$", PartitionSpec()),
-    (r"patches/kernel$", PartitionSpec()),  # [Y, X, C, D]
     (r"(qkv|q|kv)/kernel$", PartitionSpec(None, "fsdp")),  # [L, D, …]
     (r"out/kernel$", PartitionSpec(None, None, None, "fsdp")),  # [L, H, K, D]
     (r"up/kernel$", PartitionSpec(None, "fsdp")),  # [L, D, F]
@@ -213,8 +208,3 @@ def check_divides(mesh: Mesh | AbstractMesh, what: str, number: int, axes: Seque
             f"{number} {what} do not divide over the mesh axes {named}; change their number or the "
             "mesh"
         )
-
-
-def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Arrays, the same in every process, whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

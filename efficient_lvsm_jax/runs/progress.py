@@ -227,7 +227,7 @@ class Progress:
     def show(self, values: Mapping[str, float], reading: Reading) -> None:
         """Says the numbers of this step.
 
-        values: loss, psnr and learning_rate; skipped if it is not 0.
+        values: loss and learning_rate; psnr, if there is one; skipped if it is not 0.
         """
         count = f"{self._step}/{self._total}"
         line = progress_line(values, reading, WIDTH - len(count) - 1)
@@ -244,7 +244,7 @@ def progress_line(values: Mapping[str, float], reading: Reading, width: int) -> 
     rate = f"{values['learning_rate']:.1e}".replace("e-0", "e-")
     parts = [
         f"loss {values['loss']:.4f}",
-        f"{values['psnr']:.1f}dB",
+        *([f"{values['psnr']:.1f}dB"] if "psnr" in values else []),
         f"{'?' if reading.remaining_s is None else duration(reading.remaining_s)} left",
         f"lr {rate}",
         f"{_short(reading.scenes_per_s)} scenes {_short(reading.images_per_s)} img/s",
@@ -253,7 +253,7 @@ def progress_line(values: Mapping[str, float], reading: Reading, width: int) -> 
     if reading.mfu is not None:
         parts.append(f"MFU {reading.mfu:.0%}")
     if values.get("skipped"):
-        parts.insert(2, f"{values['skipped']:.0f} skipped")
+        parts.insert(parts.index(f"lr {rate}") - 1, f"{values['skipped']:.0f} skipped")
     while len(" ".join(parts)) > width:
         parts.pop()
     return " ".join(parts)

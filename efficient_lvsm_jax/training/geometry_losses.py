@@ -1,13 +1,17 @@
-"""What StreamVGGT is distilled by: how far a student's geometry is from its teacher's (§3 there).
+"""How far a model's geometry is from another's, or from the truth (StreamVGGT, §3 there).
 
-Depth and points are compared frame by frame after each has been brought to a size of about 1 and
-the student's to the teacher's scale and place, so they say nothing of where frames are relative to
-each other; cameras do. All are computed in float32.
+A student's depth and points are compared with its teacher's frame by frame, after each has been
+brought to a size of about 1 and the student's to the teacher's scale and place, so they say nothing
+of where frames are relative to each other; cameras do. With the truth they are compared as they
+are, as VGGT was taught, which begins from nothing. All are computed in float32.
 
 Axes: B scene, R frame, Y X pixel, C channel, Q point.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +34,33 @@ def distillation_loss(
       student, teacher: of the same frames, [B, R], with tracks.
       valid: pixels that count, [B, R, Y, X] bool; of a frame without any all do.
     """
-    parts = {
-        "cameras": camera_loss(student.encodings[-1], teacher.encodings[-1]),
-        "depth": maps_loss(
-            student.depth[..., None], student.depth_confidence, teacher.depth[..., None], valid
-        ).mean(),
-        "points": maps_loss(
-            student.points, student.points_confidence, teacher.points, valid
-        ).mean(),
-        "tracks": track_loss(student.tracks, teacher.tracks),
-    }
+    parts = losses_of(student, teacher, valid, tuple(WEIGHTS))
     return sum(WEIGHTS[name] * part for name, part in parts.items()), parts
+
+
+def losses_of(
+    seen: Geometry,
+    truth: Geometry,
+    valid: jax.Array,
+    names: Sequence[str],
+    *,
+    fitted: bool = True,
+) -> dict[str, jax.Array]:
+    """The losses of these names, of WEIGHTS, before they are weighted; `fitted` as `maps_loss`."""
+
+    def of_maps(maps: jax.Array, confidence: jax.Array, target: jax.Array) -> jax.Array:
+        return maps_loss(maps, confidence, target, valid, fitted=fitted).mean()
+
+    def of_depth() -> jax.Array:
+        return of_maps(seen.depth[..., None], seen.depth_confidence, truth.depth[..., None])
+
+    losses = {
+        "cameras": lambda: camera_loss(seen.encodings[-1], truth.encodings[-1]),
+        "depth": of_depth,
+        "points": lambda: of_maps(seen.points, seen.points_confidence, truth.points),
+        "tracks": lambda: track_loss(seen.tracks, truth.tracks),
+    }
+    return {name: losses[name]() for name in names}
 
 
 def camera_loss(encoding: jax.Array, target: jax.Array) -> jax.Array:
@@ -63,7 +83,12 @@ def track_loss(tracks: Tracks, target: Tracks) -> jax.Array:
 
 
 def maps_loss(
-    maps: jax.Array, confidence: jax.Array, target: jax.Array, valid: jax.Array
+    maps: jax.Array,
+    confidence: jax.Array,
+    target: jax.Array,
+    valid: jax.Array,
+    *,
+    fitted: bool = True,
 ) -> jax.Array:
     """Of depth or points, frame by frame: [R].
 
@@ -72,19 +97,21 @@ def maps_loss(
       confidence: the student's, [B, R, Y, X], at least 1.
       target: the teacher's, as maps.
       valid: [B, R, Y, X] bool.
+      fitted: both are brought to one size, and the student's to the target's scale and place.
     """
     by_frame = (jnp.moveaxis(x, 1, 0) for x in (maps, confidence, target, valid))
-    return jax.vmap(_frame_loss)(*by_frame)
+    return jax.vmap(functools.partial(_frame_loss, fitted))(*by_frame)
 
 
 def _frame_loss(
-    maps: jax.Array, confidence: jax.Array, target: jax.Array, valid: jax.Array
+    fitted: bool, maps: jax.Array, confidence: jax.Array, target: jax.Array, valid: jax.Array
 ) -> jax.Array:
     """`maps_loss` of one frame, [B, Y, X, …]."""
     counts = jnp.where(valid.any(), valid, True).astype(jnp.float32)
-    maps, target = (x / mean_norm(x, counts)[:, None, None, None] for x in (maps, target))
-    scale, shift = alignment(maps, target)
-    maps = scale * maps + shift
+    if fitted:
+        maps, target = (x / mean_norm(x, counts)[:, None, None, None] for x in (maps, target))
+        scale, shift = alignment(maps, target)
+        maps = scale * maps + shift
     total = counts.sum()
     error = confidence[..., None] * jnp.abs(maps - target) * counts[..., None]
     error = error.sum() / (total * maps.shape[-1])

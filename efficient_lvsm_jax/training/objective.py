@@ -2,6 +2,8 @@
 
     total = mean_squared · MSE + perceptual · VGG19 + lpips · LPIPS + repa · REPA
 
+Of a model of geometry it is another one, see `geometry_objective`.
+
 A loss of weight 0 is not computed, and the frozen networks of the others are loaded before the
 first step. They are arguments of the compiled step, never part of a checkpoint.
 
@@ -15,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficient_lvsm_jax.backbones.backbone import Teacher
 from efficient_lvsm_jax.configuration import Settings, setting
@@ -22,6 +25,13 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.metrics.lpips import WEIGHTS_FOLDER, lpips_loss
 from efficient_lvsm_jax.metrics.perceptual import perceptual_loss
+from efficient_lvsm_jax.parallel.sharding import state_shardings
+from efficient_lvsm_jax.training.geometry_objective import (
+    GeometryLossConfig,
+    GeometryTeacher,
+    geometry_objective,
+    load_geometry_teacher,
+)
 from efficient_lvsm_jax.training.losses import PROJECTION_KINDS, mean_squared_error, psnr_of_batch
 from efficient_lvsm_jax.training.repa import (
     LayerMap,
@@ -90,9 +100,12 @@ class FrozenNetworks:
     vgg19: dict | None = None
     lpips: dict | None = None
     teacher: Teacher | None = None
+    geometry: GeometryTeacher | None = None
 
 
-def load_frozen(config: LossConfig, model: Any) -> tuple[FrozenNetworks, Alignment | None]:
+def load_frozen(
+    config: LossConfig | GeometryLossConfig, model: Any
+) -> tuple[FrozenNetworks, Alignment | None]:
     """The networks that these losses need, on the host's default device.
 
     Args:
@@ -102,8 +115,10 @@ def load_frozen(config: LossConfig, model: Any) -> tuple[FrozenNetworks, Alignme
     Raises:
       InputError: a file is absent or not what it should be (says where people get it),
         `repa_layers` names layers that do not exist, or REPA is asked of a model whose layers
-        cannot be tapped.
+        cannot be tapped; or as `load_geometry_teacher`.
     """
+    if isinstance(config, GeometryLossConfig):
+        return FrozenNetworks(geometry=load_geometry_teacher(config)), None
     vgg19 = load_vgg19(config.vgg19) if config.perceptual else None
     lpips = load_lpips(config.lpips_weights or WEIGHTS_FOLDER).params if config.lpips else None
     if not config.repa:
@@ -126,15 +141,23 @@ def load_frozen(config: LossConfig, model: Any) -> tuple[FrozenNetworks, Alignme
     return FrozenNetworks(vgg19, lpips, teacher), Alignment(layer_map, teacher.config.width)
 
 
+def frozen_shardings(mesh: Mesh, frozen: FrozenNetworks) -> FrozenNetworks:
+    """Where they live: whole on every device, but a teacher of geometry as what it teaches."""
+    places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), frozen)
+    if frozen.geometry is None:
+        return places
+    return dataclasses.replace(places, geometry=state_shardings(mesh, frozen.geometry))
+
+
 def objective(
-    config: LossConfig,
+    config: LossConfig | GeometryLossConfig,
     alignment: Alignment | None,
     module: Any,
     projectors: dict,
     frozen: FrozenNetworks,
     batch: Batch,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Renders the targets from the inputs and compares.
+    """Renders the targets from the inputs and compares; or see `geometry_objective`.
 
     Args:
       config, alignment: which losses; alignment if REPA is one of them.
@@ -146,6 +169,8 @@ def objective(
     Returns:
       The sum, and each loss before its weight: mean_squared always, others if they are used.
     """
+    if isinstance(config, GeometryLossConfig):
+        return geometry_objective(config, module, frozen.geometry, batch)
     inputs, targets = batch.inputs, batch.targets
     if config.repa:
         taps = {stream: alignment.layer_map.students(stream) for stream in ("input", "target")}
@@ -175,7 +200,8 @@ def objective(
 
 
 def metrics_of(parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """What is logged of the losses of a batch: each by name, and the PSNR of the batch."""
-    return {f"loss/{name}": value for name, value in parts.items()} | {
-        "psnr": psnr_of_batch(parts["mean_squared"])
-    }
+    """What is logged of the losses of a batch: each by name, and the PSNR of rendered pictures."""
+    logged = {f"loss/{name}": value for name, value in parts.items()}
+    if "mean_squared" in parts:
+        logged["psnr"] = psnr_of_batch(parts["mean_squared"])
+    return logged

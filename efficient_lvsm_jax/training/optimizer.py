@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 
 TIMES = ("warmup_steps", "decay_start", "decay_end")
+# How names of what is decayed end: matrices, and tokens that are learnt.
+DECAYED = ("kernel", "latents", "virtual_tracks", "first_or_later")
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +44,12 @@ class OptimizerConfig(Settings):
       decay_end: update at which the decay ends; 1.0 is the end of the run.
       final_fraction: of the peak, after the decay.
       beta1, beta2, epsilon: AdamW. beta1 is also Muon's momentum.
-      weight_decay: on kernels and latents, not on norm scales and biases; with Muon on what Muon
-        moves alone.
+      weight_decay: on kernels and learnt tokens, not on norm scales and biases; with Muon on what
+        Muon moves alone.
       clip_norm: global gradient norm is clipped to this.
       skip_factor: with a norm above clip_norm * skip_factor the update is left out.
+      frozen: the parameters that stay as they are, by how their paths begin, such as "encoder" or
+        "camera_head/empty"; no gradient is computed for them and no moments are kept.
       ema_decay: decay of an average of the parameters kept for rendering; 0 keeps none.
     """
 
@@ -62,6 +67,7 @@ class OptimizerConfig(Settings):
     weight_decay: float = setting(0.05, at_least=0)
     clip_norm: float = setting(5.0, above=0)
     skip_factor: float = setting(10.0, above=0)
+    frozen: tuple[str, ...] = ()
     ema_decay: float = setting(0.0, at_least=0, below=1)
 
     def __post_init__(self):
@@ -146,7 +152,54 @@ def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The transformation at learning rate 1; a step multiplies its updates by the rate."""
+    """The transformation at learning rate 1; a step multiplies its updates by the rate.
+
+    It is of {"model": …, "projectors": …}.
+    """
+    moving = _moving(config)
+    if not config.frozen:
+        return moving
+    return optax.partition({"moves": moving, "stays": optax.set_to_zero()}, _labels(config))
+
+
+def held(config: OptimizerConfig, params: dict) -> dict:
+    """A model's parameters with those that are frozen as constants."""
+    return _per_leaf(
+        lambda name, leaf: jax.lax.stop_gradient(leaf) if _is_frozen(config, name) else leaf, params
+    )
+
+
+def _is_frozen(config: OptimizerConfig, name: str) -> bool:
+    """Whether the model's parameter of that path is."""
+    return any(f"{name}/".startswith(f"{part}/") for part in config.frozen)
+
+
+def _labels(config: OptimizerConfig) -> Callable[[dict], dict]:
+    """What of {"model": …, "projectors": …} moves and what stays.
+
+    Raises:
+      InputError: when asked, of a setting that no parameter's path begins with.
+    """
+
+    def labels(params: dict) -> dict:
+        def label(name: str, _: Any) -> str:
+            root, _, name = name.partition("/")
+            return "stays" if root == "model" and _is_frozen(config, name) else "moves"
+
+        names = jax.tree.leaves(_per_leaf(lambda name, _: name, params["model"]))
+        for part in config.frozen:
+            if not any(f"{name}/".startswith(f"{part}/") for name in names):
+                known = sorted({name.partition("/")[0] for name in names})
+                raise InputError(
+                    f"optimizer.frozen: no parameter's path begins with {part!r}; they begin with "
+                    f"{', '.join(known)}"
+                )
+        return _per_leaf(label, params)
+
+    return labels
+
+
+def _moving(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.name == "adamw":
         return optax.adamw(
             1.0,
@@ -154,7 +207,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=functools.partial(_per_leaf, lambda name: name.endswith(("kernel", "latents"))),
+            mask=functools.partial(_per_leaf, lambda name, _: name.endswith(DECAYED)),
         )
     return optax.contrib.muon(
         1.0,
@@ -167,13 +220,15 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def _per_leaf(function: Any, params: dict) -> dict:
+def _per_leaf(function: Callable[[str, Any], Any], params: dict) -> dict:
+    """A function of every leaf's path and value."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: function(jax.tree_util.keystr(path, simple=True, separator="/")), params
+        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        params,
     )
 
 
-def _matrix_axes(name: str) -> optax.contrib.MuonDimensionNumbers | None:
+def _matrix_axes(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a layer kernel are a matrix's inputs and outputs; the rest are batches."""
     axes = {
         "qkv": ((1,), (3, 4)),  # [L, D, 3, H, K]
@@ -183,4 +238,6 @@ def _matrix_axes(name: str) -> optax.contrib.MuonDimensionNumbers | None:
         "up": ((1,), (2,)),  # [L, D, F]
         "down": ((1,), (2,)),  # [L, F, D]
     }.get(name.split("/")[-2])
-    return axes and optax.contrib.MuonDimensionNumbers(*axes)
+    if axes is None or leaf.ndim != max(axes[1]) + 1:  # a map of that name outside of layers
+        return None
+    return optax.contrib.MuonDimensionNumbers(*axes)

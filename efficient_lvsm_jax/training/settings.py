@@ -6,7 +6,6 @@ import dataclasses
 
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.models.families import families
-from efficient_lvsm_jax.models.view_synthesis import ViewModel
 from efficient_lvsm_jax.parallel.processes import CHOICES
 
 
@@ -29,7 +28,7 @@ class TrainingConfig(Settings):
       checkpoint_keep_every: also keep the checkpoints of every multiple of this step; 0 for none.
     """
 
-    family: str = setting("efficient_lvsm", choices=families(ViewModel))
+    family: str = setting("efficient_lvsm", choices=families())
     seed: int = setting(0, at_least=0)
     steps: int = setting(100_000, at_least=0)
     micro_batches: int = setting(1, at_least=1)

@@ -21,7 +21,7 @@ from efficient_lvsm_jax.training.step import (
     init_state,
     start_from,
 )
-from efficient_lvsm_jax.weights.load import load_renderer
+from efficient_lvsm_jax.weights.load import load
 
 
 def first_state(
@@ -96,7 +96,7 @@ def _weights_like(source: str, abstract: dict, family: str) -> dict:
     Raises:
       InputError: nothing usable there, or another model (names what differs).
     """
-    model = load_renderer(source)
+    model = load(source)
     if model.family != family:
         raise InputError(f"init_from={source}: holds a {model.family}, this trains a {family}")
     shapes = {

@@ -17,6 +17,7 @@ from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch
 from efficient_lvsm_jax.models.model import Model, bind, init_params
+from efficient_lvsm_jax.training.geometry_objective import GeometryLossConfig
 from efficient_lvsm_jax.training.objective import (
     Alignment,
     FrozenNetworks,
@@ -24,7 +25,12 @@ from efficient_lvsm_jax.training.objective import (
     metrics_of,
     objective,
 )
-from efficient_lvsm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from efficient_lvsm_jax.training.optimizer import (
+    OptimizerConfig,
+    held,
+    learning_rate,
+    make_optimizer,
+)
 
 MEAN_SQUARED = LossConfig()
 NO_NETWORKS = FrozenNetworks()
@@ -47,7 +53,7 @@ class Recipe(Settings):
     family: str
     model: Any
     optimizer: OptimizerConfig
-    losses: LossConfig = MEAN_SQUARED
+    losses: LossConfig | GeometryLossConfig = MEAN_SQUARED
     alignment: Alignment | None = None
     micro_batches: int = setting(1, at_least=1)
 
@@ -121,7 +127,8 @@ def train_step(
       frozen: networks the losses look through.
 
     Returns:
-      The new state and scalars: loss, each loss by name (loss/mean_squared, …), psnr, grad_norm
+      The new state and scalars: loss, each loss by name (loss/mean_squared, …), psnr of what is
+      rendered, grad_norm
       (before clipping), learning_rate, skipped, skipped_in_a_row. A non-finite loss changes nothing
       but the counters; too large a gradient also advances the schedule. NaN in a gradient counts as
       0, ±inf as ±1e-6, as in the published program.
@@ -200,7 +207,8 @@ def _losses(
     recipe: Recipe, trained: dict, batch: Batch, frozen: FrozenNetworks
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     batch = jax.tree.map(_bytes_to_floats, batch)
-    module = bind(recipe.family, recipe.model, trained["model"])
+    params = held(recipe.optimizer, trained["model"])
+    module = bind(recipe.family, recipe.model, params)
     return objective(recipe.losses, recipe.alignment, module, trained["projectors"], frozen, batch)
 
 

@@ -90,7 +90,7 @@ def load(
         family, config = info["family"], configure(info["family"], info["config"])
         return _model(family, config, params, read_sizes(info, path / WEIGHTS_FILE))
     if (path / MODEL_FILE).is_file():
-        return load_workdir(path)
+        return _model(*load_workdir(path))
     what = "is empty" if path.is_dir() and not any(path.iterdir()) else "holds no weights"
     if not path.exists():
         what = "does not exist"

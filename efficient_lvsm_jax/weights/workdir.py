@@ -16,7 +16,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.manifest import find_damage, read_manifest
 from efficient_lvsm_jax.files.writing import read_json, reporting_writes, write_json
 from efficient_lvsm_jax.models.families import configure
-from efficient_lvsm_jax.models.model import Model, abstract_params
+from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.weights.folder import SIZES, read_sizes, restore_item
 
 MODEL_FILE = "model.json"
@@ -79,8 +79,9 @@ def claim_workdir(
         write({*before, *sizes})
 
 
-def load_workdir(workdir: Path) -> Model:
-    """The model trained in `workdir`, with the newest parameters that are as they were written.
+def load_workdir(workdir: Path) -> tuple[str, Any, dict, tuple[tuple[int, int], ...]]:
+    """Of the model trained in `workdir`: family, configuration, the newest parameters that are as
+    they were written, and the sizes of its pictures.
 
     Raises:
       InputError: no finished checkpoint, or none that is whole.
@@ -97,7 +98,7 @@ def load_workdir(workdir: Path) -> Model:
         damage = find_damage(folder, {"step": step}, under=item)
         if damage is None:
             params = restore_item(folder / item, abstract_params(family, config))
-            return Model(family, config, params, sizes)
+            return family, config, params, sizes
         log.warning("%s: passed over, not as it was written: %s", folder, damage)
     if steps:
         raise InputError(

@@ -75,6 +75,8 @@ PRESETS = {
     "re10k_512": (3000, 0, 0),
     "re10k_512_finetune": (1000, 0, 0),
     "objaverse_512": (3000, 0, 0),
+    "tiny_geometry": (75, 450, 1500),
+    "stream_vggt_distill": (4875, 0, 97_500),
 }
 
 
