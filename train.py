@@ -149,14 +149,13 @@ def loop(
             with clock.waiting("data"):
                 batch = next(batches)
             inputs = batch.inputs.c2w.shape[1]
-            flops = run.asked.flops(inputs)
             state, metrics = train_step(recipe, state, put_batch(run.mesh, batch), frozen)
             step += 1
             last = step == config.steps
             clock.stepped(
                 scenes=data.batch_size,
                 images=data.batch_size * (inputs + data.num_targets),
-                flops=flops and flops.model.total,
+                flops=run.asked.flops(inputs).model.total,
             )
             progress.stepped()
             ended_by = 0 if last else interruption.after_step()

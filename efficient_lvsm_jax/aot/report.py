@@ -49,14 +49,13 @@ def report(
         "remat": asked.recipe.model.remat,
         **_found(compiled, memory, expected.bytes),
         "estimated_bytes": expected.total,
-        "flops": None
-        if flops is None
-        else {part: getattr(flops, part).total for part in ("model", "recompute")}
+        "within_a_step_is_counted": compiled is not None or expected.whole,
+        "flops": {part: getattr(flops, part).total for part in ("model", "recompute")}
         | {"losses": asked.loss_flops()},
     }
     if compiled:
         answer["gathered_outside_of_loops_bytes"] = compiled.gathered_outside_of_loops
-    if topology and flops:
+    if topology:
         state = sum(expected.bytes[kind] for kind in ("parameters", "average", "optimizer state"))
         bound = roofline(
             topology,
@@ -164,6 +163,8 @@ def lines(answer: dict[str, Any]) -> list[str]:
         f"  {'total':<28}{answer['total_bytes'] / GIB:8.2f} GiB of "
         f"{answer['memory_bytes'] / GIB:.2f}: {verdict}",
     ]
+    if not answer.get("within_a_step_is_counted", True):
+        out += ["  and what is kept within a step, of which this family has no formula: compile it"]
     if answer["compiled"]:
         out += _compiled_lines(answer)
     flops = answer["flops"]
@@ -172,9 +173,7 @@ def lines(answer: dict[str, Any]) -> list[str]:
         "",
         f"{flops['model'] / 1e12:.1f} TFLOP a step ({parts}), "
         f"{flops['recompute'] / 1e12:.1f} computed again, {flops['losses'] / 1e12:.1f} in the "
-        "networks of losses"
-        if flops
-        else "for this family there are no formulas of FLOPs, nor of what is kept within a step",
+        "networks of losses",
     ]
     if bound := answer.get("roofline"):
         out += _roofline_lines(answer, bound)

@@ -17,15 +17,14 @@ from data_pipeline.batches.pipeline import DataConfig
 from efficient_lvsm_jax.aot.hlo import Program, read_program
 from efficient_lvsm_jax.commands import complete
 from efficient_lvsm_jax.configuration import build
-from efficient_lvsm_jax.cost.flops import TrainFlops, frozen_loss
+from efficient_lvsm_jax.cost.flops import TrainFlops, frozen_loss, observing_step
 from efficient_lvsm_jax.cost.flops import train_step as train_flops
 from efficient_lvsm_jax.cost.memory import Estimate, bytes_per_device, estimate, state_bytes
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch, Views
 from efficient_lvsm_jax.metrics import lpips, perceptual
 from efficient_lvsm_jax.models.families import configure, family_named
-from efficient_lvsm_jax.models.scene_geometry import SceneGeometry
-from efficient_lvsm_jax.models.view_synthesis import ModelConfig
+from efficient_lvsm_jax.models.scene_geometry import GeometryConfig, SceneGeometry
 from efficient_lvsm_jax.parallel.sharding import (
     AXES,
     batch_shardings,
@@ -87,19 +86,23 @@ class Question:
             micro_batches=self.recipe.micro_batches,
         )
 
-    def flops(self, inputs: int | None = None) -> TrainFlops | None:
-        """Of a step of the model on all devices, by fused attention; `inputs` is V, or the most.
-
-        None: there are no formulas for its family.
-        """
-        if not isinstance(self.recipe.model, ModelConfig):
-            return None
+    def flops(self, inputs: int | None = None) -> TrainFlops:
+        """Of a step of the model on all devices, by fused attention; `inputs` is V, or the most."""
         views = inputs or self.views[0], self.views[1]
         scenes, pixels = self.data.batch_size, self.data.size**2
+        if isinstance(self.recipe.model, GeometryConfig):
+            size, frozen = (self.data.size,) * 2, self.recipe.optimizer.frozen
+            return observing_step(
+                self.recipe.model, scenes, views[0], size, fused_attention=True, frozen=frozen
+            )
         return train_flops(self.recipe.model, scenes, *views, pixels, fused_attention=True)
 
     def loss_flops(self) -> int:
-        """Of the convolutions that the step's losses go through; REPA's teacher is left out."""
+        """Of the networks that the step's losses go through; REPA's teacher is left out."""
+        if self.frozen.geometry is not None:
+            teacher, size = self.frozen.geometry.config, (self.data.size,) * 2
+            parts = teacher.observe_flops(self.views[0], size).values()
+            return self.data.batch_size * sum(part.total for part in parts)
         pictures = self.data.batch_size * self.views[1]
         networks = (self.frozen.vgg19, self.frozen.lpips)
         return sum(frozen_loss(each, pictures, self.data.size**2) for each in networks if each)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
+from efficient_lvsm_jax.models.scene_geometry import GeometryConfig
 from efficient_lvsm_jax.models.view_synthesis import IMAGE_CHANNELS, RAY_CHANNELS, ModelConfig
 from efficient_lvsm_jax.nn.flops import Flops
 
@@ -93,6 +94,34 @@ def train_step(
     if config.remat in ("attention", "full"):
         recompute += config.recomputed_projections(inputs, targets, pixels // config.patch**2)
     return TrainFlops(once * scenes, backward * scenes, recompute * scenes)
+
+
+def observing_step(
+    config: GeometryConfig,
+    scenes: int,
+    frames: int,
+    size: tuple[int, int],
+    *,
+    fused_attention: bool,
+    frozen: Container[str] = (),
+) -> TrainFlops:
+    """A training step of a model of geometry on clips; tracks are left out.
+
+    Args:
+      config: of the model; with any `remat` all attention within and among frames counts again.
+      scenes: B.
+      frames: R, of a clip.
+      size: (Y, X) in pixels.
+      fused_attention: as in `train_step`.
+      frozen: names of parts without gradients; with "encoder" there is no way back through it.
+    """
+    parts = config.observe_flops(frames, size)
+    once = sum(parts.values(), Flops())
+    trained = once + parts["encoder"] * -1 if "encoder" in frozen else once
+    again = Flops(0, once.attention // 2 if fused_attention else 0)
+    if config.remat != "none":
+        again = parts["within frames"] + parts["among frames"]
+    return TrainFlops(once * scenes, trained * 2 * scenes, again * scenes)
 
 
 def frozen_loss(params: Mapping[str, Any], pictures: int, pixels: int) -> int:

@@ -198,3 +198,19 @@ def test_a_teacher_is_a_model_of_geometry():
     config.losses.teacher = "rooms"
     with pytest.raises(InputError, match=r"losses.teacher=rooms: .*renders views"):
         question(config, 1, abstract=False)
+
+
+def test_what_a_step_costs_is_counted(asked):
+    parts = asked.recipe.model.observe_flops(2, (16, 16))
+    clips = 2 * sum(part.total for part in parts.values())
+    assert asked.flops().forward.total == clips and asked.flops().model.total == 3 * clips
+    frozen = dataclasses.replace(asked.recipe.optimizer, frozen=("encoder",))
+    without = dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, optimizer=frozen))
+    saved = asked.flops().backward.total - without.flops().backward.total
+    assert saved == 2 * 2 * parts["encoder"].total > 0
+    assert asked.loss_flops() == 0
+    config = small_config()
+    config.losses.teacher = "somewhere"
+    taught = question(config, 1)
+    assert clips < taught.loss_flops() < 1.01 * clips  # the teacher sees later frames, too
+    assert not taught.estimate("cpu").whole and "more than" in str(taught.estimate("cpu"))
