@@ -191,6 +191,10 @@ class Page:
             self._look(camera)  # on the event loop, so that the order of cameras stays
 
     def _look(self, camera: viser.CameraHandle) -> None:
+        before, scene = self.window, self.viewer.scene
+        if before is not None and before.aspect != camera.aspect:  # the picture shows as much
+            _, lens = camera_of(before, scene.frame, scene.size)
+            camera.fov = fov_of(lens, scene.size, camera.aspect)
         self.window = Window(
             camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height
         )
