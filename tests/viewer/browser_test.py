@@ -4,26 +4,35 @@ One browser, one viewer and, but for what needs its own, one tab are shared: `ta
 """
 
 import contextlib
-import io
 import json
 import shutil
 import threading
 import time
 
-import cv2
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("viser", reason="the extra [viewer] is not installed")
+from browser_tab import (
+    CANVAS,
+    CLOSE,
+    OTHER,
+    PATIENCE,
+    WINDOW,
+    eventually,
+    on_canvas,
+    opened,
+    picture_at,
+)
 from noise_capture import SIZE, noise_viewer
 
 from efficient_lvsm_jax import InputError
 from efficient_lvsm_jax.viewer.flights import read_flight
 from efficient_lvsm_jax.viewer.page import SLOW, stand_at
 from efficient_lvsm_jax.viewer.server import serving
-from efficient_lvsm_jax.viewer.window import camera_of, framed
+from efficient_lvsm_jax.viewer.window import fov_of
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="the extra [browser-tests] is not installed"
@@ -32,97 +41,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 # Software rendering: a machine that tests has no display.
 FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-PATIENCE = 120  # seconds for what takes one on an idle machine
-WINDOW = {"width": 964, "height": 400}
-CANVAS = 640, 400  # left of the controls
-FREE = np.s_[160:380, 30:280]  # of the canvas: no notices lie over it
-MIDDLE = np.s_[195:205, 315:325]
+MIDDLE = np.s_[195:205, 315:325]  # of the canvas
 STARTED = [0, 2]  # photos in the cache at first
-CLOSE, OTHER = 2, 3  # mean grey levels between equal pictures, at most, and others, at least
-
-
-class Tab:
-    """A tab of the browser, and the page that the viewer has for it."""
-
-    def __init__(self, window, ours):
-        self.window, self.ours = window, ours
-
-    def pixels(self, part=FREE):
-        picture = Image.open(io.BytesIO(self.window.screenshot())).convert("RGB")
-        return np.asarray(picture, np.float64)[part]
-
-    def shows(self, pixels):
-        return np.abs(self.pixels() - pixels).mean() < CLOSE
-
-    def shows_its_camera(self):
-        """Whether it shows what the scene is from where it says that its camera is."""
-        viewer, window = self.ours.viewer, self.ours.window
-        scene = viewer.scene
-        camera = camera_of(window, scene.frame, scene.size)
-        image = framed(viewer.worker.call(None, lambda: scene.render(*camera).image), window)
-        return self.shows(np.asarray(Image.fromarray(image).resize(CANVAS))[FREE])
-
-    def position(self):
-        return self.ours.window.position
-
-    def fly(self):
-        """Forwards, until the viewer hears of it."""
-        before = self.position()
-        self.window.keyboard.down("w")
-        eventually(lambda: (self.position() != before).any(), "a move")
-        self.window.keyboard.up("w")
-
-    def cached(self, *photos):
-        """Waits until the strip says of exactly these photos, from 1, that they are cached."""
-        for photo in range(1, 6):
-            mark = f"#photo-{photo}[data-cached='{int(photo in photos)}']"
-            self.window.wait_for_selector(mark, state="attached")
-
-    def choose(self, label, option):
-        self.window.get_by_label(label, exact=True).click()
-        self.window.click(f"[role=option]:has-text('{option}')")
-
-    def downloaded(self, button):
-        with self.window.expect_download() as download:
-            self.window.click(f"button:has-text('{button}')")
-        return download.value.path()
-
-
-def eventually(holds, what):
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
-def picture_at(viewer, photo):
-    """What a canvas at a photo's camera shows, the height of which the picture fills."""
-    return on_canvas(viewer.worker.call(None, lambda: viewer.scene.compare(photo)[0].image))
-
-
-def on_canvas(image):
-    """A picture as high as the canvas."""
-    all_columns, height = CANVAS
-    width = round(height * SIZE[1] / SIZE[0])
-    whole = np.zeros((height, all_columns, 3))
-    left = (all_columns - width) // 2
-    whole[:, left : left + width] = cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_CUBIC
-    )
-    return whole[FREE]
-
-
-@contextlib.contextmanager
-def opened(browser, viewer, address, **options):
-    window = browser.new_page(**{"viewport": WINDOW, **options})
-    window.set_default_timeout(1000 * PATIENCE)
-    before = {*viewer.pages}
-    window.goto(address)
-    window.wait_for_selector("#photo-5", state="attached")
-    ((_, ours),) = (each for each in viewer.pages.items() if each[0] not in before)
-    ours._cameras_shown.value = False  # they lie over the picture
-    yield Tab(window, ours)
-    window.close()
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +219,8 @@ def test_paths_are_previewed_and_then_the_camera_s_picture_comes_back(viewer, ta
         if kind != "keyframes":
             tab.choose("Path", kind)
         eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of the first camera")
+        tab.ours._cameras_shown.value = True
+        assert any(each.visible for each in tab.ours._frusta)
         tab.window.click("button:has-text('Preview (P)')")
         eventually(lambda: tab.ours.playing, "the path")
         for camera in tab.ours._paths._cameras():
@@ -308,6 +230,7 @@ def test_paths_are_previewed_and_then_the_camera_s_picture_comes_back(viewer, ta
             eventually(lambda i=image: tab.shows(on_canvas(i)), f"a picture of {kind}")
             go.release()
         eventually(lambda: not tab.ours.playing, "the end")
+        tab.ours._cameras_shown.value = False
     eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of the first camera")
 
 
@@ -321,16 +244,16 @@ def test_a_slow_model_is_said_to_render_and_the_page_stays_usable(viewer, tab, m
         return render(*camera)
 
     monkeypatch.setattr(session, "render", slow)
-    tab.window.keyboard.press("4")  # of what was fast until now, nothing can be said yet
     go.set()
+    tab.window.keyboard.press("4")
     tab.cached(1, 3, 4)
-    tab.window.wait_for_selector("#badge:not(:has-text('rendering'))", state="attached")
     eventually(lambda: tab.ours._seconds > SLOW, "a slow picture")
     go.clear()
     tab.fly()
     tab.window.wait_for_selector("#badge:has-text('3 views'):has-text('rendering…')")
     tab.choose("Made from", "the nearest of them")
     tab.window.get_by_text("How many").wait_for()
+    tab.window.evaluate("document.activeElement.blur()")  # or it would be typed there
     tab.fly()
     tab.choose("Made from", "all green photos")
     tab.window.get_by_text("How many").wait_for(state="hidden")
@@ -358,6 +281,15 @@ def test_another_scene_is_chosen_and_one_that_cannot_be_read_is_a_notice(viewer,
     tab.ours._cameras_shown.value = False
     assert np.abs(picture_at(viewer, 0) - first).mean() > OTHER
     eventually(lambda: tab.shows(picture_at(viewer, 0)), "its picture")
+
+
+def test_a_window_of_another_shape_shows_as_much(viewer, tab):
+    tab.window.set_viewport_size({**WINDOW, "width": 664})
+    eventually(lambda: tab.ours.window.aspect < 1, "an upright window")
+    fov = fov_of(viewer.scene.intrinsics(0), SIZE, tab.ours.window.aspect)
+    eventually(lambda: np.isclose(tab.ours.window.fov, fov, rtol=1e-3), "its field of view")
+    tab.window.set_viewport_size(WINDOW)
+    eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of before")
 
 
 def test_controls_lie_beside_the_picture_and_on_a_phone_under_it(browser, viewer, address, tab):
