@@ -100,7 +100,8 @@ class CaptureWriter:
           image: uint8 [Y, X, 3].
           c2w: [4, 4], OpenCV axes.
           fxfycxcy: [4], pixels of `image`.
-          depth: [Y, X] along the viewing direction, in the unit of the poses; 0: not known.
+          depth: along the viewing direction, in the unit of the poses; 0: not known. [Y, X], or of
+            the whole picture in fewer pixels.
           name: of its file, which no other picture has; None counts them.
           stored: the file itself, which shows `image`; None writes a PNG.
           lens: that bent it, of the model of all others; None is that of the whole capture.
@@ -127,7 +128,8 @@ class CaptureWriter:
                 else:
                     file.write(stored)
             if depth is not None:
-                with_depth = {FIELD: f"depth/{index:05d}.npy"}
+                stem = f"{index:05d}" if name is None else PurePosixPath(name).name
+                with_depth = {FIELD: f"depth/{stem}.npy"}
                 write_depth(self.partial / with_depth[FIELD], depth, image.shape[:2])
         except OSError as error:
             raise self._cannot_write(error) from error

@@ -1,7 +1,8 @@
 """Depth beside pictures, as nerfstudio keeps it: a file for each frame, its `depth_file_path`.
 
 A file is an .npy of numbers, or a 16-bit grey PNG; both hold thousandths of the world's unit
-(millimetres, where that is a metre), along the viewing direction, 0 where depth is not known.
+(millimetres, where that is a metre), along the viewing direction, 0 where depth is not known. It is
+of the whole picture, in the same pixels or in fewer: then a pixel has the nearest of them.
 """
 
 from __future__ import annotations
@@ -17,21 +18,17 @@ from efficient_lvsm_jax.errors import InputError
 FIELD = "depth_file_path"
 UNIT = 1e-3  # of a stored number, in the world's unit
 SUFFIXES = (".npy", ".png")
+MOST_STRETCH = 1.1  # of fewer pixels, whose numbers may be multiples of a network's patch
 
 
 def write_depth(path: Path, depth: np.ndarray, size: tuple[int, int]) -> None:
-    """Writes depth [Y, X] of a picture of `size` (height, width) as an .npy, its folder as well.
+    """Writes depth [y, x] of a picture of `size` (height, width) as an .npy, its folder as well.
 
     Raises:
-      InputError: of another size, negative or not finite.
+      InputError: more pixels or another shape than the picture's, negative or not finite.
     """
     depth = np.asarray(depth, np.float64)
-    if depth.shape != tuple(size):
-        raise InputError(
-            f"depth of shape {list(depth.shape)} of a picture of {size[0]}x{size[1]} (height x "
-            "width): expected one number for each pixel"
-        )
-    _check(depth, str(path))
+    _check(depth, size, f"depth of {path.stem}")
     path.parent.mkdir(exist_ok=True)
     np.save(path, (depth / UNIT).astype(np.float32))
 
@@ -40,29 +37,31 @@ def read_depth(path: Path, size: tuple[int, int], where: str) -> np.ndarray:
     """Depth float32 [Y, X] in the world's unit of a picture of `size` (height, width).
 
     Raises:
-      InputError: not there, no such file, of another size, negative or not finite.
+      InputError: not there, no such file, more pixels or another shape than the picture's, negative
+        or not finite.
     """
     try:
         if path.suffix.lower() == ".npy":
-            stored = read_numbers(path, size)
+            stored = read_numbers(path, (None, None))
         elif path.suffix.lower() == ".png":
-            stored = _grey(path, size)
+            stored = _grey(path)
         else:
             raise InputError(f"{path}: expected depth as one of {', '.join(SUFFIXES)}")
-        _check(stored, str(path))
+        _check(stored, size, str(path))
     except InputError as error:
         raise InputError(f"{where}: {FIELD}: {error}") from None
-    return (UNIT * stored).astype(np.float32)
+    rows, columns = (
+        (np.arange(wanted) + 0.5) * there / wanted
+        for wanted, there in zip(size, stored.shape, strict=True)
+    )
+    return (UNIT * stored[rows.astype(int)[:, None], columns.astype(int)]).astype(np.float32)
 
 
-def _grey(path: Path, size: tuple[int, int]) -> np.ndarray:
+def _grey(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if image.mode not in ("I;16", "I") or image.size != tuple(size)[::-1]:
-                raise InputError(
-                    f"{path}: {image.size[0]}x{image.size[1]} pixels of mode {image.mode}, "
-                    f"expected 16-bit grey of {size[1]}x{size[0]} (width x height), as the picture"
-                )
+            if image.mode not in ("I;16", "I"):
+                raise InputError(f"{path}: pixels of mode {image.mode}, expected 16-bit grey")
             return np.asarray(image, np.float64)
     except InputError:
         raise
@@ -70,9 +69,18 @@ def _grey(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise InputError(f"{path}: cannot be read as a PNG ({error})") from error
 
 
-def _check(depth: np.ndarray, name: str) -> None:
-    if not np.isfinite(depth).all() or depth.min(initial=0) < 0:
+def _check(depth: np.ndarray, size: tuple[int, int], name: str) -> None:
+    height, width = size
+    stretch = 0.0
+    if depth.ndim == 2 and depth.size and depth.shape[0] <= height and depth.shape[1] <= width:
+        stretch = depth.shape[0] * width / (depth.shape[1] * height)
+    if not 1 / MOST_STRETCH <= stretch <= MOST_STRETCH:
         raise InputError(
-            f"{name}: depth from {depth.min(initial=0):g} to {depth.max(initial=0):g}: expected "
-            "finite numbers above 0, or 0 where it is not known"
+            f"{name}: shape {list(depth.shape)} of a picture of {height}x{width} (height x width): "
+            "expected a number for each pixel, or the same shape with fewer"
+        )
+    if not np.isfinite(depth).all() or depth.min() < 0:
+        raise InputError(
+            f"{name}: depth from {depth.min():g} to {depth.max():g}: expected finite numbers above "
+            "0, or 0 where it is not known"
         )

@@ -2,7 +2,7 @@
 
 out/transforms.json, images/         as nerfstudio has them, with points.ply
 out/sparse/0/*.txt                   the same cameras and points as a COLMAP model
-out/depth/, depth_confidence/        of networks: float32 [y, x], see docs/geometry.md
+out/depth/, depth_confidence/        of networks: .npy [y, x], see docs/geometry.md
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from efficient_lvsm_jax.weights.load import load_geometry
 
 POINTS = 200_000  # of a network's cloud, at most
 MODEL, CLOUD = Path("sparse", "0"), "points.ply"
-DEPTH, CONFIDENCE = "depth", "depth_confidence"
+CONFIDENCE = "depth_confidence"
 
 
 def reconstruct(arguments: argparse.Namespace) -> None:
@@ -84,22 +84,19 @@ def _by_network(
     family = "stream_vggt" if model.family == "vggt" and model.config.causal else model.family
     if family != arguments.method:
         raise InputError(f"--with {arguments.method}: {arguments.weights} is of {family}")
-    for folder in (DEPTH, CONFIDENCE):
-        (capture.partial / folder).mkdir()
+    (capture.partial / CONFIDENCE).mkdir()
     names, c2w, fxfycxcy, sizes, points, colours = [], [], [], [], [], []
     for seen in see(model, photos, side=arguments.side, remember=arguments.remember):
-        photo, fields = seen.photo, {}
-        for folder, values in ((DEPTH, seen.depth), (CONFIDENCE, seen.confidence)):
-            file = f"{folder}/{photo.name}.npy"
-            np.save(capture.partial / file, values)
-            fields[f"{folder}_file_path"] = file
+        photo, confidence = seen.photo, f"{CONFIDENCE}/{seen.photo.name}.npy"
+        np.save(capture.partial / confidence, seen.confidence)
         capture.add(
             photo.image,
             seen.c2w,
             seen.fxfycxcy,
+            seen.depth,
             name=photo.name,
             stored=photo.stored,
-            fields=fields,
+            fields={f"{CONFIDENCE}_file_path": confidence},
         )
         names.append(photo.name)
         c2w.append(seen.c2w)

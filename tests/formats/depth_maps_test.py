@@ -49,6 +49,12 @@ def test_a_16_bit_picture_holds_thousandths(tmp_path):
     np.testing.assert_allclose(frame.depth(), millimetres / 1000, rtol=1e-6)
 
 
+def test_depth_in_fewer_pixels_is_that_of_the_nearest(tmp_path):
+    small = DEPTH[::2, ::2]
+    read = open_scenes(capture(tmp_path / "capture", small))[0].frames[0].depth()
+    np.testing.assert_allclose(read, np.repeat(np.repeat(small, 2, 0), 2, 1), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("depth", "message"),
     [
@@ -69,8 +75,8 @@ def test_depth_that_cannot_be_is_refused_when_it_is_asked_for(tmp_path):
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / "colour.png")
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     for name, message in {
-        "small.npy": r"depth_file_path.*shape \[3, 8\], expected \[6, 8\]",
-        "colour.png": "mode RGB, expected 16-bit grey of 8x6",
+        "small.npy": r"depth_file_path.*shape \[3, 8\] of a picture of 6x8",
+        "colour.png": "mode RGB, expected 16-bit grey",
         "torn.png": "torn.png: cannot be read as a PNG",
         "depth.exr": "expected depth as one of .npy, .png",
         "absent.npy": "absent.npy: cannot be read",

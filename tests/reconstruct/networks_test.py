@@ -64,10 +64,12 @@ def check(out, photos):
     described = json.loads((out / "transforms.json").read_text())
     for frame, fields in zip(scene.frames, described["frames"], strict=True):
         assert frame.file.read_bytes() == (photos / frame.file.name).read_bytes()
-        depth = np.load(out / fields["depth_file_path"])
+        depth = np.load(out / fields["depth_file_path"]) / 1000
+        at_rows = (np.arange(HEIGHT) + 0.5) * 42 / HEIGHT
+        nearest = depth[at_rows.astype(int)][:, ((np.arange(WIDTH) + 0.5) * 56 / WIDTH).astype(int)]
+        np.testing.assert_allclose(frame.depth(), nearest, rtol=1e-6)
         confidence = np.load(out / fields["depth_confidence_file_path"])
         assert depth.shape == confidence.shape == (42, 56)
-        assert depth.dtype == confidence.dtype == np.float32
     model = open_scenes(out, format="colmap")[0]
     np.testing.assert_allclose(model.c2w, scene.c2w, rtol=0, atol=1e-5)
     np.testing.assert_allclose(model.fxfycxcy, scene.fxfycxcy, rtol=1e-6)
