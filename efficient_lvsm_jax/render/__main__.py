@@ -1,7 +1,10 @@
 """Renders a film of a capture: a few of its pictures go in, a camera flies, an mp4 comes out.
 
     python -m efficient_lvsm_jax.render CAPTURE --weights W --path orbit --out FILM.mp4
+    python -m efficient_lvsm_jax.render CLIP.mp4 FILM.mp4 --weights W --geometry G
 
+With --geometry the pictures, of a video, a folder of photos or a capture, have no cameras or none
+that count: a network, or structure from motion, finds them, and those taken apart become inputs.
 Inputs and film keep the shape of the capture's pictures, landscape, portrait or square, at about as
 many pixels as the model was trained on; --size crops them to another, --size 256 to squares as
 published. The last line printed says which frames of the scene were inputs, and the film's frames,
@@ -35,6 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises an InputError for arguments that do not go together."""
+    if (arguments.film is None) == (arguments.out is None):
+        raise InputError("name the film once, behind the capture or by --out FILM.mp4")
+    arguments.out = arguments.film or arguments.out
+    if arguments.geometry is None and arguments.every is not None:
+        raise InputError("--every: is about pictures without cameras; see --geometry")
+    if arguments.path is None:
+        if arguments.geometry is None:
+            raise InputError(f"--path is missing: {', '.join(PATHS)} or FILE.json; see --help")
+        arguments.path = "inputs"
     file = arguments.path.endswith(".json")
     if arguments.path not in PATHS and not file:
         raise InputError(f"--path {arguments.path}: expected {', '.join(PATHS)} or FILE.json")
@@ -74,22 +86,37 @@ def _inputs(text: str) -> list[int] | str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m efficient_lvsm_jax.render", __doc__)
-    parser.add_argument("capture", metavar="CAPTURE", help="folder or file of posed pictures")
     parser.add_argument(
-        "--out", required=True, metavar="FILM.mp4", type=Path, help="is replaced if it exists"
+        "capture",
+        metavar="CAPTURE",
+        help="folder or file of posed pictures; with --geometry of any, or a video",
     )
+    parser.add_argument("film", nargs="?", metavar="FILM.mp4", type=Path, help="as --out")
+    parser.add_argument("--out", metavar="FILM.mp4", type=Path, help="is replaced if it exists")
     parser.add_argument(
         "--weights", required=True, metavar="W", help="weights folder, workdir or PyTorch file"
     )
     parser.add_argument(
+        "--geometry",
+        metavar="G",
+        help="what finds the cameras: weights of a network (StreamVGGT, VGGT, Depth Anything 3), "
+        "or colmap",
+    )
+    parser.add_argument(
+        "--every",
+        type=int,
+        metavar="N",
+        help="with --geometry: look at each N-th frame or photo (default: all photos, and of a "
+        "video 60 frames, equally far apart in motion and the sharpest there)",
+    )
+    parser.add_argument(
         "--path",
-        required=True,
         metavar="PATH",
         help="orbit: around what the inputs look at; spiral: small turns around their mean; "
         "inputs: through them, nearest first; frames: from the capture's own cameras, in their "
         "order; FILE.json: a nerfstudio camera path, in the world of the capture's own "
         "poses, with the shape of its own pictures (of a viewer's world: "
-        "--dataparser-transforms)",
+        "--dataparser-transforms); with --geometry the default is inputs",
     )
     parser.add_argument(
         "--size",

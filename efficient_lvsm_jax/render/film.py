@@ -7,9 +7,11 @@ import contextlib
 import dataclasses
 import logging
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,8 +25,10 @@ from data_pipeline.captures.inputs import choose_inputs, open_scene
 from data_pipeline.inspect.findings import inspect_scene
 from data_pipeline.inspect.text import check_line
 from data_pipeline.pictures.transforms import fit, fit_intrinsics, fitting_size
-from data_pipeline.read_options import read_options
+from data_pipeline.read_options import ReadOptions, read_options
 from data_pipeline.scenes import Frame, Scene
+from data_pipeline.unposed.mapping import structure_from_motion
+from data_pipeline.unposed.sources import open_photos
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.geometry.paths import camera_path, orbit, spiral
@@ -36,7 +40,8 @@ from efficient_lvsm_jax.models.model import USUAL_SIZE, Model
 from efficient_lvsm_jax.render import FRAMES
 from efficient_lvsm_jax.sessions.choice import check_paged, nearest_of
 from efficient_lvsm_jax.sessions.session import Session
-from efficient_lvsm_jax.weights.load import load_renderer
+from efficient_lvsm_jax.sessions.unposed import Keyframes, see
+from efficient_lvsm_jax.weights.load import load_geometry, load_renderer
 
 WIDEST = 4  # a film of a camera path file is at most so many times as wide as high
 # A flight is plausible that comes nearer to an input than so many times their extent, and is not
@@ -65,11 +70,46 @@ def make_film(arguments: argparse.Namespace) -> None:
       InputError: no such capture, scene, frame or weights, or a file that cannot be written.
     """
     nearest_of(arguments.views, "--views")
-    options, format = read_options(arguments)
-    scene = open_scene(arguments.capture, arguments.scene, options=options, format=format)
-    chosen = choose_inputs(scene, arguments.inputs or arguments.count)
-    model = load_renderer(arguments.weights)
+    if arguments.geometry is None:
+        options, format = read_options(arguments)
+        posed = open_scene(arguments.capture, arguments.scene, options=options, format=format)
+        opened = contextlib.nullcontext(posed)
+    else:
+        opened = _posed_scene(arguments)
+    model = load_renderer(arguments.weights)  # before cameras are looked for, which may take long
     check_paged(model, arguments.views, "--views")
+    with opened as scene:
+        _make_film(arguments, scene, model)
+
+
+@contextlib.contextmanager
+def _posed_scene(arguments: argparse.Namespace) -> Iterator[Scene]:
+    """Pictures with the cameras that --geometry finds, to be read until the block ends."""
+    if read_options(arguments) != (ReadOptions(), None):
+        raise InputError(
+            "--format, --split, --axes, --vertical-fov and --strict are about cameras that are "
+            "there; --geometry finds its own: leave them out"
+        )
+    photos = open_photos(arguments.capture, every=arguments.every, scene=arguments.scene)
+    with tempfile.TemporaryDirectory() as work:
+        if arguments.geometry == "colmap":
+            frames = structure_from_motion(photos, Path(work)).frames
+        else:
+            keyframes = Keyframes()
+            for seen in see(load_geometry(arguments.geometry), photos):
+                keyframes.take(seen)
+            frames = [seen.posed for seen in keyframes.chosen]
+        if len(frames) < 2:
+            raise InputError(
+                f"{arguments.capture}: {arguments.geometry} sees all {photos.count} pictures from "
+                "one place; expected a camera that walks"
+            )
+        yield Scene(Path(arguments.capture).stem, tuple(frames))
+
+
+def _make_film(arguments: argparse.Namespace, scene: Scene, model: Model) -> None:
+    """Of a scene, which `_posed_scene` may have found."""
+    chosen = choose_inputs(scene, arguments.inputs or arguments.count)
     _inspect(scene)
 
     frames = [scene.frames[index] for index in chosen]
