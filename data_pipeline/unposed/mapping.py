@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,14 @@ def structure_from_motion(photos: Photos, work: Path, *, lens: str = "radial") -
     groups = _written(photos, folder)
     names = [name for group in groups.values() for name in group]
     _find_features(pycolmap, database, folder, groups, lens)
-    _match(pycolmap, database, photos.film and len(names) > PAIRS_OF_ALL)
+    neighbours_alone = photos.film and len(names) > PAIRS_OF_ALL
+    print(
+        f"matching: {len(names)} pictures, each with "
+        + ("those before and after it" if neighbours_alone else "every other"),
+        file=sys.stderr,
+        flush=True,
+    )
+    _match(pycolmap, database, neighbours_alone)
     model = _placed(pycolmap, database, folder, len(names))
     placed = {image.name: image.camera_id for image in model.images.values() if image.has_pose}
     lost = [name for name in names if name not in placed]
@@ -194,9 +202,7 @@ def _match(pycolmap, database: Path, neighbours_alone: bool) -> None:
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = SEED
     match = pycolmap.match_sequential if neighbours_alone else pycolmap.match_exhaustive
-    with Progress("matching", 1, "step") as progress:
-        match(database, matching, verification_options=verification)
-        progress.advance()
+    match(database, matching, verification_options=verification)
 
 
 def _features(pycolmap, database: Path) -> dict[str, int]:
