@@ -1,13 +1,19 @@
 """The render command: films of hand-made captures, what is exported, and refusals."""
 
 import dataclasses
+import functools
 import json
+import re
+from types import SimpleNamespace
 
 import imageio.v3 as imageio
+import jax
 import numpy as np
 import pytest
 from cameras_around import ring
 from conftest import SMALL
+from PIL import Image
+from small_vggt import seeing_wide
 
 from data_pipeline.captures.camera_path_files import write_camera_path
 from data_pipeline.captures.export import CaptureWriter
@@ -17,6 +23,7 @@ from efficient_lvsm_jax import SceneFrame, Session
 from efficient_lvsm_jax.commands import main_exit
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.paths import orbit
+from efficient_lvsm_jax.render import film as film_module
 from efficient_lvsm_jax.render.__main__ import main
 from efficient_lvsm_jax.weights.folder import save_weights
 from efficient_lvsm_jax.weights.load import load
@@ -273,3 +280,57 @@ def test_wrong_input_is_one_line_and_exit_status_2(tmp_path, capsys):
     assert exited.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "none" in error
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three pictures of noise, without cameras."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    for number, image in enumerate(noise):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+def test_photos_without_cameras_become_a_film_of_keyframes(photos, weights, monkeypatch, capsys):
+    small = functools.partial(film_module.see, side=56)
+    monkeypatch.setattr(film_module, "see", small)
+    model = seeing_wide()
+    geometry = photos.parent / "geometry"
+    info = {"family": model.family, "config": dataclasses.asdict(model.config)}
+    save_weights(geometry, jax.tree.map(np.asarray, model.params), info)
+    film = photos.parent / "film.mp4"
+    options = ["--weights", weights, "--size", 16, "--geometry", geometry, "--frames", 4]
+    assert main([str(each) for each in (photos, film, *options)]) == 0
+    said = re.search(
+        r"scene=photos inputs=([\d,]+) frames=(\d+) size=16x16", capsys.readouterr().out
+    )
+    inputs = said[1].split(",")
+    assert len(inputs) >= 2 and int(said[2]) >= 4
+    assert imageio.improps(film, plugin="pyav").shape[0] == int(said[2])
+
+
+def test_structure_from_motion_gives_a_film_its_cameras(capture, weights, monkeypatch, capsys):
+    frames = open_scenes(capture)[0].frames
+    found = SimpleNamespace(frames=frames[:4])
+    monkeypatch.setattr(film_module, "structure_from_motion", lambda photos, work: found)
+    render(capture, weights, "--geometry", "colmap", "--frames", 3)
+    assert "scene=capture inputs=0,1,2,3 frames=3" in capsys.readouterr().out
+    found.frames = frames[:1]
+    with pytest.raises(InputError, match="sees all 5 pictures from one place"):
+        render(capture, weights, "--geometry", "colmap", "--frames", 3)
+
+
+def test_a_film_has_one_name_and_a_capture_a_path(capture, weights):
+    options = ["--weights", str(weights)]
+    for names, words in (
+        ([capture], "name the film once"),
+        ([capture, "a.mp4", "--out", "b.mp4"], "name the film once"),
+        ([capture, "a.mp4"], "--path is missing"),
+        ([capture, "a.mp4", "--every", 2], "--every: is about pictures without cameras"),
+        ([capture, "a.mp4", "--geometry", weights, "--axes", "opencv"], "--geometry finds its own"),
+        ([capture, "a.mp4", "--geometry", weights], "renders views, and sees no cameras"),
+    ):
+        with pytest.raises(InputError, match=words):
+            main([*map(str, names), *options])
