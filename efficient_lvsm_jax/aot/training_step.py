@@ -84,6 +84,7 @@ class Question:
             pixels=self.data.size**2,
             platform=platform,
             micro_batches=self.recipe.micro_batches,
+            teacher=self.frozen.geometry,
         )
 
     def flops(self, inputs: int | None = None) -> TrainFlops:

@@ -41,8 +41,8 @@ class Estimate:
 
     Attributes:
       bytes: kind to bytes: parameters, average (EMA), optimizer state (with REPA's projectors),
-        gradients (with parameters in the compute dtype), batch, kept for the backward pass, in use
-        at once.
+        gradients (with parameters in the compute dtype), teacher of geometry, batch, kept for the
+        backward pass, in use at once.
       scenes: of one device, in one micro-batch.
       whole: whether what is kept within a step is counted: of some families there is no formula.
     """
@@ -81,6 +81,7 @@ def estimate(
     pixels: int,
     platform: str,
     micro_batches: int = 1,
+    teacher: Any = None,
 ) -> Estimate:
     """Memory of a training step on each device.
 
@@ -94,6 +95,8 @@ def estimate(
       micro_batches: parts in which the batch is walked.
       platform: "tpu", "gpu" or "cpu", as `jax.default_backend` says. TPUs pad arrays of heads;
         elsewhere than on a CPU, attention without a fused kernel keeps all scores.
+      teacher: shapes of a model of geometry that says the truth, if one does; it is placed as the
+        student is. Other networks of losses are left out.
 
     Returns:
       An estimate: within a quarter of what compilers say for the published model on TPUs and CPUs,
@@ -109,7 +112,8 @@ def estimate(
             f"fsdp:{mesh_sizes['fsdp']} devices x micro_batches={micro_batches}; make it a "
             f"multiple of {places * micro_batches}"
         )
-    between = _state(state, mesh_sizes)
+    mesh = _mesh(mesh_sizes)
+    between = state_bytes(state, state_shardings(mesh, state))
     scenes = batch_size // places
     inputs = math.ceil(inputs / mesh_sizes.get("context", 1))
     at_once = scenes // micro_batches
@@ -126,6 +130,7 @@ def estimate(
         bytes={
             **between,
             "gradients": gradients,
+            "teacher": bytes_per_device(teacher, state_shardings(mesh, teacher)),
             "batch": scenes * (inputs + targets) * (3 * pixels + (16 + 4) * 4),
             "kept for the backward pass": at_once * kept,
             "in use at once": at_once * working,
@@ -210,12 +215,10 @@ def bytes_of_frame(family: str, config: GeometryConfig, size: tuple[int, int]) -
     return jax.eval_shape(lambda: module.start(config, 1, size)).frame_bytes
 
 
-def _state(state: Any, mesh_sizes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of one device between steps, exactly."""
-    axes = (AxisType.Auto,) * len(mesh_sizes)
-    mesh = AbstractMesh(tuple(mesh_sizes.values()), tuple(mesh_sizes), axis_types=axes)
-    shardings = state_shardings(mesh, state)
-    return state_bytes(state, shardings)
+def _mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of these sizes without devices."""
+    axes = (AxisType.Auto,) * len(sizes)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=axes)
 
 
 def state_bytes(state: Any, shardings: Any) -> dict[str, int]:
