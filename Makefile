@@ -45,9 +45,10 @@ test: $(VENV)/installed ## lint and run all tests
 # Two processes; the tests of a file share what it sets up, so they stay together.
 TWO := -n 2 --dist loadfile
 
-# Parity, cache, sessions, a training step, a reader, the order of rooms.
-QUICK := tests/layers_test.py tests/models tests/nn/cache_test.py tests/sessions \
-  tests/training/training_test.py tests/formats/colmap_test.py tests/convert/convert_reference_test.py
+# Parity, cache, a session, a training step, a reader, the order of rooms.
+QUICK := tests/layers_test.py tests/models/efficient_lvsm_test.py tests/models/families_test.py \
+  tests/nn/cache_test.py tests/sessions/session_test.py tests/training/training_test.py \
+  tests/formats/colmap_test.py tests/convert/convert_reference_test.py
 
 test-quick: $(VENV)/installed ## the tests to run while working
 	$(RUN) -m pytest $(TWO) $(QUICK)
