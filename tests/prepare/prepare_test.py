@@ -130,6 +130,7 @@ def test_killed_at_any_moment_it_goes_on_without_loss(source, complete, tmp_path
         while process.poll() is None and time.monotonic() < deadline:
             if len(list(parts.glob("0*.json"))) >= wanted:
                 break
+            time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     manifest = prepare(Preparation(str(source), size=48), out)
@@ -148,6 +149,7 @@ def stop_midway(arguments: list[str], parts: Path, stop: Callable[[int], None]) 
         while process.poll() is None and time.monotonic() < deadline:
             if list(parts.glob("0*.json")):
                 break
+            time.sleep(0.002)
         stop(process.pid)
         _, said = process.communicate(timeout=30)
         return process.returncode, said

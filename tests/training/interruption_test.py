@@ -114,6 +114,7 @@ def end_one_of_two(workdir, number, begun):
         while not all((workdir / f"ready-{index}-{begun}").exists() for index in range(2)):
             assert time.monotonic() < deadline, "the processes did not come"
             assert all(process.poll() is None for process in running), running[0].communicate()
+            time.sleep(0.01)  # they need the processors
         running[1].send_signal(number)
         said = [process.communicate(timeout=120) for process in running]
         return [process.returncode for process in running], [
