@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import GOLDENS
 
+from efficient_lvsm_jax.convert.__main__ import main
 from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.weights.folder import load_weights
@@ -32,9 +33,9 @@ def run(*arguments, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_command_line_reports_what_it_wrote_and_what_is_wrong(tmp_path):
-    status, output, _ = run(GOLDENS / "square.pt", "--out", tmp_path / "weights")
-    assert status == 0
+def test_command_line_reports_what_it_wrote_and_what_is_wrong(tmp_path, capsys):
+    assert main([str(GOLDENS / "square.pt"), "--out", str(tmp_path / "weights")]) == 0
+    output = capsys.readouterr().out
     assert (
         "efficient_lvsm (width 64, head_dim 32, patch 8, mlp_ratio 4, layers 3), 418368 parameters"
         in output
