@@ -138,7 +138,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 SMALL_RUN = (
     "--config.steps=2 --config.checkpoint_every=2 --config.data.scenes=8 --config.data.size=16 "
-    "--config.data.num_inputs_cycle=(1,)"
+    "--config.data.num_inputs_cycle=(1,) --config.model.width=32 --config.model.head_dim=16 "
+    "--config.model.layers=1 --config.optimizer.name=adamw --config.log.pictures_every=0"
 ).split()
 
 
@@ -187,6 +188,7 @@ def test_a_run_that_skips_too_often_ends_and_says_so(tmp_path):
     config = small_config(6)
     config.optimizer.clip_norm = 1e-9  # every gradient is far above
     config.abort_after_skips = 4
+    config.data.num_inputs_cycle = (1,)
     with pytest.raises(trainer.TrainingDivergedError, match="step 4: the last 4 updates"):
         trainer.train(config, tmp_path)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
