@@ -9,7 +9,9 @@ in] of every attention, by its published name. Variants, see `VARIANTS`, are wha
 - of an attention `_in:{name}` (before its first product), `_out:{name}` (after its last) and
   `_selected:{name}` (kept tokens; of the camera head, in its first iteration).
 
-Neither densities nor sizes of blocks are recorded, see `_density` and `_blocks`.
+`fp8_*` have linear maps in eight bits besides and projections `fp8_P:{name}`; `step_*` are steps of
+training, see `step_reference`. Neither densities nor sizes of blocks are recorded, see `_density`
+and `_blocks`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficient_lvsm_jax.compress import step_reference
+from efficient_lvsm_jax.compress.eight_bit_model import in_eight_bits
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import settings_told
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
@@ -47,6 +50,7 @@ VARIANTS = {
     "rounds_only": "frame={d}:token,global={d}:token",
     "block": EVERYWHERE.replace("{d}", "{d}:block{b}"),
     "three": EVERYWHERE.replace("{d}", f"{CRITICAL}:class{{b}}"),
+    "fp8": EVERYWHERE.replace("{d}", "{d}:token"),  # and linear maps in eight bits
 }
 DENSE = ("depth", "depth_conf", "points", "points_conf")
 Arrays = Mapping[str, np.ndarray]
@@ -76,21 +80,25 @@ def compare(arrays: Arrays, weights: str | Path) -> Iterator[tuple]:
         return run(heads, model.ready, taps[:, :, frame : frame + 1])
 
     for variant, text in VARIANTS.items():
-        names = [name for name in sorted(arrays) if name.startswith(f"{variant}_")]
+        start = f"{variant}_"
+        names = [x for x in sorted(arrays) if x.startswith(start) and f"{start}P:" not in x]
         if not names:
             continue
-        of_tokens = variant in ("token", "rounds_only")
+        of_tokens = variant in ("token", "rounds_only", "fp8")
         seen = images[:, arrays["frames_token"]] if of_tokens else images
         density = _density(arrays)
         block = 0 if of_tokens else _blocks(model, seen.shape)
         if block == 1:
             continue  # frames share no size of blocks: the original attended to zeros
-        sparse = _replaced(model, arrays, text.format(d=density, b=block))
+        sparse = _replaced(model, arrays, text.format(d=density, b=block), variant)
         yield from _lines(sparse, arrays, variant, names, seen, dense)
-    if "step_rows" in arrays:
-        text = VARIANTS["token"].format(d=_density(arrays))
-        seen = images[:, arrays["frames_token"]]
-        yield from step_reference.steps(model, _replaced(model, arrays, text), arrays, seen)
+    for start, variant in (("step_", "token"), ("step_fp8_", "fp8")):
+        if f"{start}rows" in arrays:
+            text = VARIANTS[variant].format(d=_density(arrays))
+            student = _replaced(model, arrays, text, variant)
+            seen = images[:, arrays["frames_token"]]
+            how = bound if variant == "token" else _rounded
+            yield from step_reference.steps(model, student, how, arrays, seen, start)
 
 
 def _read(arrays: Arrays, weights: str | Path) -> GeometryModel:
@@ -106,13 +114,18 @@ def _read(arrays: Arrays, weights: str | Path) -> GeometryModel:
     return dataclasses.replace(model, config=dataclasses.replace(model.config, **told))
 
 
-def _replaced(model: GeometryModel, arrays: Arrays, text: str) -> GeometryModel:
+def _rounded(model: GeometryModel, params: dict) -> VGGT:
+    return in_eight_bits(bound(model, params))
+
+
+def _replaced(model: GeometryModel, arrays: Arrays, text: str, variant: str) -> GeometryModel:
     """The model with attention replaced at some places, and the recorded projections there."""
+    start = "fp8_P:" if variant == "fp8" else "P:"
     config = dataclasses.replace(model.config, attention_sparsity=text)
     params = jax.tree.map(lambda x: x, model.params)
     for (theirs, (ours, depth)), place in zip(STACKS.items(), PLACES, strict=True):
         if config.sparsity(place) is not None:
-            names = [f"P:{theirs}.{layer}.attn" for layer in range(getattr(config, depth))]
+            names = [f"{start}{theirs}.{layer}.attn" for layer in range(getattr(config, depth))]
             here = params
             for folder in ours.split("/"):
                 here = here[folder]
@@ -151,9 +164,10 @@ def _lines(
     dense: Callable[[jax.Array], tuple],
 ) -> Iterator[tuple]:
     config = model.config
+    build = _rounded if variant == "fp8" else bound
 
     def clip(params: dict, images: jax.Array) -> tuple:
-        network = bound(model, params)
+        network = build(model, params)
         sight = network.sight(None, images.shape[1])
         x, taps, _ = network.rounds(None, images, sight)
         cameras = x[:, :, 0]
@@ -181,7 +195,7 @@ def _lines(
         where = STACKS[stack][0], int(layer)
 
         def inside(params: dict, *given: jax.Array, where: tuple = where) -> tuple | None:
-            return _inside(model, bound(model, params), *where, *given)
+            return _inside(model, build(model, params), *where, *given)
 
         before, out, selected = run(inside, model.ready, images, taps, cameras)
         for what, quantity, got, limit in (

@@ -5,13 +5,14 @@ Arrays beside those of `model_reference`: cameras `step_extrinsics`, `step_intri
 plain and by confidence, attention loss, its weight, norm of the gradient, learning rate),
 `step_attention_each` (the first step's, call by call), `step_grad:{name}` (likewise) and
 `step_P_after:{name}` (after all of `step_rows`). Weights and rates tell how long the run was.
+`step_fp8_*` are of a student with linear maps in eight bits, with the same targets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from efficient_lvsm_jax.compress.distill_reference import encoded
 from efficient_lvsm_jax.compress.lines import Arrays, Line, shares
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.running import bound, run
+from efficient_lvsm_jax.models.vggt import VGGT
 from efficient_lvsm_jax.training.distillation import (
     OPTIMIZER,
     attention_loss,
@@ -42,19 +44,35 @@ COLUMNS = ("total", "cameras", "depth", "confidence", "attention", "weight", "no
 
 
 def steps(
-    teacher: GeometryModel, student: GeometryModel, arrays: Arrays, images: jax.Array
+    teacher: GeometryModel,
+    student: GeometryModel,
+    build: Callable[[GeometryModel, dict], VGGT],
+    arrays: Arrays,
+    images: jax.Array,
+    start: str,
 ) -> Iterator[Line]:
-    """Lines of all steps, of images [1, S, Y, X, 3]."""
-    rows = arrays["step_rows"]
+    """Lines of all steps.
+
+    Args:
+      teacher, student: the dense model and the one that is trained.
+      build: makes the student's network of its parameters.
+      arrays: of the file.
+      images: [1, S, Y, X, 3].
+      start: of the names, "step_", or that of steps in eight bits, whose targets are the same.
+    """
+    rows = arrays[f"{start}rows"]
     size = images.shape[2:4]
     camera_target = encoded(arrays["step_extrinsics"], arrays["step_intrinsics"], size)
     target = np.float32(arrays["step_depth_target"])
     valid = arrays["step_mask"]
 
+    bits = "fp8 " if start == "step_fp8_" else ""
+    first, later = f"{bits}first step", f"{bits}later steps"
+
     def objective(
         trained: dict, rest: dict, images: jax.Array, outputs: list, weight: jax.Array
     ) -> tuple:
-        network = bound(student, _with(rest, trained))
+        network = build(student, _with(rest, trained))
         seen = attended(network, images)
         maps = network.map(network.depth_head, seen.taps, size)
         depth, confidence = jnp.exp(maps[..., 0]), 1 + jnp.exp(maps[..., 1])
@@ -75,37 +93,36 @@ def steps(
     optimizer = make_optimizer(config)
     update = jax.jit(optimizer.update)
     ready = student.ready
+    largest = float(rows[0, COLUMNS.index("weight")])
     trained = {ours: _at(ready, ours)["sparse"] for ours, _ in STACKS.values()}
     moments = optimizer.init(trained)
     for step, row in enumerate(rows):
-        weight = attention_weight(jnp.float32(step), config.decay_end)
+        weight = attention_weight(jnp.float32(step), config.decay_end, largest, LEAST)
         slope, (losses, each) = gradient(trained, ready, images, outputs, weight)
         norm = np.sqrt(sum(np.sum(np.square(x, dtype=float)) for x in jax.tree.leaves(slope)))
         rate = learning_rate(config, step)
         found = dict(zip(COLUMNS, (*losses, weight, norm, rate), strict=True))
-        which, limit = ("first step", LIMIT) if step == 0 else ("later steps", UPDATED)
+        which, limit = (first, LIMIT) if step == 0 else (later, UPDATED)
         for column, recorded in zip(COLUMNS, row, strict=True):
-            yield f"{which}: {column}", "step_rows", found[column], recorded, limit, 1.0
+            yield f"{which}: {column}", f"{start}rows", found[column], recorded, limit, 1.0
         if step == 0:
-            if "step_attention_each" in arrays:
-                name = "step_attention_each"
-                yield "first step: attention, each", name, each, arrays[name], LIMIT, 1.0
-            yield from _projections("first step: gradients", "step_grad:", slope, arrays, LIMIT)
+            if (name := f"{start}attention_each") in arrays:
+                yield f"{which}: attention, each", name, each, arrays[name], LIMIT, 1.0
+            yield from _projections(f"{which}: gradients", f"{start}grad:", slope, arrays, LIMIT)
         clip = np.float32(min(1.0, config.clip_norm / (norm + 1e-6)))
         updates, moments = update(jax.tree.map(lambda x, c=clip: c * x, slope), moments, trained)
         trained = jax.tree.map(lambda p, u, r=rate: p + r * u, trained, updates)
-    yield from _projections("later steps: projections", "step_P_after:", trained, arrays, UPDATED)
+    name = f"{start}P_after:"
+    yield from _projections(f"{later}: projections", name, trained, arrays, UPDATED)
 
 
 def _run(rows: np.ndarray) -> OptimizerConfig:
     """How long a run was, of the weights and rates of its first steps."""
-    warmup = total = 1
+    warmup, total = 1, 2  # of the first step neither says anything
     if len(rows) > 1:
-        weight, rate = (float(rows[1, COLUMNS.index(name)]) for name in ("weight", "rate"))
-        warmup = round(OPTIMIZER.learning_rate / rate)
-        largest, least = float(rows[0, COLUMNS.index("weight")]), LEAST
-        cosine = (weight - least) / (0.5 * (largest - least)) - 1
-        total = round(math.pi / math.acos(cosine))
+        largest, weight = rows[:2, COLUMNS.index("weight")].astype(float)
+        warmup = round(OPTIMIZER.learning_rate / float(rows[1, COLUMNS.index("rate")]))
+        total = round(math.pi / math.acos((weight - LEAST) / (0.5 * (largest - LEAST)) - 1))
     return dataclasses.replace(OPTIMIZER, warmup_steps=warmup).over(total)
 
 

@@ -166,7 +166,12 @@ class SparseLinear(nnx.Module):
             )
         k, v = pages.whole_layer(q.dtype)
         k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
-        return sparse_linear(q, k, v, self.kernel[...], self.sparsity)
+        sparse, linear = branches(q, k, v, self.sparsity)
+        return (sparse + self.project(linear)).astype(q.dtype)
+
+    def project(self, linear: jax.Array) -> jax.Array:
+        """What comes of the sums, [B, H, Q, K] float32, through P."""
+        return linear @ self.kernel[...].astype(jnp.float32)
 
 
 def sparse_linear(
