@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ import numpy as np
 
 from efficient_lvsm_jax.compress import step_reference
 from efficient_lvsm_jax.compress.eight_bit_model import in_eight_bits
+from efficient_lvsm_jax.compress.lines import Arrays, Line
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import settings_told
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
@@ -53,7 +54,6 @@ VARIANTS = {
     "fp8": EVERYWHERE.replace("{d}", "{d}:token"),  # and linear maps in eight bits
 }
 DENSE = ("depth", "depth_conf", "points", "points_conf")
-Arrays = Mapping[str, np.ndarray]
 
 
 def is_of(names: set[str]) -> bool:
@@ -61,7 +61,7 @@ def is_of(names: set[str]) -> bool:
     return "images_u8" in names and any(name.startswith("P:") for name in names)
 
 
-def compare(arrays: Arrays, weights: str | Path) -> Iterator[tuple]:
+def compare(arrays: Arrays, weights: str | Path) -> Iterator[Line]:
     """Lines of quantity, name, value, recorded value and limit.
 
     Raises:
@@ -162,7 +162,7 @@ def _lines(
     names: list[str],
     images: jax.Array,
     dense: Callable[[jax.Array], tuple],
-) -> Iterator[tuple]:
+) -> Iterator[Line]:
     config = model.config
     build = _rounded if variant == "fp8" else bound
 

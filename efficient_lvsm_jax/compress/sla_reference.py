@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from efficient_lvsm_jax.compress.lines import Arrays, Line
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.sparse_linear import (
     KeySums,
@@ -54,7 +55,6 @@ VARIANT = re.compile(
     r"|q(?P<published_q>\d+)|softmaxphi|softmax|elu"
     r")(?P<mask>_masked|_valid)?" + WHAT
 )
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _padded(arrays: Arrays, case: str, variant: Variant) -> bool:
     return bool(not ours and sparsity.by != "token" and ragged)
 
 
-def compare(arrays: Arrays) -> Iterator[tuple]:
+def compare(arrays: Arrays) -> Iterator[Line]:
     """Lines of quantity, name, value, recorded value and limit."""
     for case in _cases(arrays):
         given = {
@@ -244,14 +244,17 @@ def _computed(
 
 def _lines(
     arrays: Arrays, variant: Variant, given: dict, valid: np.ndarray | None
-) -> Iterator[tuple]:
+) -> Iterator[Line]:
     kind = "published SLA" if variant.published else variant.sparsity.by
     found = _computed(given, valid, variant.sparsity, tuple(sorted(variant.names)))
     for what, name in variant.names.items():
         quantity, limit = QUANTITIES[what.partition("_")[0]]
-        got, recorded = found[what], arrays[name]
+        got, recorded = np.asarray(found[what]), arrays[name]
         stride = _stride(got.shape, recorded.shape)
         got = got[..., ::stride, :] if stride > 1 else got
+        if quantity == "gradients":  # sums over all queries, in shares of the largest
+            largest = max(1.0, np.abs(recorded).max(initial=0.0))
+            got, recorded = got / largest, recorded / largest
         yield f"{kind}: {quantity}", name, got, recorded, limit
 
 
