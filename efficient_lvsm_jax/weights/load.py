@@ -65,7 +65,8 @@ def load(
         (its newest step; the averaged parameters if it keeps them); or a `.pt`, `.pth`, `.ckpt` or
         `.safetensors` file in the published layout (converted in memory on every load), or several
         with an index (`model.safetensors.index.json`), by their folder or the index; or
-        hf://OWNER/REPO/FILE, one of these on the hub, downloaded and converted once.
+        hf://OWNER/REPO/FILE, one of these on the hub, downloaded and converted once (but read as it
+        is if it is in eight bits).
       entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.
       products: "int8" or "fp8": a renderer's layers then multiply eight-bit numbers, see
         `weights.scaled.in_eight_bits`; by default weights become floats, however they are stored.
@@ -78,7 +79,8 @@ def load(
         check_products(products)
         return in_eight_bits(load_renderer(path, entry=entry), products)
     if str(path).startswith(HUB):
-        path, entry = kept(str(path), entry), None
+        path = kept(str(path), entry)
+        entry = entry if path.is_file() else None  # which a folder was made of
     path = fetch(path) if path in models() else Path(path)
     if path.is_file() or (path.is_dir() and not _is_ours(path) and find_index(path)):
         model = read_published(path, entry=entry)

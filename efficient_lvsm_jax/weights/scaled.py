@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.safetensors_file import read_safetensors
 from efficient_lvsm_jax.files.stored import DTYPES, ScaledTensor, StoredTensor, printable
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn.eight_bits import codes_of, to_kernel
@@ -77,6 +78,12 @@ def with_scales(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, St
         layout = (tensor.storage, tensor.dtype, tensor.shape, tensor.strides, tensor.offset)
         found[name] = ScaledTensor(*layout, scale)
     return found
+
+
+def has_scales(path: Path) -> bool:
+    """Whether a .safetensors file has tensors in eight bits with scales."""
+    tensors = with_scales(path, read_safetensors(path)).values()
+    return any(isinstance(tensor, ScaledTensor) for tensor in tensors)
 
 
 def in_eight_bits(model: Model, bits: str) -> Model:

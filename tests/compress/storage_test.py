@@ -11,6 +11,7 @@ from efficient_lvsm_jax.compress.__main__ import main
 from efficient_lvsm_jax.compress.storage import store
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
+from efficient_lvsm_jax.weights import kept
 from efficient_lvsm_jax.weights.scaled import in_eight_bits
 
 
@@ -39,6 +40,14 @@ def test_kernels_of_layers_are_near_and_everything_else_is_as_it_was(stored):
     # A small model has larger tokenizers for its size than one of 199 M parameters.
     assert done.nbytes < 0.32 * 4 * done.parameters
     assert "tensors in eight bits" in str(done)
+
+
+def test_a_file_of_the_hub_gets_no_float_copy(stored, monkeypatch):
+    _, path, _ = stored
+    monkeypatch.setattr(kept, "fetch", lambda source: path)
+    monkeypatch.setattr(kept, "save_weights", None)  # whoever writes a folder fails
+    assert kept.kept("hf://owner/repo/rooms.safetensors") == path
+    assert elvsm.load("hf://owner/repo/rooms.safetensors").family == "efficient_lvsm"
 
 
 def test_storing_again_what_is_stored_changes_no_value(stored, tmp_path):
