@@ -40,7 +40,7 @@ QUANTITIES = {
     "sparse": ("softmax branch", LIMIT),
     "linear": ("linear branch", LIMIT),
     "out": ("output", LIMIT),
-    "grad": ("gradients", LIMIT),
+    "grad": ("gradients (of the largest value)", LIMIT),
     "selected": ("choice", 0.0),
     "classes": ("choice", 0.0),
 }
@@ -252,7 +252,7 @@ def _lines(
         got, recorded = np.asarray(found[what]), arrays[name]
         stride = _stride(got.shape, recorded.shape)
         got = got[..., ::stride, :] if stride > 1 else got
-        if quantity == "gradients":  # sums over all queries, in shares of the largest
+        if what.startswith("grad_"):  # sums over all queries, P's the largest
             largest = max(1.0, np.abs(recorded).max(initial=0.0))
             got, recorded = got / largest, recorded / largest
         yield f"{kind}: {quantity}", name, got, recorded, limit
