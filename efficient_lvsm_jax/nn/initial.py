@@ -6,6 +6,9 @@ distribution. Kernels keep the variance of what they read, so that small widths 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,7 +27,18 @@ KEPT_DEVIATION = 0.87962566  # of a normal distribution cut there
 def draw(module: nnx.Module, rngs: nnx.Rngs) -> None:
     """Gives all parameters of a module, stacked or not, their first values."""
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-    nnx.update(module, _drawn(params, rngs))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    # At once: a draw for each of some hundred arrays would take a minute to compile.
+    values = jax.random.truncated_normal(rngs.params(), -CUT, CUT, (count,)) / KEPT_DEVIATION
+    start = 0
+
+    def take(shape: tuple[int, ...]) -> jax.Array:
+        nonlocal start
+        stop = start + math.prod(shape)
+        taken, start = values[start:stop].reshape(shape), stop
+        return taken
+
+    nnx.update(module, _drawn(params, take))
 
 
 def begin_near(part: Linear, value: jax.Array) -> None:
@@ -33,11 +47,13 @@ def begin_near(part: Linear, value: jax.Array) -> None:
     part.bias[...] = jnp.asarray(value, jnp.float32)
 
 
-def _drawn(tree: dict, rngs: nnx.Rngs, path: tuple[str, ...] = ()) -> dict:
+def _drawn(
+    tree: dict, take: Callable[[tuple[int, ...]], jax.Array], path: tuple[str, ...] = ()
+) -> dict:
     found = {}
     for name, x in tree.items():
         if isinstance(x, dict):
-            found[name] = _drawn(x, rngs, (*path, name))
+            found[name] = _drawn(x, take, (*path, name))
         elif name == "scale":
             found[name] = jnp.ones_like(x)
         elif name in ("scale1", "scale2"):
@@ -49,8 +65,7 @@ def _drawn(tree: dict, rngs: nnx.Rngs, path: tuple[str, ...] = ()) -> dict:
             deviation = TOKEN_DEVIATION
             if name == "kernel":
                 deviation = _inputs(x, tree.get("bias"), enlarges=path[-1] == "map") ** -0.5
-            values = jax.random.truncated_normal(rngs.params(), -CUT, CUT, x.shape)
-            found[name] = deviation / KEPT_DEVIATION * values
+            found[name] = deviation * take(x.shape)
     return found
 
 

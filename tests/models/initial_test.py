@@ -29,8 +29,8 @@ def flat(params):
 def drawn(request):
     """A model with first parameters."""
     config = configure(request.param, SETTINGS[request.param])
-    params = init_params(request.param, config, jax.random.key(0))
-    return GeometryModel(request.param, config, params)
+    make = jax.jit(lambda key: init_params(request.param, config, key))
+    return GeometryModel(request.param, config, make(jax.random.key(0)))
 
 
 def test_everything_is_drawn_that_learns_by_being_different(drawn):
