@@ -75,7 +75,7 @@ def beside(
     rows = -(-len(chosen) // row)
     whole = (2 * width + 3 * GAP, below + rows * (small[0] + GAP))
     image = Image.new("RGB", whole, "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(19)
     right = width + 2 * GAP
     some = f"{len(chosen)} of " if len(chosen) < len(inputs) else ""
     count = f"{some}{len(inputs)} input" + ("" if len(inputs) == 1 else "s")
@@ -84,7 +84,7 @@ def beside(
         (right, 0, about_truth),
         (GAP, LINE + height, count),
     ):
-        draw.text((left, top + 4), words, fill="black", font=font)
+        draw.text((left, top), words, fill="black", font=font)
     draw.rectangle((right, LINE, right + width - 1, LINE + height - 1), fill="#d8d8d8")
     for left, picture in ((GAP, rendered), (right, truth)):
         if picture is not None:
