@@ -69,7 +69,7 @@ def claim_workdir(
     defaults = dataclasses.asdict(type(config)())
     before = {**defaults, "family": found.get("family"), **found.get("config", {})}
     for key, value in {"family": family, **stored["config"]}.items():
-        if before.get(key) != value:
+        if _as_json_has(before.get(key)) != _as_json_has(value):
             raise InputError(
                 f"{workdir}: holds a run of another model: {key} was {before.get(key)!r}, now is "
                 f"{value!r}; name another --workdir, or use the configuration it was started with"
@@ -77,6 +77,11 @@ def claim_workdir(
     before = read_sizes(found, workdir / MODEL_FILE)
     if not {*sizes} <= {*before}:
         write({*before, *sizes})
+
+
+def _as_json_has(value: Any) -> Any:
+    """A setting as it is after it was written and read: JSON knows no tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def load_workdir(workdir: Path) -> tuple[str, Any, dict, tuple[tuple[int, int], ...]]:

@@ -25,6 +25,7 @@ from efficient_lvsm_jax.training.geometry_objective import (
 )
 from efficient_lvsm_jax.training.optimizer import make_optimizer
 from efficient_lvsm_jax.training.step import start_from, train_step
+from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 STEPS = 12
 
@@ -214,3 +215,11 @@ def test_what_a_step_costs_is_counted(asked):
     taught = question(config, 1)
     assert clips < taught.loss_flops() < 1.01 * clips  # the teacher sees later frames, too
     assert not taught.estimate("cpu").whole and "more than" in str(taught.estimate("cpu"))
+
+
+def test_a_workdir_is_known_again_by_a_model_whose_settings_are_tuples(asked, tmp_path):
+    claim_workdir(tmp_path, "vggt", asked.recipe.model)
+    claim_workdir(tmp_path, "vggt", asked.recipe.model)
+    other = dataclasses.replace(asked.recipe.model, channels=(8, 8, 8, 4))
+    with pytest.raises(InputError, match="channels was "):
+        claim_workdir(tmp_path, "vggt", other)
