@@ -228,6 +228,7 @@ def test_paths_are_previewed_and_then_the_camera_s_picture_comes_back(viewer, ta
                 None, lambda c=camera: viewer.scene.render(c.c2w, c.fxfycxcy).image
             )
             eventually(lambda i=image: tab.shows(on_canvas(i)), f"a picture of {kind}")
+            assert not any(each.visible for each in tab.ours._frusta)
             go.release()
         eventually(lambda: not tab.ours.playing, "the end")
         tab.ours._cameras_shown.value = False

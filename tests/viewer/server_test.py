@@ -155,6 +155,7 @@ def test_two_thousand_fuzzed_messages_leave_it_alive_and_no_larger(viewer, port)
         if connection is None:
             connection = browser(port)
             assert gets_a_picture(connection)
+            viewer.worker.call(None, lambda: None)  # after which all of the page is built
             controls = [*viewer.pages[max(viewer.pages)].client.gui._gui_input_handle_from_uuid]
         raw = fuzzed(rng, controls)
         if is_refused(raw):
