@@ -3,6 +3,7 @@
 import http.client
 import random
 import socket
+import time
 
 import pytest
 
@@ -155,8 +156,9 @@ def test_two_thousand_fuzzed_messages_leave_it_alive_and_no_larger(viewer, port)
         if connection is None:
             connection = browser(port)
             assert gets_a_picture(connection)
-            viewer.worker.call(None, lambda: None)  # after which all of the page is built
-            controls = [*viewer.pages[max(viewer.pages)].client.gui._gui_input_handle_from_uuid]
+            gui = viewer.pages[max(viewer.pages)].client.gui
+            while not (controls := [*gui._gui_input_handle_from_uuid]):
+                time.sleep(0.01)  # the truth's place is a picture, too, and comes before them
         raw = fuzzed(rng, controls)
         if is_refused(raw):
             with browser(port) as another, pytest.raises(ConnectionClosed):
