@@ -55,7 +55,7 @@ def test_what_is_gathered_follows_the_views_in_use_not_the_room_for_them(fused, 
     tokens = 2 * 3
     session = Session(fused, frame=SceneFrame.identity(), capacity=64)
     ids = []
-    for views, gathered in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16)):
+    for views, gathered in ((1, 1), (2, 2), (3, 4), (5, 8)):
         while len(ids) < views:
             ids.append(session.add(*view(len(ids))))
         keys_read.clear()
@@ -71,13 +71,13 @@ def test_what_is_gathered_follows_the_views_in_use_not_the_room_for_them(fused, 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_random_changes_render_as_a_fresh_cache_would_and_compile_for_few_numbers(fused, precision):
     fused = dataclasses.replace(fused, config=dataclasses.replace(fused.config, cache=precision))
-    session = Session(fused, frame=SceneFrame.identity(), capacity=8)
+    session = Session(fused, frame=SceneFrame.identity(), capacity=4)
     session.warm_up(SIZE, targets=(2,))
     compiled = models._call._cache_size()
     rng = np.random.default_rng(0)
     held = {}
     for _ in range(60):
-        if held and (len(held) == 8 or rng.random() < 0.4):
+        if held and (len(held) == 4 or rng.random() < 0.4):
             leaving = rng.choice(list(held))
             session.remove(leaving)
             del held[leaving]
@@ -87,7 +87,7 @@ def test_random_changes_render_as_a_fresh_cache_would_and_compile_for_few_number
         if held:
             picture = session.render(TARGETS.c2w[0], TARGETS.fxfycxcy[0], SIZE)
     assert models._call._cache_size() == compiled
-    fresh = Session(fused, frame=SceneFrame.identity(), capacity=8)
+    fresh = Session(fused, frame=SceneFrame.identity(), capacity=4)
     for index in held.values():
         fresh.add(*view(index))
     expected = fresh.render(TARGETS.c2w[0], TARGETS.fxfycxcy[0], SIZE)
