@@ -30,7 +30,8 @@ def drawn(request):
     """A model with first parameters."""
     config = configure(request.param, SETTINGS[request.param])
     make = jax.jit(lambda key: init_params(request.param, config, key))
-    return GeometryModel(request.param, config, make(jax.random.key(0)))
+    params = jax.tree.map(np.asarray, make(jax.random.key(0)))
+    return GeometryModel(request.param, config, params)
 
 
 def test_everything_is_drawn_that_learns_by_being_different(drawn):
