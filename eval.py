@@ -51,7 +51,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipeline.batches.pipeline import DataConfig
+from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation import comparison, geometry
@@ -100,11 +100,7 @@ class Options:
 def evaluate(
     config: ConfigDict, source: Model | Predictions, folder: Path, options: Options
 ) -> dict[str, Any]:
-    """Scores `source` and writes everything to `folder`.
-
-    Returns:
-      What metrics.json holds, see docs/evaluation.md.
-    """
+    """Scores `source`, writes to `folder`, gives what metrics.json holds (docs/evaluation.md)."""
     if jax.process_count() > 1:
         raise InputError("evaluation runs in one process, over all devices of one machine")
     values = complete(config, settings_of).to_dict()
@@ -179,10 +175,9 @@ def settings_of(config: ConfigDict) -> dict[str, type]:
 
 def main() -> None:
     """The command line."""
-    if "--compare" in sys.argv:
-        return comparison.main()
-    if "--geometry" in sys.argv:
-        return geometry.main()
+    for flag, other in {"--compare": comparison, "--geometry": geometry}.items():
+        if flag in sys.argv:
+            return other.main()
 
     config, values = command_line(sys.argv, define_flags, usage=__doc__, settings=settings_of)
     folder = Path(values.workdir) / "evaluation"

@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.batches.pipeline import DataConfig, training_batches
+from data_pipeline.batches.pipeline import training_batches
+from data_pipeline.batches.settings import DataConfig
 from data_pipeline.batches.views import draw_window
 from data_pipeline.prepare.data_set import Preparation, prepare
 from efficient_lvsm_jax.media.progress import counted

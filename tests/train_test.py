@@ -12,7 +12,7 @@ import pytest
 import efficient_lvsm_jax as elvsm
 import train as trainer
 from configs import tiny
-from data_pipeline.batches.pipeline import DataConfig
+from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.commands import complete
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.errors import InputError

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from data_pipeline.batches.pipeline import DataConfig
+from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.aot.hlo import Program, read_program
 from efficient_lvsm_jax.commands import complete
 from efficient_lvsm_jax.configuration import build

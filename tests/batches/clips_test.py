@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipeline.batches.pipeline import DataConfig, InMemory, training_dataset
+from data_pipeline.batches.pipeline import InMemory, training_dataset
+from data_pipeline.batches.settings import DataConfig
 from data_pipeline.batches.views import draw_clip
 from data_pipeline.pictures.transforms import crop_into, depth_through
 from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe

@@ -10,7 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipeline.batches.pipeline import DataConfig, InMemory, training_batches, training_dataset
+from data_pipeline.batches.pipeline import InMemory, training_batches, training_dataset
+from data_pipeline.batches.settings import DataConfig
 from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Scene, scene_of_arrays
 from efficient_lvsm_jax.errors import InputError

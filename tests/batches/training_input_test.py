@@ -20,7 +20,8 @@ from capture_writers import prepared
 from five_cameras import five_cameras
 from PIL import Image
 
-from data_pipeline.batches.pipeline import DataConfig, training_batches, training_dataset
+from data_pipeline.batches.pipeline import training_batches, training_dataset
+from data_pipeline.batches.settings import DataConfig
 from data_pipeline.batches.workers import how_to_go_on
 from data_pipeline.formats import open_scenes
 from data_pipeline.posed_scenes import FOLDER
@@ -122,14 +123,13 @@ import gc, multiprocessing, sys
 from grain._src.python.dataset.transformations.process_prefetch import (
     ProcessPrefetchDatasetIterator,
 )
-from data_pipeline.batches import pipeline
+from data_pipeline.batches.pipeline import training_batches
+from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.commands import main_exit
 
 def main():
-    batches = pipeline.training_batches(
-        pipeline.DataConfig(
-            path=sys.argv[1], size=48, num_inputs_cycle=(2,), num_targets=2, workers=1
-        ),
+    batches = training_batches(
+        DataConfig(path=sys.argv[1], size=48, num_inputs_cycle=(2,), num_targets=2, workers=1),
         seed=0,
     )
     next(batches)
@@ -222,7 +222,8 @@ def test_the_watch_over_workers_lets_those_live_that_wait_for_others(config, mon
 
 READER = """
 import sys, time
-from data_pipeline.batches.pipeline import DataConfig, training_batches
+from data_pipeline.batches.pipeline import training_batches
+from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.commands import main_exit
 
 def main():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from data_pipeline.batches.pipeline import DataConfig
+from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.cost.memory import Estimate, activations, estimate
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Batch, Views

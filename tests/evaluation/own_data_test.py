@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import eval as scorer
 import train as trainer
 from configs import capture_tiny, tiny
-from data_pipeline.batches.pipeline import DataConfig
+from data_pipeline.batches.settings import DataConfig
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.prepare.data_set import Preparation, prepare
 from efficient_lvsm_jax.commands import complete

@@ -14,7 +14,8 @@ import pytest
 from capture_writers import nerfstudio, prepared
 from five_cameras import five_cameras
 
-from data_pipeline.batches.pipeline import DataConfig, training_batches
+from data_pipeline.batches.pipeline import training_batches
+from data_pipeline.batches.settings import DataConfig
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.formats import open_scenes
 from data_pipeline.formats.array_record import HoldOut, hold_out_of

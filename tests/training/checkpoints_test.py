@@ -11,7 +11,8 @@ import pytest
 from conftest import SMALL
 
 import efficient_lvsm_jax as elvsm
-from data_pipeline.batches.pipeline import DataConfig, TrainingBatches
+from data_pipeline.batches.pipeline import TrainingBatches
+from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.parallel.sharding import make_mesh, state_shardings
