@@ -233,7 +233,7 @@ def test_train_and_eval_run_it_by_config_alone(family, tmp_path):
     sizes = {name: size for name, size in sizes.items() if name in config.model}
     config.model.update(width=32, head_dim=16, **sizes)
     config.data.update(scenes=12, views=5, size=16, batch_size=4, num_targets=2)
-    config.data.num_inputs_cycle = (2, 1, 2)
+    config.data.num_inputs_cycle = (2,)
     config.optimizer.update(warmup_steps=2, decay_start=3, decay_end=8)
     config.evaluation.update(scenes=2, size=16, film_frames=2)
     trainer.train(config, tmp_path / "run")
