@@ -355,9 +355,9 @@ def test_whatever_else_lies_beside_is_passed_over(tmp_path, value, protocol):
             call(
                 name("torch._utils", "_rebuild_tensor_v3"),
                 *(storage("0", 16, "UntypedStorage", "torch.storage"), 0, (16,), (1,), False),
-                *(ORDERED_DICT, name("torch", "float8_e4m3fn")),
+                *(ORDERED_DICT, name("torch", "float8_e5m2")),
             ),
-            "torch.float8_e4m3fn",
+            "torch.float8_e5m2",
         ),
     ],
 )
