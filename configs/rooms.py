@@ -15,7 +15,7 @@ from configs import tiny
 def get_config() -> ConfigDict:
     """Settings for train.py and eval.py."""
     config = tiny.get_config()
-    config.steps = 3000
+    config.steps = 6400
     config.checkpoint_every = 250
     config.model.width = 192
     config.data.scenes = 8_000
