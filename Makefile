@@ -20,9 +20,11 @@ demo: $(VENV)/installed ## the model that ships: pictures, film, scores, report;
 view: $(VENV)/installed ## the same live, in the browser, until it is interrupted
 	$(RUN) -m efficient_lvsm_jax.viewer
 
-train-demo: $(VENV)/installed ## train configs/tiny.py from scratch, score held-out scenes, write report and film
+train-demo: $(VENV)/installed ## train configs/tiny.py from scratch, score it, show it beside the model that ships
 	$(RUN) train.py --config configs/tiny.py --workdir runs/train-demo
 	$(RUN) eval.py --config configs/tiny.py --workdir runs/train-demo
+	$(RUN) eval.py --config configs/tiny.py --weights rooms --workdir runs/train-demo/shipped
+	$(RUN) eval.py --compare runs/train-demo runs/train-demo/shipped --out runs/train-demo/comparison
 
 SHIPPED := efficient_lvsm_jax/shipped
 

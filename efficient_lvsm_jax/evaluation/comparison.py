@@ -17,6 +17,7 @@ from efficient_lvsm_jax.commands import Parser
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.predictions import picture_path
 from efficient_lvsm_jax.evaluation.results import (
+    FILM,
     SceneScores,
     differences,
     metrics_of,
@@ -27,6 +28,7 @@ from efficient_lvsm_jax.evaluation.results import (
 from efficient_lvsm_jax.files.writing import json_safe, write_json, written_whole
 from efficient_lvsm_jax.media.page import (
     METRIC_LOOKS,
+    data_uri,
     error_map,
     label,
     number,
@@ -221,9 +223,14 @@ def _write_page(
     others = [each for each in kept if each.shown and each not in losses + gains][:SHOWN]
     if others and any(group["absent"] for group in groups):
         groups.append(_group("Others, of which there are pictures", others))
+    films = {}
+    for which, folder in zip("AB", folders, strict=True):
+        if (folder / FILM).exists():
+            films[which] = data_uri("video/mp4", (folder / FILM).read_bytes())
     write_page(
         path,
         "evaluation/comparison.html.j2",
+        films=films,
         result=result,
         headline=headline,
         scores=scores,

@@ -17,6 +17,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.flight import fly_through
 from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, OpenedScenes
+from efficient_lvsm_jax.evaluation.results import FILM
 from efficient_lvsm_jax.evaluation.scoring import added_one_by_one, folder_renders, model_renders
 from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.models.model import Model
@@ -64,7 +65,7 @@ class ModelRenderer:
             print(f"inputs one by one are left out: a {self.model.family} encodes all views anew")
         scene = (opened.more or opened.scenes)[opened.scenes.names.index(first)]
         if settings.film_frames and len(scene.inputs.image) > 1:
-            film = folder / "fly.mp4"
+            film = folder / FILM
             write_film(film, fly_through(self.model, scene, settings.film_frames, self.views))
         return found, film
 

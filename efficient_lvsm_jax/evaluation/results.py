@@ -26,6 +26,7 @@ import numpy as np
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import json_safe
 
+FILM = "fly.mp4"  # beside the results, where a model renders
 FILE = "scenes.jsonl"
 FORMAT = 1  # of the file
 WEIGHTS = "renderer.weights_sha256"  # what differs after more training

@@ -12,7 +12,13 @@ from typing import Any
 import jax
 
 from efficient_lvsm_jax.evaluation.protocol import OpenedScenes
-from efficient_lvsm_jax.evaluation.results import SceneScores, baselines, leak_report, summarise
+from efficient_lvsm_jax.evaluation.results import (
+    FILM,
+    SceneScores,
+    baselines,
+    leak_report,
+    summarise,
+)
 from efficient_lvsm_jax.version import __version__
 
 
@@ -69,7 +75,7 @@ def print_results(metrics: dict[str, Any], folder: Path) -> None:
     for what in ("missing", "unlisted", "unusable"):
         if coverage.get(what):
             print(f"{len(coverage[what])} scenes {what}, listed in metrics.json")
-    for name in ("report.html", "fly.mp4", "metrics.json"):
+    for name in ("report.html", FILM, "metrics.json"):
         if (folder / name).exists():
             print(folder / name)
     lpips = f"lpips={summary['lpips']:.3f} " if "lpips" in summary else ""

@@ -9,6 +9,8 @@ from scored_scenes import row, write
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.comparison import compare
 from efficient_lvsm_jax.evaluation.predictions import save_pictures
+from efficient_lvsm_jax.evaluation.results import FILM
+from efficient_lvsm_jax.media.page import data_uri
 
 PROTOCOL = {"metrics": {"psnr": "dB"}, "pictures": {"size": 16}, "renderer": {"sha256": "a"}}
 
@@ -117,6 +119,17 @@ def test_scenes_are_shown_worst_first_where_pictures_were_kept(two):
     assert lost < text.index("<h3>much worse") < won < text.index("<h3>better")
     assert "<h3>worse" not in text and "1 of these 2 scenes cannot be shown" in text
     assert "http" not in text
+
+
+def test_films_of_both_stand_side_by_side(two):
+    before, after, out = two([row("x", [10])], [row("x", [11])])
+    for folder, film in ((before, b"one"), (after, b"other")):
+        (folder / "evaluation" / FILM).write_bytes(film)
+    compare(before, after, out)
+    text = (out / "comparison.html").read_text()
+    assert text.index('aria-label="Film of A"') < text.index('aria-label="Film of B"')
+    for film in (b"one", b"other"):
+        assert data_uri("video/mp4", film) in text
 
 
 def test_where_one_evaluation_kept_no_picture_the_page_says_so_and_shows_the_other(two):
