@@ -276,9 +276,11 @@ def test_another_scene_is_chosen_and_one_that_cannot_be_read_is_a_notice(viewer,
         tab.window.wait_for_selector("text=00003.png: is no picture")
     scene = tab.window.get_by_label("Scene", exact=True)
     eventually(lambda: scene.input_value() == "noise", "the scene that is shown")
-    tab.ours._cameras_shown.value = False
+    controls = tab.ours._cameras_shown
+    controls.value = False
     tab.choose("Scene", "more noise")
     eventually(lambda: viewer.scene.name == "more noise", "the other scene")
+    eventually(lambda: tab.ours._cameras_shown is not controls, "its controls")
     tab.ours._cameras_shown.value = False
     assert np.abs(picture_at(viewer, 0) - first).mean() > OTHER
     eventually(lambda: tab.shows(picture_at(viewer, 0)), "its picture")
