@@ -67,12 +67,14 @@ class Views:
 class Batch:
     """Scenes to train on: views [B, V, …] the model is given, and those [B, T, …] it is to render.
 
-    The poses of a scene's inputs and targets are in one frame. Of a clip, for a model of geometry,
-    there are no targets (None); but it may have
+    The poses of a scene's inputs and targets are in one frame. A clip, for a model of geometry, has
+    no targets, but may have depth and queries.
 
-    depth: of the inputs along the viewing direction, [B, V, Y, X] float32 in the unit of the poses,
-      0 where it is not known.
-    queries: pixels x y of the first input that are to be tracked, [B, Q, 2] float32.
+    Attributes:
+      inputs, targets: the views; targets are None for a clip.
+      depth: of the inputs along the viewing direction, [B, V, Y, X] float32 in the unit of the
+        poses, 0 where it is not known.
+      queries: pixels x y of the first input that are to be tracked, [B, Q, 2] float32.
     """
 
     inputs: Views
