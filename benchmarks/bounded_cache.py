@@ -112,7 +112,8 @@ def draw(rows: list[dict], path: Path) -> None:
             marker="o",
             label="full, in fewer bits" if name == "full" else f"{name}, {precision}",
         )
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set(xlabel="cache, KiB", ylabel="PSNR, dB")
     axes.legend()
     save_png(figure, path)
