@@ -1,4 +1,4 @@
-"""Writes PyTorch checkpoint files for the tests, well-formed and otherwise, without PyTorch."""
+"""PyTorch checkpoint files of the tests, well-formed and otherwise, written without PyTorch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from efficient_lvsm_jax.files.stored import contiguous_strides
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.stored import StoredTensor, contiguous_strides
+from efficient_lvsm_jax.files.torch_file import open_torch
 
+FOUR = np.arange(4, dtype="<f4").tobytes()
 STORAGES = {
     "float32": "FloatStorage",
     "float16": "HalfStorage",
@@ -141,3 +145,23 @@ def write_arrays(
         content[key] = rebuilt(stored, 0, array.shape, strides, False, ORDERED_DICT)
         storages[str(index)] = np.ascontiguousarray(array).tobytes()
     return write_torch(path, content if bare else {"model": content, **beside}, storages)
+
+
+def read(path):
+    """The content, with every tensor at the top or one level below read."""
+
+    def values(x):
+        if isinstance(x, dict):
+            return {key: values(item) for key, item in x.items()}
+        return x.numpy() if isinstance(x, StoredTensor) else x
+
+    with open_torch(path) as content:
+        return values(content)
+
+
+def refused(path):
+    """The message `path` is refused with, which names the file."""
+    with pytest.raises(InputError) as caught, open_torch(path):
+        pass
+    assert str(path) in str(caught.value)
+    return str(caught.value)

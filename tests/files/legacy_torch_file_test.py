@@ -4,8 +4,20 @@ import pickle
 import numpy as np
 import pytest
 from conftest import GOLDENS
-from torch_file_test import FOUR, payloads, read, refused, said
-from torch_files import ORDERED_DICT, Raw, call, encode, name, rebuilt, storage, write_legacy
+from torch_file_test import payloads, said
+from torch_files import (
+    FOUR,
+    ORDERED_DICT,
+    Raw,
+    call,
+    encode,
+    name,
+    read,
+    rebuilt,
+    refused,
+    storage,
+    write_legacy,
+)
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files import legacy_torch_file
