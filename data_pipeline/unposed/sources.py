@@ -90,9 +90,13 @@ def _of_film(source: Path, every: int | None, count: int | None) -> Photos:
 
 def _of_files(source: Path, every: int, scene: str | None) -> Photos:
     """Of a folder of photos, or of a capture: its files, as no camera is to be trusted."""
-    if formats_of(source) or not (
-        files := picture_files(source) or picture_files(source / "images")
-    ):
+    files = picture_files(source) or picture_files(source / "images")
+    if not files and not formats_of(source):
+        raise InputError(
+            f"{source}: no pictures there; expected a folder of photos (or with images/), a video "
+            "or a capture"
+        )
+    if formats_of(source):
         frames = open_scene(source, scene).frames
         names = _unlike([frame.name for frame in frames])
         readers = [

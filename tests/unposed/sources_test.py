@@ -84,5 +84,5 @@ def test_what_no_pictures_can_be_taken_of_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         open_photos(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="not a data set that can be read"):
+    with pytest.raises(InputError, match="no pictures there; expected a folder of photos"):
         open_photos(tmp_path / "empty")
