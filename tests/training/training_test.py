@@ -63,7 +63,7 @@ def test_twelve_steps_equal_the_published_training(parity):
 PRESETS = {
     "tiny": (52, 390, 1300),
     "capture_tiny": (24, 180, 600),
-    "rooms": (120, 900, 3000),
+    "rooms": (256, 1920, 6400),
     "tiny_lvsm_decoder_only": (52, 390, 1300),
     "tiny_lvsm_encoder_decoder": (52, 390, 1300),
     "re10k_256": (3000, 0, 0),
