@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SLOW = 0.25  # seconds of a picture from which a page says that it is being rendered
 MOVED = 1e-3  # of the scene's extent: no longer at a photo
+ANGLE = 1e-3  # radians that a browser's field of view may differ from what it was given
 KEYS = "1234567890"  # of the first photos
 FRUSTUM = 0.02  # of the scene's extent
 NEAR = 0.2  # of it: a frustum that is nearer than that stands in the way
@@ -83,6 +84,7 @@ class Page:
         self.gone = False
         self.viewer, self.client, self.id = viewer, client, client.client_id
         self.window: Window | None = None
+        self._fov: float | None = None  # that the browser was given
         self._at: int | None = None  # the photo whose camera is looked through
         self._arrived = False  # there: a browser reports other cameras on its way
         self._seconds = np.inf  # of the last picture; of none yet, it may be long
@@ -194,7 +196,9 @@ class Page:
         before, scene = self.window, self.viewer.scene
         if before is not None and before.aspect != camera.aspect:  # the picture shows as much
             _, lens = camera_of(before, scene.frame, scene.size)
-            camera.fov = fov_of(lens, scene.size, camera.aspect)
+            self._fov = camera.fov = fov_of(lens, scene.size, camera.aspect)
+        elif self._fov is not None and abs(camera.fov - self._fov) > ANGLE:
+            camera.fov = self._fov  # it took viser's own, as it does when it starts or resets
         self.window = Window(
             camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height
         )
@@ -356,7 +360,7 @@ class Page:
             camera.up_direction = up
             camera.position = position
             camera.look_at = look_at
-            camera.fov = fov_of(scene.intrinsics(photo), scene.size, camera.aspect)
+            self._fov = camera.fov = fov_of(scene.intrinsics(photo), scene.size, camera.aspect)
 
     def _build_cache(self) -> None:
         gui, scene = self.client.gui, self.viewer.scene

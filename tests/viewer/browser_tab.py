@@ -59,6 +59,13 @@ class Tab:
         self.window.get_by_label(label, exact=True).click()
         self.window.click(f"[role=option]:has-text('{option}')")
 
+    def fill(self, label, number):
+        """Into a field; a browser says so a moment later, and a click would overtake it."""
+        self.window.get_by_label(label, exact=True).fill(str(number))
+        controls = self.ours.client.gui._gui_input_handle_from_uuid.values()
+        (ours,) = (each for each in controls if getattr(each, "label", None) == label)
+        eventually(lambda: ours.value == number, label)
+
     def downloaded(self, button):
         with self.window.expect_download() as download:
             self.window.click(f"button:has-text('{button}')")

@@ -164,11 +164,11 @@ def test_precision_and_budget_are_applied_and_an_error_is_a_notice(viewer, tab):
     tab.window.click("text=Apply (for all who look)")
     eventually(lambda: viewer.scene.precision == "bf16", "the precision")
     assert viewer.scene.cache_bytes == held // 2
-    tab.window.get_by_label("Budget, MB (0: none)", exact=True).fill("0.1")
-    tab.window.get_by_label("Height, px", exact=True).fill("17")
+    tab.fill("Budget, MB (0: none)", 0.1)
+    tab.fill("Height, px", 17)
     tab.window.click("text=Apply (for all who look)")
     tab.window.wait_for_selector("text=/17x24.*multiple/")
-    tab.window.get_by_label("Height, px", exact=True).fill("16")
+    tab.fill("Height, px", 16)
     tab.choose("Precision", "as computed")
     tab.window.click("text=Apply (for all who look)")
     eventually(lambda: viewer.scene.settings.max_bytes == 100_000, "the budget")
@@ -178,7 +178,7 @@ def test_precision_and_budget_are_applied_and_an_error_is_a_notice(viewer, tab):
 def test_films_paths_and_snapshots_are_downloaded(viewer, tab):
     tab.window.click("text=Path and files")
     tab.choose("Path", "through the inputs")
-    tab.window.get_by_label("Frames", exact=True).fill("3")
+    tab.fill("Frames", 3)
     film = imageio.imread(tab.downloaded("Make film.mp4"), plugin="pyav", extension=".mp4")
     assert len(film) == 3
     first = Image.fromarray(viewer.worker.call(None, lambda: viewer.scene.compare(0)[0].image))
@@ -214,7 +214,7 @@ def test_paths_are_previewed_and_then_the_camera_s_picture_comes_back(viewer, ta
     tab.window.wait_for_selector("text=Drop keyframes (2)")
     tab.window.keyboard.press("h")
     assert tab.window.get_by_label("Path", exact=True).input_value() == "keyframes"
-    tab.window.get_by_label("Frames", exact=True).fill("2")
+    tab.fill("Frames", 2)
     for kind in ("keyframes", "orbit", "through the inputs"):
         if kind != "keyframes":
             tab.choose("Path", kind)
