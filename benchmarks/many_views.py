@@ -1,20 +1,22 @@
 """What makes a model gain from more views: relative positions, varied inputs, many targets.
 
     python benchmarks/many_views.py --workdir runs/many_views [--steps 400] [--seeds 0 1 2]
+        [--equal-time]
 
 Trains configs/tiny.py with each variant and seed, scores all with 1, 2, 4, 8 and 16 inputs on the
 same held-out rooms, every target reading all of them or its most useful 2 or 4, prints the table of
 docs/reproduction.md, ± being the standard error over seeds, and draws it (many_views.png). What is
-trained and scored already is not done again. A variant differs from the first one in
-what it names; "longer" has 8 % more steps. The time of a
-step is measured at the end, the variants taking turns.
+trained and scored already is not done again. A variant differs from the first one in what it names.
+With `--equal-time` each takes as many steps as last as long as those of the first; the time of a
+step of each is measured once, the variants taking turns.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +51,15 @@ TWO = {"num_inputs_cycle": (2,)}
 VARIED = {"num_inputs_cycle": (2, 4, 2, 1)}
 TO_EIGHT = {"num_inputs_cycle": (2, 4, 1, 8, 2, 6, 3, 4), "views": 12}
 FEW_SCENES = {"num_inputs_cycle": (2, 4, 2, 1), "views": 12, "batch_size": 4, "num_targets": 8}
-VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {  # positions, data, longer
-    "2 inputs": ("none", TWO, False),
-    "2 inputs, rotary": ("rotary", TWO, False),
-    "2 inputs, PRoPE": ("prope", TWO, False),
-    "varied": ("none", VARIED, False),
-    "varied, longer": ("none", VARIED, True),
-    "varied, rotary": ("rotary", VARIED, False),
-    "varied, PRoPE": ("prope", VARIED, False),
-    "1 to 8 inputs, PRoPE": ("prope", TO_EIGHT, False),
-    "4 scenes x 8 targets, PRoPE": ("prope", FEW_SCENES, False),
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # positions, data
+    "2 inputs": ("none", TWO),
+    "2 inputs, rotary": ("rotary", TWO),
+    "2 inputs, PRoPE": ("prope", TWO),
+    "varied": ("none", VARIED),
+    "varied, rotary": ("rotary", VARIED),
+    "varied, PRoPE": ("prope", VARIED),
+    "1 to 8 inputs, PRoPE": ("prope", TO_EIGHT),
+    "4 scenes x 8 targets, PRoPE": ("prope", FEW_SCENES),
 }
 DRAWN = (
     "2 inputs",
@@ -72,8 +73,7 @@ DRAWN = (
 
 def configuration(variant: str, seed: int, steps: int) -> ConfigDict:
     """The training of a variant."""
-    positions, data, longer = VARIANTS[variant]
-    steps = round(1.08 * steps) if longer else steps
+    positions, data = VARIANTS[variant]
     config = squeezed(tiny.get_config(), seed=seed, steps=steps)
     config.model.positions = positions
     config.data.update(data)
@@ -126,25 +126,58 @@ def _each(cameras: Cameras) -> list[Cameras]:
     return [jax.tree.map(lambda x, i=i: x[i], cameras) for i in range(len(cameras.c2w))]
 
 
-def train_and_score(arguments: argparse.Namespace, heldout: HeldOut, file: Path) -> dict:
-    """Trains and scores what is not in the file yet; {variant: {seed: {read: scores}}} of all."""
+def step_times(file: Path) -> dict[str, float]:
+    """Seconds of a step of every variant, mean over its counts of inputs; kept in a file."""
+    if not file.exists():
+        programs = {}  # by what they depend on: variants share them
+        for variant, (positions, data) in VARIANTS.items():
+            for count in data["num_inputs_cycle"]:
+                config = configuration(variant, 0, 8)
+                config.data.num_inputs_cycle = (count,)
+                programs[_program(positions, data, count)] = config
+        seconds = step_seconds(programs)
+        found = {
+            variant: statistics.mean(
+                seconds[_program(positions, data, count)] for count in data["num_inputs_cycle"]
+            )
+            for variant, (positions, data) in VARIANTS.items()
+        }
+        write_json(file, found)
+    return read_json(file)
+
+
+def _program(positions: str, data: dict[str, Any], count: int) -> tuple:
+    return positions, data.get("batch_size"), count
+
+
+def train_and_score(
+    heldout: HeldOut, folder: Path, steps: dict[str, int], seeds: Sequence[int]
+) -> dict:
+    """Trains and scores what is not in the folder yet; all, as {variant: {seed: {read: scores}}}.
+
+    Args:
+      heldout: what to score on.
+      folder: of the trainings, and of the file of their scores.
+      steps: of each variant that is wanted.
+      seeds: of training scenes and initial weights.
+    """
+    file = folder / "scores.json"
     results = read_json(file) if file.exists() else {}
-    for seed in arguments.seeds:
-        for variant in arguments.variants:
-            found = results.setdefault(variant, {})
-            if str(seed) in found:
-                continue
-            config = configuration(variant, seed, arguments.steps)
-            workdir = arguments.workdir / f"{variant.replace(' ', '-')}-{seed}"
-            train(config, workdir)
-            model = load(workdir)
-            found[str(seed)] = {
-                name: [heldout.score(model, count, read) for count in COUNTS]
-                for name, read in READ.items()
-            }
-            write_json(file, results)
-            shown = ", ".join(f"{score:.2f}" for score in found[str(seed)]["all"])
-            print(f"{variant}, seed {seed}: {shown} dB with {COUNTS} inputs", flush=True)
+    for seed, variant in itertools.product(seeds, steps):
+        found = results.setdefault(variant, {})
+        if str(seed) in found:
+            continue
+        config = configuration(variant, seed, steps[variant])
+        workdir = folder / f"{variant.replace(' ', '-')}-{seed}"
+        train(config, workdir)
+        model = load(workdir)
+        found[str(seed)] = {
+            name: [heldout.score(model, count, read) for count in COUNTS]
+            for name, read in READ.items()
+        }
+        write_json(file, results)
+        shown = ", ".join(f"{score:.2f}" for score in found[str(seed)]["all"])
+        print(f"{variant}, seed {seed}: {shown} dB with {COUNTS} inputs", flush=True)
     return results
 
 
@@ -160,13 +193,15 @@ def means(results: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def table(results: dict, seconds: dict[str, float], nearest: list[float]) -> None:
+def table(
+    results: dict, seconds: dict[str, float], steps: dict[str, int], nearest: list[float]
+) -> None:
     """Prints what docs/reproduction.md holds."""
-    print(f"| trained with | a step, s | {' | '.join(f'with {c}' for c in COUNTS)} |")
-    print("|---" * (2 + len(COUNTS)) + "|")
-    print(f"| copying the nearest input | | {' | '.join(f'{score:.2f}' for score in nearest)} |")
+    print(f"| trained with | a step, s | steps | {' | '.join(f'with {c}' for c in COUNTS)} |")
+    print("|---" * (3 + len(COUNTS)) + "|")
+    print(f"| copying the nearest input | | | {' | '.join(f'{score:.2f}' for score in nearest)} |")
     for name, (mean, error) in means(results).items():
-        step = f"{seconds[name]:.3f}" if name in seconds else ""
+        step = f"{seconds[name]:.3f} | {steps[name]}" if name in steps else " | "
         row = [f"{value:.2f} ± {spread:.2f}" for value, spread in zip(mean, error, strict=True)]
         print(f"| {name} | {step} | {' | '.join(row)} |")
 
@@ -189,13 +224,20 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.set_defaults(steps=400)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--equal-time", action="store_true", help="steps that last equally long")
     arguments = parser.parse_args()
-    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    folder = arguments.workdir / ("equal_time" if arguments.equal_time else "equal_steps")
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = step_times(arguments.workdir / "seconds.json")
+    budget = seconds[next(iter(VARIANTS))]
+    steps = {
+        name: round(arguments.steps * (budget / seconds[name] if arguments.equal_time else 1))
+        for name in arguments.variants
+    }
     heldout = HeldOut()
-    results = train_and_score(arguments, heldout, arguments.workdir / "many_views.json")
-    seconds = step_seconds({name: configuration(name, 0, 8) for name in results})
-    table(results, seconds, [heldout.nearest(count) for count in COUNTS])
-    picture(results, arguments.workdir / "many_views.png")
+    results = train_and_score(heldout, folder, steps, arguments.seeds)
+    table(results, seconds, steps, [heldout.nearest(count) for count in COUNTS])
+    picture(results, folder / "many_views.png")
 
 
 if __name__ == "__main__":
