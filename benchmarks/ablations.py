@@ -60,10 +60,9 @@ class LastLayerOnly(EfficientLVSM):
             taps=layers,
         )
         cross_layers = self.decoder.cross_attention
-        _, (k, v) = jax.lax.scan(
-            lambda _, layer: (None, layer.keys_values(x, positions)), None, cross_layers
-        )
-        return Pages(k, v), taps
+        return jax.lax.scan(lambda _, layer: (None, layer.pages(x, positions)), None, cross_layers)[
+            1
+        ], taps
 
 
 class CrossOnlyLayer(DecoderLayer):

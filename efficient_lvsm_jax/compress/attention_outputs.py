@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from efficient_lvsm_jax.models.vggt import VGGT
 from efficient_lvsm_jax.models.vggt_camera_head import activated, normed
-from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
+from efficient_lvsm_jax.nn.sparse_linear import attend_by
 
 
 @jax.tree_util.register_dataclass
@@ -95,9 +95,7 @@ def attended(network: VGGT, images: jax.Array) -> Attended:
 
 def _mixed(block: Block, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     pages = Pages(k[:, :, None], v[:, :, None])
-    if block.sparse is not None:
-        return block.sparse(q, pages)
-    return attend(q, pages, implementation=block.attention)
+    return attend_by(block.sparse, q, pages, implementation=block.attention)
 
 
 def _through(block: Block, x: jax.Array, rotation: tuple | None = None) -> tuple:

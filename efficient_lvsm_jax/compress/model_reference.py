@@ -45,10 +45,10 @@ from efficient_lvsm_jax.weights.vggt import STACKS, settings_of
 LIMIT = 1e-4
 DENSITY, CRITICAL = 0.3, 0.05  # as published: by tokens and blocks, and of critical blocks
 # What variants replace, and by what; {d} is a density, {b} a size of blocks.
-EVERYWHERE = ",".join(f"{place}={{d}}" for place in PLACES)
+EVERYWHERE = ",".join(f"{place}={{d}}:from0" for place in PLACES)
 VARIANTS = {
     "token": EVERYWHERE.replace("{d}", "{d}:token"),
-    "rounds_only": "frame={d}:token,global={d}:token",
+    "rounds_only": "frame={d}:token:from0,global={d}:token:from0",
     "block": EVERYWHERE.replace("{d}", "{d}:block{b}"),
     "three": EVERYWHERE.replace("{d}", f"{CRITICAL}:class{{b}}"),
     "fp8": EVERYWHERE.replace("{d}", "{d}:token"),  # and linear maps in eight bits

@@ -31,12 +31,12 @@ from efficient_lvsm_jax.models.view_synthesis import (
     SelfAttentionLayer,
     ViewModel,
 )
-from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, projections, scores
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.positions import Positions
+from efficient_lvsm_jax.nn.sparse_linear import attend_by
 from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
 
 # Arrays [N, D] of a view in use at the peak of the backward pass, per view of the larger side: one
@@ -59,6 +59,7 @@ class EfficientLVSMConfig(ModelConfig):
 
     paged: ClassVar[bool] = True
     tapped: ClassVar[bool] = True
+    places: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "cross")
 
     layers: int = setting(12, at_least=1)
     encoder_init: str = setting("uniform", choices=INITS)
@@ -105,10 +106,14 @@ class DecoderLayer(nnx.Module):
     """Self-attention within each target view, cross-attention to the inputs, then one MLP."""
 
     def __init__(self, config: ModelConfig, *, init: Initializer, rngs: nnx.Rngs):
+        heads = config.width, config.head_dim, init
         self.self_attention = SelfAttention(
-            config.width, config.head_dim, init, implementation=config.attention, rngs=rngs
+            *heads,
+            implementation=config.attention,
+            sparsity=config.sparsity("decoder"),
+            rngs=rngs,
         )
-        self.cross_attention = CrossAttention(config.width, config.head_dim, init, rngs=rngs)
+        self.cross_attention = CrossAttention(*heads, sparsity=config.sparsity("cross"), rngs=rngs)
         self.mlp = MLP(config.width, config.mlp_ratio * config.width, init, rngs=rngs)
 
     def __call__(
@@ -126,7 +131,8 @@ class EfficientLVSM(ViewModel):
 
     def __init__(self, config: EfficientLVSMConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        encoder_layer = functools.partial(SelfAttentionLayer, config, spread="views")
+        how = {"spread": "views", "sparsity": config.sparsity("encoder")}
+        encoder_layer = functools.partial(SelfAttentionLayer, config, **how)
         decoder_layer = functools.partial(DecoderLayer, config)
         self.encoder = stack(encoder_layer, config.layers, config.encoder_init, rngs)
         self.decoder = stack(decoder_layer, config.layers, config.decoder_init, rngs)
@@ -164,16 +170,15 @@ class EfficientLVSM(ViewModel):
 
             def one(x: jax.Array, positions: Positions | None) -> tuple:
                 x = layer(x, positions and positions.within_views())
-                return x, cross_layer.keys_values(x, positions)
+                return x, cross_layer.pages(x, positions)
 
-            x, (k, v) = over_views(one, x, positions, view_axes=(1, (2, 2)))
-            return x, (k, v)
+            return over_views(one, x, positions, view_axes=(1, 2))
 
         positions = self.positions(views.cameras)
         stacks = (self.encoder, self.decoder.cross_attention)
         x, depth = self.input_tokens(views), self.config.layers
-        _, taps, (k, v) = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
-        cache, precision = Pages(k, v), self.config.cache
+        _, taps, cache = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
+        precision = self.config.cache
         return cache if precision == "computed" else store(cache, precision), taps
 
     def decode_with_taps(
@@ -197,7 +202,9 @@ class EfficientLVSM(ViewModel):
             def one(x: jax.Array, used: jax.Array | None, positions: Positions | None) -> jax.Array:
                 how = {"implementation": self.config.attention, "spread": "pages"}
                 read = pages if used is None else dataclasses.replace(pages, used=used)
-                return layer(x, lambda q: attend(q, read, **how), positions)
+                sparse, targets = layer.cross_attention.sparse, x.shape[1]
+                attend = functools.partial(attend_by, sparse, pages=read, targets=targets, **how)
+                return layer(x, attend, positions)
 
             beside = cache.used if each else None, positions
             return over_views(one, x, *beside, view_axes=1), None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,8 @@ class DecoderOnlyConfig(LVSMConfig):
         "uniform", PyTorch's default U(±1/√fan_in), which starts small models faster.
     """
 
+    places: ClassVar[tuple[str, ...]] = ("decoder",)
+
     layers: int = setting(24, at_least=1)
     init: str = setting("depth", choices=INITS)
 
@@ -120,6 +123,8 @@ class EncoderDecoderConfig(LVSMConfig):
       latents: Z, tokens that the encoder writes and the decoder reads.
       init: as in DecoderOnlyConfig; layers of the decoder count from 0 again.
     """
+
+    places: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     encoder_layers: int = setting(12, at_least=1)
     decoder_layers: int = setting(12, at_least=1)
@@ -152,8 +157,9 @@ class LVSM(ViewModel):
         # Before the layers that decode: over inputs, or latents, and targets.
         self.input_norm = LayerNorm(config.width, scaled=True)
 
-    def _stack(self, layers: int, rngs: nnx.Rngs) -> nnx.Module:
-        layer = functools.partial(SelfAttentionLayer, self.config, norm_scale=True)
+    def _stack(self, place: str, layers: int, rngs: nnx.Rngs) -> nnx.Module:
+        how = {"norm_scale": True, "sparsity": self.config.sparsity(place)}
+        layer = functools.partial(SelfAttentionLayer, self.config, **how)
         return stack(layer, layers, self.config.init, rngs)
 
     def _run(
@@ -186,7 +192,7 @@ class DecoderOnlyLVSM(LVSM):
 
     def __init__(self, config: DecoderOnlyConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.decoder = self._stack(config.layers, rngs)
+        self.decoder = self._stack("decoder", config.layers, rngs)
 
     def encode(self, views: Views) -> jax.Array | tuple[jax.Array, Positions]:
         """Input views [B, V, …] to their tokens [B, V·N, D]; with positions, these as well."""
@@ -212,8 +218,8 @@ class EncoderDecoderLVSM(LVSM):
         super().__init__(config, rngs=rngs)
         shape = (config.latents, config.width)
         self.latents = nnx.Param(LATENT_STD * jax.random.normal(rngs.params(), shape, jnp.float32))
-        self.encoder = self._stack(config.encoder_layers, rngs)
-        self.decoder = self._stack(config.decoder_layers, rngs)
+        self.encoder = self._stack("encoder", config.encoder_layers, rngs)
+        self.decoder = self._stack("decoder", config.decoder_layers, rngs)
 
     def encode(self, views: Views) -> jax.Array:
         """Input views [B, V, …] to latents [B, Z, D]."""

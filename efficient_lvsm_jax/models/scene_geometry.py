@@ -29,12 +29,12 @@ from efficient_lvsm_jax.backbones.vit import TeacherConfig
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
-from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS, attend
+from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
 from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity, attend_by
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 
@@ -388,6 +388,4 @@ class Sight:
         return jnp.concatenate(mixed, axis=2)
 
     def _attend(self, q: jax.Array, pages: Pages, sparse: SparseLinear | None) -> jax.Array:
-        if sparse is not None:
-            return sparse(q, pages)
-        return attend(q, pages, implementation=self.implementation)
+        return attend_by(sparse, q, pages, implementation=self.implementation)

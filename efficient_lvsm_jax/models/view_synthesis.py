@@ -27,6 +27,7 @@ from efficient_lvsm_jax.nn.layers import (
     normal,
 )
 from efficient_lvsm_jax.nn.positions import KINDS, Positions
+from efficient_lvsm_jax.nn.sparse_linear import Sparsity, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 IMAGE_CHANNELS = 3
@@ -62,6 +63,8 @@ class ModelConfig(Settings):
       rays: that tokens are made of: "scene", Plücker coordinates in the scene's frame, as
         published; with "prope" also "camera", in that of their own camera, or "none", ones instead.
       ray_dtype: "float32", or "bf16_parity": rays rounded as the published training rounded them.
+      attention_sparsity: where attention is sparse, and how, see `nn.sparse_linear.placed`, of
+        the family's `places`, as in "cross=0.3"; each then has a projection P of its own.
       attention: how attention is computed: "cpu", "xla", "cudnn" (NVIDIA GPUs, not in float32),
         "splash" (TPUs), or "auto": the best that can run where it runs. One that cannot run is an
         error, never replaced.
@@ -75,8 +78,12 @@ class ModelConfig(Settings):
     group = "model"
     paged: ClassVar[bool] = False  # memory is a cache, `nn.paged.Pages`: views come and go in it
     tapped: ClassVar[bool] = False  # has encode_with_taps and decode_with_taps, which REPA needs
+    places: ClassVar[tuple[str, ...]] = ()  # where attention may be sparse
     # That weights fix and no shape shows.
-    unshown_settings: ClassVar[tuple[str, ...]] = ("positions", "rays", "ray_dtype")
+    unshown_settings: ClassVar[tuple[str, ...]] = (
+        *("positions", "rays", "ray_dtype"),
+        "attention_sparsity",
+    )
 
     width: int = setting(768, at_least=1)
     head_dim: int = setting(64, at_least=1)
@@ -86,6 +93,7 @@ class ModelConfig(Settings):
     positions: str = setting("none", choices=KINDS)
     rays: str = setting("scene", choices=("scene", "camera", "none"))
     ray_dtype: str = setting("float32", choices=("float32", "bf16_parity"))
+    attention_sparsity: str = ""
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
     remat: str = setting("none", choices=REMAT_POLICIES)
@@ -106,6 +114,15 @@ class ModelConfig(Settings):
                 f"model.rays={self.rays!r} says nothing of where cameras are, so it needs "
                 f"model.positions='prope', not {self.positions!r}"
             )
+        if (cross := self.sparsity("cross")) and cross.by != "block":
+            raise InputError(
+                f"model.attention_sparsity={self.attention_sparsity!r}: a cache is read in blocks; "
+                f"name them, as in cross=0.3:block64, not by {cross.by!r}"
+            )
+
+    def sparsity(self, place: str) -> Sparsity | None:
+        """How attention is sparse at one of `places`; None: it is dense."""
+        return placed(self.attention_sparsity, self.places).get(place)
 
     @property
     def architecture(self) -> dict[str, int]:
@@ -168,6 +185,7 @@ class SelfAttentionLayer(nnx.Module):
         *,
         norm_scale: bool = False,
         spread: str | None = None,
+        sparsity: Sparsity | None = None,
         rngs: nnx.Rngs,
     ):
         self.attention = SelfAttention(
@@ -177,6 +195,7 @@ class SelfAttentionLayer(nnx.Module):
             implementation=config.attention,
             norm_scale=norm_scale,
             spread=spread,
+            sparsity=sparsity,
             rngs=rngs,
         )
         hidden = config.mlp_ratio * config.width

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -212,7 +213,7 @@ def _attend_here(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention on one device by a named implementation: the result and its log-sum-exp."""
     if pages.used is not None and pages.used.ndim == 3:
-        return _attend_in_groups(name, with_log_sum_exp, q, pages)
+        return in_groups(functools.partial(_attend_here, name, with_log_sum_exp), q, pages)
     shape = q.shape
     if q.ndim == 5:  # B and V as one
         stored = q, dataclasses.replace(pages, used=None)
@@ -232,10 +233,17 @@ def _attend_here(
     return mixed.reshape(shape), log_sum_exp
 
 
-def _attend_in_groups(
-    name: str, with_log_sum_exp: bool, q: jax.Array, pages: Pages
-) -> tuple[jax.Array, jax.Array | None]:
-    """`_attend_here` scene by scene and group by group of queries, each with its own pages."""
+def in_groups(attention: Callable[[jax.Array, Pages], Any], q: jax.Array, pages: Pages) -> Any:
+    """`attention` scene by scene and group by group of queries, each with its own pages.
+
+    Args:
+      attention: of queries [1, H, N, K] to pages of one scene; returns arrays [1, H, N, …].
+      q: [B, H, R * N, K].
+      pages: with `used` [B, R, S].
+
+    Returns:
+      Arrays [B, H, R * N, …].
+    """
     batch, groups, _ = pages.used.shape
     q = q.reshape(batch, q.shape[1], groups, -1, q.shape[-1])
 
@@ -245,8 +253,7 @@ def _attend_in_groups(
 
         def one_group(group: tuple) -> tuple:
             queries, read = group
-            here = dataclasses.replace(own, used=read)
-            return _attend_here(name, with_log_sum_exp, queries[None], here)
+            return attention(queries[None], dataclasses.replace(own, used=read))
 
         return jax.lax.map(one_group, (jnp.moveaxis(of_scene, 1, 0), used))
 

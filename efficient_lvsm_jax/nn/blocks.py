@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, rotate
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity, attend_by
 
 QK_EPSILON = 1e-5  # of norms of queries and keys, whatever that of the others is
 
@@ -88,9 +87,7 @@ class Block(nnx.Module):
         """x [I, T, D] to the same; `rotation` turns queries and keys, see `nn.rotary.rotate`."""
         q, k, v = self.heads(x, rotation, groups=groups)
         pages = Pages(k[:, :, None], v[:, :, None])
-        if self.sparse is not None:
-            return self.add(x, self.sparse(q, pages))
-        return self.add(x, attend(q, pages, implementation=self.attention))
+        return self.add(x, attend_by(self.sparse, q, pages, implementation=self.attention))
 
     def heads(
         self, x: jax.Array, rotation: Rotation | None, *, groups: int = 1

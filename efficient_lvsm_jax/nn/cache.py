@@ -47,7 +47,8 @@ def _stored_as(cache: Pages, dtype: jnp.dtype) -> Pages:
         return cache
     k, k_scale = _encoded(_without_gradient(_numbers(cache.k, cache.k_scale)), dtype)
     v, v_scale = _encoded(_without_gradient(_numbers(cache.v, cache.v_scale)), dtype)
-    return Pages(k, v, cache.used, k_scale, v_scale, log_size=cache.log_size)
+    kept = {"log_size": cache.log_size, "digest": cache.digest}
+    return Pages(k, v, cache.used, k_scale, v_scale, **kept)
 
 
 @jax.custom_jvp
@@ -233,6 +234,10 @@ def _check_page(cache: Pages, page: Pages, count: int) -> None:
         raise InputError(
             f"page of shape {page.k.shape} does not fit the cache: expected {expected}"
             " (a view of the same model and image size)"
+        )
+    if (page.digest is None) != (cache.digest is None):
+        raise InputError(
+            "page and cache differ in digest: model.attention_sparsity names cross for one alone"
         )
     if (page.log_size is None) != (cache.log_size is None):
         raise InputError(

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.eight_bits import Kernel, multiply
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.positions import Positions
+from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, Sparsity, attend_by
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 PRODUCT = "product"  # name of what projections return, for remat policies
@@ -137,7 +137,10 @@ class RMSNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Attention among the tokens of each view by itself, computed as `attend` is told."""
+    """Attention among the tokens of each view by itself, computed as `attend` is told.
+
+    With `sparsity` it is sparse, see `nn.sparse_linear`.
+    """
 
     def __init__(
         self,
@@ -148,9 +151,11 @@ class SelfAttention(nnx.Module):
         implementation: str,
         norm_scale: bool = False,
         spread: str | None = None,
+        sparsity: Sparsity | None = None,
         rngs: nnx.Rngs,
     ):
         self.implementation, self.spread = implementation, spread
+        self.sparse = None if sparsity is None else SparseLinear(head_dim, sparsity)
         heads = width // head_dim
         self.norm = LayerNorm(width, scaled=norm_scale)
         self.qkv = Projection((width,), (3, heads, head_dim), init, rngs=rngs)
@@ -166,17 +171,30 @@ class SelfAttention(nnx.Module):
             q = positions.queries(q, 1)
             k, v = (positions.keys(x, 1) for x in (k, v))
         page = Pages(k[:, :, :, None], v[:, :, :, None])
-        mixed = attend(q, page, implementation=self.implementation, spread=self.spread)
+        how = {"implementation": self.implementation, "spread": self.spread}
+        mixed = attend_by(self.sparse, q, page, **how)
         if positions is not None:
             mixed = positions.results(mixed, 1)
         return x + self.out(jnp.einsum("BVHNK->BVNHK", mixed))
 
 
 class CrossAttention(nnx.Module):
-    """Attention of target tokens over the keys and values of all input views."""
+    """Attention of target tokens over the keys and values of all input views.
 
-    def __init__(self, width: int, head_dim: int, init: Initializer, *, rngs: nnx.Rngs):
+    With `sparsity` pages have a digest, and whoever attends to them needs `sparse`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        head_dim: int,
+        init: Initializer,
+        *,
+        sparsity: Sparsity | None = None,
+        rngs: nnx.Rngs,
+    ):
         heads = width // head_dim
+        self.sparse = None if sparsity is None else SparseLinear(head_dim, sparsity)
         self.norm = LayerNorm(width, scaled=False)
         self.memory_norm = LayerNorm(width, scaled=False)
         self.q = Projection((width,), (heads, head_dim), init, rngs=rngs)
@@ -185,16 +203,16 @@ class CrossAttention(nnx.Module):
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
 
-    def keys_values(
-        self, x: jax.Array, positions: Positions | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    def pages(self, x: jax.Array, positions: Positions | None = None) -> Pages:
         """Input tokens x [B, V, N, D] to keys (normed) and values, each [B, H, V, N, K].
 
         `positions` of the tokens, if any: both are then moved as their own place says.
         """
         k, v = jnp.einsum("BVNCHK->CBHVNK", self.kv(self.memory_norm(x)))
         k = self.k_norm(k)
-        return (k, v) if positions is None else (positions.keys(k, 2), positions.keys(v, 2))
+        if positions is not None:
+            k, v = positions.keys(k, 2), positions.keys(v, 2)
+        return Pages(k, v, digest=self.sparse and Digest.of(k, v, self.sparse.sparsity))
 
     def __call__(
         self,

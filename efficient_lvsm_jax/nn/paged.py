@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def from_bits(x: jax.Array) -> jax.Array:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("k", "v", "used", "k_scale", "v_scale", "layer", "log_size"),
+    data_fields=("k", "v", "used", "k_scale", "v_scale", "layer", "log_size", "digest"),
     meta_fields=("most",),
 )
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Pages:
       log_size: [B, H, S, M] or [L, B, H, S, M] float32: the logarithm of how many tokens a key
         stands for, which is added to its scores, see `nn.condense`; -inf: of none, it never counts.
         None: one each. No kernel of an accelerator knows it. Not meant for gradients.
+      digest: what sparse attention needs of each page beside its keys, see
+        `nn.sparse_linear.Digest`; None where attention is dense.
     """
 
     k: jax.Array
@@ -76,6 +79,7 @@ class Pages:
     layer: jax.Array | None = None
     most: int | None = None
     log_size: jax.Array | None = None
+    digest: Any = None
 
     @property
     def capacity(self) -> int:
@@ -97,8 +101,8 @@ class Pages:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page, with all layers there are."""
-        arrays = (self.k, self.v, self.k_scale, self.v_scale, self.log_size)
-        return sum(x.size * x.dtype.itemsize for x in arrays if x is not None) // self.capacity
+        arrays = jax.tree.leaves(dataclasses.replace(self, used=None, layer=None))
+        return sum(x.size * x.dtype.itemsize for x in arrays) // self.capacity
 
     @property
     def is_plain(self) -> bool:
@@ -139,7 +143,7 @@ class Pages:
                 stored, scale = jax.tree.map(
                     lambda x: jnp.take(x, first, axis=2, mode="clip"), (stored, scale)
                 )
-            x = _decoded(stored, None if scale is None else scale[..., None, None], dtype)
+            x = decoded(stored, None if scale is None else scale[..., None, None], dtype)
             if self.used is None:
                 return x
             in_use = jnp.arange(pages) < self.used.sum()
@@ -202,14 +206,14 @@ class Chunks:
         size = (1,) * len(lead) + ((1, 1) if row else (batch, heads)) + (together,)
         shape = () if row else (batch, heads)
 
-        def decoded(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
+        def numbers(stored: jax.Array, scale: jax.Array | None) -> jax.Array:
             chunk = jax.lax.dynamic_slice(stored, (*start, token, 0), (*size, tokens, head_dim))
             if scale is not None:
                 scale = jax.lax.dynamic_slice(scale, start, size).reshape(*shape, together, 1)
                 scale = jnp.repeat(scale, tokens, axis=-2)
-            return _decoded(chunk.reshape(*shape, together * tokens, head_dim), scale, dtype)
+            return decoded(chunk.reshape(*shape, together * tokens, head_dim), scale, dtype)
 
-        k, v, log_size = decoded(pages.k, pages.k_scale), decoded(pages.v, pages.v_scale), None
+        k, v, log_size = numbers(pages.k, pages.k_scale), numbers(pages.v, pages.v_scale), None
         if pages.log_size is not None:
             log_size = jax.lax.dynamic_slice(pages.log_size, (*start, token), (*size, tokens))
             log_size = log_size.reshape(*shape, together * tokens)
@@ -248,7 +252,7 @@ def _true_first(which: jax.Array) -> jax.Array:
     return jnp.argsort(~which, stable=True)
 
 
-def _decoded(stored: jax.Array, scale: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+def decoded(stored: jax.Array, scale: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
     x = from_bits(stored)
     return x.astype(dtype) if scale is None else (x.astype(jnp.float32) * scale).astype(dtype)
 
@@ -265,7 +269,7 @@ def whole_scores(
     """
     if pages.is_plain:
         pages = Pages(*pages.whole_layer(q.dtype))
-    mixed, log_sum_exp = _fold(q, in_chunks(pages), (), with_log_sum_exp)
+    mixed, log_sum_exp = fold(q, in_chunks(pages), (), with_log_sum_exp)
     return checkpoint_name(mixed, SAVED_NAME), log_sum_exp
 
 
@@ -297,9 +301,9 @@ def _walk_heads(q: jax.Array, chunks: Chunks) -> tuple[jax.Array, jax.Array]:
 
     def one_head(row: tuple) -> tuple:
         def one_block(block: jax.Array) -> tuple:
-            return _fold(block, chunks, row, with_log_sum_exp=True)
+            return fold(block, chunks, row, with_log_sum_exp=True)
 
-        outputs = jax.lax.map(one_block, _in_blocks(q[row], QUERY_BLOCK))
+        outputs = jax.lax.map(one_block, in_blocks(q[row], QUERY_BLOCK))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:queries], outputs)
 
     rows = jnp.divmod(jnp.arange(batch * heads), heads)
@@ -307,7 +311,7 @@ def _walk_heads(q: jax.Array, chunks: Chunks) -> tuple[jax.Array, jax.Array]:
     return mixed.reshape(q.shape), log_sum_exp.reshape(q.shape[:-1])
 
 
-def _in_blocks(x: jax.Array, largest: int) -> jax.Array:
+def in_blocks(x: jax.Array, largest: int) -> jax.Array:
     """x [Q, …] in equal blocks of at most `largest` queries; zeros fill the last."""
     blocks = -(-x.shape[0] // largest)
     size = -(-x.shape[0] // blocks)
@@ -350,7 +354,7 @@ def _one_head_backward(
     """Gradients for q [Q, K], k and v [C, T, K], chunk by chunk and in each block by block."""
     scale = q.shape[-1] ** -0.5
     blocks = (q * scale, of_mixed, log_sum_exp, shift)
-    blocks = tuple(_in_blocks(x, BACKWARD_BLOCK) for x in blocks)
+    blocks = tuple(in_blocks(x, BACKWARD_BLOCK) for x in blocks)
 
     def one_chunk(of_q: jax.Array, chunk: tuple) -> tuple:
         k, v = chunk
@@ -382,7 +386,7 @@ def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
 _by_heads.defvjp(_by_heads_forward, _by_heads_backward)
 
 
-def _fold(
+def fold(
     q: jax.Array, chunks: Chunks, row: tuple, with_log_sum_exp: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention of q [..., Q, K] to chunks, by the online softmax if there are several.
@@ -417,7 +421,7 @@ def _fold(
         log_sum_exp = (peak + jnp.log(total))[..., 0] if with_log_sum_exp else None
         return mix(weights / total, v).astype(q.dtype), log_sum_exp
 
-    def fold(step: jax.Array | int, carry: tuple) -> tuple:
+    def fold_in(step: jax.Array | int, carry: tuple) -> tuple:
         highest, total, mixed = carry
         scores, v = read(step)
         peak = peak_of(scores, highest)
@@ -432,6 +436,6 @@ def _fold(
         jnp.zeros((*row_shape, 1), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )
-    highest, total, mixed = jax.lax.fori_loop(0, chunks.steps, fold, start)
+    highest, total, mixed = jax.lax.fori_loop(0, chunks.steps, fold_in, start)
     log_sum_exp = (highest + jnp.log(total))[..., 0] if with_log_sum_exp else None
     return (mixed / total).astype(q.dtype), log_sum_exp

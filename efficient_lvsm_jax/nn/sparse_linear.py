@@ -12,8 +12,10 @@ block, C chosen.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,10 @@ from flax import nnx
 
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.nn.attention import attend, in_groups
+from efficient_lvsm_jax.nn.chosen import attend_to_chosen
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 IMPLEMENTATIONS = ("mask", "gather")
 FEATURES = {
@@ -30,6 +35,13 @@ FEATURES = {
     "softmax": lambda x: jax.nn.softmax(x, axis=-1),
 }
 CRITICAL, MARGINAL, NEGLIGIBLE = 1, 0, -1
+# Of fewer blocks of keys all are read: choosing and fetching some would take as long.
+FROM_BLOCKS = 16
+ENTRY = re.compile(
+    r"(?P<place>\w+)=(?P<density>[\d.e-]+)"
+    r"(?::(?P<by>token|block|class)(?:(?P<queries>\d+)(?:x(?P<keys>\d+))?)?)?"
+    r"(?::from(?P<fewest>\d+))?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Sparsity(Settings):
         keys, by the means of both; "class", likewise, and of the other blocks some are left out
         altogether. All keys are in the sums, by "class" only those that are neither.
       query_block, key_block: tokens of a block; by "token", of queries that are computed together.
+      from_keys: where there are fewer keys, a place in a model is dense, see `attend_by`.
       negligible: by "class", the share of blocks, of the lowest scores, that are left out; at least
         one, rounded down. A block that is also chosen is attended to.
       features: φ: "elu", elu(x) + 1, or "softmax" over the channels.
@@ -59,6 +72,7 @@ class Sparsity(Settings):
     features: str = setting("elu", choices=FEATURES)
     epsilon: float = setting(1e-6, above=0)
     round_down: bool = False
+    from_keys: int = setting(0, at_least=0)
 
     def kept(self, count: int) -> int:
         """How many of so many keys, or blocks of keys, are attended to exactly."""
@@ -71,8 +85,10 @@ def placed(text: str, places: Collection[str]) -> dict[str, Sparsity]:
     """The sparsity of places in a model, of the text of the setting `model.attention_sparsity`.
 
     Args:
-      text: PLACE=DENSITY of each place that is not dense, with commas between; what is chosen and
-        in blocks of how many may follow, as in "frame=0.3,global=0.3:token,camera=0.05:class5".
+      text: PLACE=DENSITY of each place that is not dense, with commas between. What is chosen and
+        in blocks of how many may follow, as in "frame=0.3,global=0.3:token,camera=0.05:class5"; of
+        queries and of keys, as in "cross=0.3:block128x64"; and from how many keys on, as in
+        "cross=0.3:from0", where otherwise FROM_BLOCKS blocks of keys are the fewest.
       places: that the model has.
 
     Raises:
@@ -80,17 +96,21 @@ def placed(text: str, places: Collection[str]) -> dict[str, Sparsity]:
     """
     found: dict[str, Sparsity] = {}
     for entry in filter(None, text.split(",")):
-        match = re.fullmatch(r"(\w+)=([\d.e-]+)(?::(token|block|class)(\d*))?", entry.strip())
-        if not match or match[1] not in places or match[1] in found:
+        match = ENTRY.fullmatch(entry.strip())
+        if not match or match["place"] not in places or match["place"] in found:
             raise InputError(
                 f"model.attention_sparsity={text!r}: {entry!r}: expected PLACE=DENSITY or "
-                f"PLACE=DENSITY:block64 (or token, class5), each place once, of "
-                f"{', '.join(places)}"
+                f"PLACE=DENSITY:block64 (or token, class5, block128x64, block64:from4096), each "
+                f"place once, of {', '.join(places)}"
             )
-        size = int(match[4] or 64)
+        queries = int(match["queries"] or 64)
+        keys = int(match["keys"] or queries)
+        fewest = int(match["fewest"] or FROM_BLOCKS * keys)
         try:
-            density = float(match[2])
-            found[match[1]] = Sparsity(density, match[3] or "block", size, size)
+            density = float(match["density"])
+            found[match["place"]] = Sparsity(
+                density, match["by"] or "block", queries, keys, from_keys=fewest
+            )
         except (ValueError, InputError) as error:
             raise InputError(f"model.attention_sparsity={text!r}: {entry!r}: {error}") from None
     return found
@@ -147,6 +167,43 @@ def phi(x: jax.Array, sparsity: Sparsity) -> jax.Array:
     return FEATURES[sparsity.features](x.astype(jnp.float32))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Digest:
+    """What sparse attention needs of each page: it is made with the page, and leaves with it.
+
+    Attributes:
+      sums: of all keys of a page, [..., S].
+      means: of the keys of each of its blocks, [..., S, J, K] float32.
+    """
+
+    sums: KeySums
+    means: jax.Array
+
+    @classmethod
+    def of(cls, k: jax.Array, v: jax.Array, sparsity: Sparsity) -> Digest:
+        """Of pages of keys and values, [..., S, M, K]."""
+        means, _ = _means(k, jnp.ones(k.shape[:-1], bool), sparsity.key_block)
+        return cls(KeySums.of(k, v, sparsity, jnp.ones(k.shape[:-1], bool)), means)
+
+    def layer(self, layer: jax.Array | None) -> Digest:
+        """That of a layer, where there are several."""
+        if layer is None:
+            return self
+        at = functools.partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
+        return jax.tree.map(at, self)
+
+    def total(self, used: jax.Array | None) -> KeySums:
+        """Sums of the pages in use, [B, H, …]."""
+
+        def total(x: jax.Array) -> jax.Array:
+            if used is not None:  # a free slot may hold anything
+                x = jnp.where(used.reshape(-1, *(1,) * (x.ndim - 3)), x, 0)
+            return x.sum(axis=2)
+
+        return jax.tree.map(total, self.sums)
+
+
 class SparseLinear(nnx.Module):
     """The sparse-linear attention of a place in a model, with its P, [K, K] from sums to outputs.
 
@@ -157,21 +214,77 @@ class SparseLinear(nnx.Module):
         self.sparsity = sparsity
         self.kernel = nnx.Param(jnp.zeros((head_dim, head_dim)))
 
-    def __call__(self, q: jax.Array, pages: Pages) -> jax.Array:
-        """As `nn.attention.attend`, of pages that are read whole; in the dtype of q."""
-        if not pages.is_plain or q.ndim != 4:
+    def __call__(self, q: jax.Array, pages: Pages, *, targets: int = 1) -> jax.Array:
+        """As `attend_by`, however few the keys are; in the dtype of q."""
+        sparse, linear = self.branches(q, pages, targets=targets)
+        return (sparse + self.project(linear)).astype(q.dtype)
+
+    def branches(
+        self, q: jax.Array, pages: Pages, *, targets: int = 1
+    ) -> tuple[jax.Array, jax.Array]:
+        """Both parts of it before P, of chosen keys and of sums, [B, H, Q, K] float32."""
+        if pages.digest is not None:
+            return _of_pages(q, pages, self.sparsity, targets)
+        if not pages.is_plain:
             raise InputError(
                 "model.attention_sparsity: sparse attention reads whole pages of one set of keys, "
                 "not a memory with free slots; leave it out for streams"
             )
         k, v = pages.whole_layer(q.dtype)
         k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
-        sparse, linear = branches(q, k, v, self.sparsity)
-        return (sparse + self.project(linear)).astype(q.dtype)
+        return branches(q, k, v, self.sparsity)
 
     def project(self, linear: jax.Array) -> jax.Array:
         """What comes of the sums, [B, H, Q, K] float32, through P."""
         return linear @ self.kernel[...].astype(jnp.float32)
+
+
+def attend_by(
+    sparse: SparseLinear | None, q: jax.Array, pages: Pages, *, targets: int = 1, **how: Any
+) -> jax.Array:
+    """Attention at a place in a model: sparse if it is so, or `attend`.
+
+    Args:
+      sparse: of the place. None, or fewer keys in use than its `from_keys`: `attend`.
+      q, pages: as of `attend`. With a `digest` blocks are chosen among those of pages in use, and
+        sums are of these; otherwise pages are read whole, as one set of keys.
+      targets: how many of them the queries are of, one after the other; no block has queries of
+        two.
+      how: as of `attend`.
+
+    Raises:
+      InputError: as `attend`; pages with free slots, or sizes of keys, and no digest; or a mesh
+        that spreads views or pages over devices.
+    """
+
+    def dense(q: jax.Array, pages: Pages) -> jax.Array:
+        return attend(q, dataclasses.replace(pages, digest=None), **how)
+
+    if sparse is None:
+        return dense(q, pages)
+    if views_are_spread():
+        raise InputError(
+            "mesh: the context axis spreads views over devices, and sparse attention chooses among "
+            "all of them; use context:1, or leave out model.attention_sparsity"
+        )
+    if pages.used is not None and pages.used.ndim == 3:
+        return in_groups(lambda q, pages: attend_by(sparse, q, pages, **how), q, pages)
+    if q.ndim == 5:  # B and V as one
+        merged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (q, pages))
+        return attend_by(sparse, *merged, **how).reshape(q.shape)
+
+    fewest = sparse.sparsity.from_keys
+    if pages.capacity * pages.page_tokens < fewest:
+        return dense(q, pages)
+    if pages.used is None or pages.page_tokens >= fewest:
+        return sparse(q, pages, targets=targets)
+    return jax.lax.cond(
+        pages.used.sum() * pages.page_tokens < fewest,
+        dense,
+        functools.partial(sparse, targets=targets),
+        q,
+        pages,
+    )
 
 
 def sparse_linear(
@@ -230,7 +343,7 @@ def branches(
             f"{', '.join(IMPLEMENTATIONS)}"
         )
     compute = {"mask": _by_mask, "gather": _by_gather}[implementation]
-    return compute(q, k, v, sparsity, _counts(k, valid))
+    return compute(q, k, v, sparsity, valid)
 
 
 def chosen(
@@ -270,20 +383,50 @@ def _classes(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
 
 def _block_scores(q: jax.Array, k: jax.Array, sparsity: Sparsity, counts: jax.Array) -> jax.Array:
     """Of means of blocks, [B, H, I, J]; -inf of a block of keys of which none counts."""
-    every = jnp.ones((1, 1, q.shape[2]), bool)
-
-    def means(x: jax.Array, counts: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        total, count = _sum_and_count(_in_blocks(x, size), _in_blocks(counts[..., None], size))
-        return total / jnp.maximum(count, 1)[..., None], count
-
-    q, _ = means(q, every, sparsity.query_block)
-    k, count = means(k, counts, sparsity.key_block)
+    q, _ = _means(q, jnp.ones((1, 1, q.shape[2]), bool), sparsity.query_block)
+    k, count = _means(k, counts, sparsity.key_block)
     return jnp.where(count[..., None, :] > 0, _scores(q, k), -jnp.inf)
 
 
-def _by_mask(
-    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, counts: jax.Array
+def _means(x: jax.Array, counts: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Means over blocks of tokens [..., N, K] that count, [..., J, K], and how many these are."""
+    total, count = _sum_and_count(_in_blocks(x, size), _in_blocks(counts[..., None], size))
+    return total / jnp.maximum(count, 1)[..., None], count
+
+
+def _of_pages(
+    q: jax.Array, pages: Pages, sparsity: Sparsity, targets: int
 ) -> tuple[jax.Array, jax.Array]:
+    """Both parts of attention of q [B, H, targets * N, K] to the blocks of pages in use."""
+    digest, used = pages.digest.layer(pages.layer), pages.used
+    by_target = q.reshape(*q.shape[:2], targets, -1, q.shape[-1])
+    every = jnp.ones((1, 1, 1, by_target.shape[3]), bool)
+    means, _ = _means(by_target, every, sparsity.query_block)  # [B, H, R, I, K]
+    *_, slots, in_page, head_dim = digest.means.shape
+    scores = jnp.einsum("BHRIK,BHSJK->BHRISJ", means, digest.means) * head_dim**-0.5
+    if used is not None:
+        scores = jnp.where(used[:, None], scores, -jnp.inf)
+    scores = scores.reshape(*q.shape[:2], -1, slots * in_page)
+    counts = [0, *(sparsity.kept(pages * in_page) for pages in range(1, slots + 1))]
+    # By falling score: of fewer pages in use fewer are read, from the first.
+    _, index = jax.lax.top_k(jax.lax.stop_gradient(scores), counts[-1])
+    blocks = _in_blocks(by_target, sparsity.query_block)  # [B, H, R, I, M, K]
+    mixed = attend_to_chosen(
+        blocks.reshape(*q.shape[:2], -1, *blocks.shape[-2:]),
+        pages,
+        index,
+        counts[-1] if used is None else jnp.asarray(counts, jnp.int32)[used.sum()],
+        sparsity.key_block,
+    )
+    mixed = mixed.reshape(*by_target.shape[:3], -1, head_dim)[:, :, :, : by_target.shape[3]]
+    linear = digest.total(used).read(q, sparsity)
+    return mixed.reshape(q.shape), linear
+
+
+def _by_mask(
+    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, valid: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    counts = _counts(k, valid)
     summed = counts[..., None, :]
     if sparsity.by == "token":
         sparse = _of_chosen_tokens(q, k, v, sparsity, counts)
@@ -303,8 +446,9 @@ def _by_mask(
 
 
 def _by_gather(
-    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, counts: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, valid: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
+    counts = _counts(k, valid)
     q_blocks = _in_blocks(q, sparsity.query_block)  # [B, H, I, M, K]
 
     def whole(blocks: jax.Array) -> jax.Array:
@@ -320,26 +464,19 @@ def _by_gather(
         sparse = each(lambda x: _of_chosen_tokens(x, k, v, sparsity, counts), q_blocks)
         return sparse, KeySums.of(k, v, sparsity, counts).read(q, sparsity)
 
-    k_blocks, v_blocks = (_in_blocks(x, sparsity.key_block) for x in (k, v))
-    in_blocks = _in_blocks(counts[..., None], sparsity.key_block)[..., 0]  # [B, 1, J, M]
-
-    def of_chosen_blocks(queries: jax.Array, index: jax.Array) -> jax.Array:
-        def gathered(x: jax.Array) -> jax.Array:
-            x = jnp.take_along_axis(x, index[..., None, None], axis=2)
-            return x.reshape(*x.shape[:2], -1, x.shape[-1])
-
-        there = gathered(jnp.broadcast_to(in_blocks, k_blocks.shape[:-1])[..., None])
-        scores = _scores(queries, gathered(k_blocks))
-        scores = jnp.where(jnp.swapaxes(there, -1, -2), scores, -jnp.inf)
-        return _mixed(scores, gathered(v_blocks))
-
     block_scores = _block_scores(q, k, sparsity, counts)
-    index = _highest(block_scores, sparsity.kept(block_scores.shape[-1]))
-    sparse = each(of_chosen_blocks, q_blocks, index)
+    count = sparsity.kept(block_scores.shape[-1])
+    index = _highest(block_scores, count)
+    pages = Pages(k[:, :, None], v[:, :, None])
+    if valid is not None:
+        sizes = jnp.broadcast_to(jnp.where(counts, 0.0, -jnp.inf), k.shape[:-1])
+        pages = dataclasses.replace(pages, log_size=sizes[:, :, None])
+    sparse = whole(attend_to_chosen(q_blocks, pages, index, count, sparsity.key_block))
     if sparsity.by == "block":
         return sparse, KeySums.of(k, v, sparsity, counts).read(q, sparsity)
     marginal = (_classes(block_scores, sparsity) == MARGINAL).astype(jnp.float32)
-    sums = KeySums.of(k_blocks, v_blocks, sparsity, in_blocks)
+    k, v, counts = (_in_blocks(x, sparsity.key_block) for x in (k, v, counts[..., None]))
+    sums = KeySums.of(k, v, sparsity, counts[..., 0])
     sums = jax.tree.map(lambda x: jnp.einsum("BHIJ,BHJ...->BHI...", marginal, x), sums)
     return sparse, whole(sums.read(q_blocks, sparsity))
 
@@ -380,10 +517,10 @@ def _of_tokens(blocks: jax.Array, sparsity: Sparsity, queries: int, keys: int) -
 
 
 def _in_blocks(x: jax.Array, size: int) -> jax.Array:
-    """x [B, H, N, K] in blocks [B, H, J, M, K]; zeros fill the last."""
-    missing = -x.shape[2] % size
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else x
-    return x.reshape(*x.shape[:2], -1, size, x.shape[-1])
+    """x [..., N, K] in blocks [..., J, M, K]; zeros fill the last."""
+    missing = -x.shape[-2] % size
+    x = jnp.pad(x, (*((0, 0),) * (x.ndim - 2), (0, missing), (0, 0))) if missing else x
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
 
 def _sum_and_count(x: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:

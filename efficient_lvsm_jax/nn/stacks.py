@@ -100,13 +100,16 @@ def over_views(function: Callable, x: jax.Array, *beside: object, view_axes: obj
     """`function` on all views of x [B, V, N, D] at once, or on a CPU with long views one by one.
 
     Views never see each other in `function`, so both are the same. `beside` is what it takes
-    besides, trees of arrays [B, V, …]; `view_axes` says where each output has its view axis.
+    besides, trees of arrays [B, V, …]; `view_axes` says where each output, or all arrays of one,
+    have their view axis.
     """
     at_once = x.shape[2] < CPU_TOKENS_AT_ONCE or x.shape[1] == 1 or views_are_spread()
     if at_once or platform() != "cpu":
         return function(x, *beside)
     views = jax.tree.map(lambda y: jnp.moveaxis(y, 1, 0), (x, *beside))
     outputs = jax.lax.map(lambda view: function(*jax.tree.map(lambda y: y[:, None], view)), views)
-    return jax.tree.map(
-        lambda axis, y: jnp.moveaxis(y.squeeze(axis + 1), 0, axis), view_axes, outputs
-    )
+
+    def joined(axis: int, output: object) -> object:
+        return jax.tree.map(lambda y: jnp.moveaxis(y.squeeze(axis + 1), 0, axis), output)
+
+    return jax.tree.map(joined, view_axes, outputs)

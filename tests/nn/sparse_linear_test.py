@@ -12,6 +12,7 @@ from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import (
     FEATURES,
+    FROM_BLOCKS,
     KeySums,
     SparseLinear,
     Sparsity,
@@ -146,11 +147,15 @@ def test_half_precision_keeps_float32_sums():
 
 
 def test_places_are_told_in_a_line_of_text():
-    found = placed("frame=0.3, global=0.2:token,camera=0.05:class5", ("frame", "global", "camera"))
+    places = "frame", "global", "camera", "cross"
+    found = placed(
+        "frame=0.3, global=0.2:token:from0,camera=0.05:class5,cross=0.3:block128x64:from99", places
+    )
     assert found == {
-        "frame": Sparsity(0.3),
+        "frame": Sparsity(0.3, from_keys=FROM_BLOCKS * 64),
         "global": Sparsity(0.2, "token"),
-        "camera": Sparsity(0.05, "class", 5, 5),
+        "camera": Sparsity(0.05, "class", 5, 5, from_keys=FROM_BLOCKS * 5),
+        "cross": Sparsity(0.3, "block", 128, 64, from_keys=99),
     }
     assert placed("", ("frame",)) == {}
 
