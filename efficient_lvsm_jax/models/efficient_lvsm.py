@@ -158,8 +158,9 @@ class EfficientLVSM(ViewModel):
           layers: distinct numbers of layers, 1 … L.
 
         Returns:
-          The cache, and the tokens [len(layers), B, V, N, D] in the order of `layers`, in the
-          compute dtype; None without layers. No other layer's output is kept for them.
+          The cache, and the tokens [len(layers), B, V, N, D] in the order of `layers`, patches row
+          by row, in the compute dtype; None without layers. No other output of a layer is kept for
+          them.
 
         Raises:
           InputError: there is no such layer, or one is asked for twice.
@@ -179,6 +180,8 @@ class EfficientLVSM(ViewModel):
         x, depth = self.input_tokens(views), self.config.layers
         _, taps, cache = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
         precision = self.config.cache
+        if taps is not None:
+            taps = self.row_by_row(taps, *views.image.shape[2:4])
         return cache if precision == "computed" else store(cache, precision), taps
 
     def decode_with_taps(
@@ -212,6 +215,8 @@ class EfficientLVSM(ViewModel):
         x, depth = self.target_tokens(cameras), self.config.layers
         stacks = (self.decoder, jnp.arange(depth), scanned)
         x, taps, _ = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
+        if taps is not None:
+            taps = self.row_by_row(taps, cameras.height, cameras.width)
         return self.pictures(x, cameras), taps
 
 

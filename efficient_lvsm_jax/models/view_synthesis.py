@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from efficient_lvsm_jax.configuration import Settings, setting
@@ -27,7 +28,7 @@ from efficient_lvsm_jax.nn.layers import (
     normal,
 )
 from efficient_lvsm_jax.nn.positions import KINDS, Positions
-from efficient_lvsm_jax.nn.sparse_linear import Sparsity, placed
+from efficient_lvsm_jax.nn.sparse_linear import Sparsity, in_strips, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 IMAGE_CHANNELS = 3
@@ -123,6 +124,15 @@ class ModelConfig(Settings):
     def sparsity(self, place: str) -> Sparsity | None:
         """How attention is sparse at one of `places`; None: it is dense."""
         return placed(self.attention_sparsity, self.places).get(place)
+
+    def token_order(self, height: int, width: int) -> np.ndarray | None:
+        """In which order tokens of a picture are where attention is sparse, [N] indices of patches
+        row by row, see `nn.sparse_linear.in_strips`; None: row by row."""
+        sparsities = placed(self.attention_sparsity, self.places).values()
+        if not sparsities:
+            return None
+        block = min(sparsity.key_block for sparsity in sparsities)
+        return in_strips(height // self.patch, width // self.patch, block)
 
     @property
     def architecture(self) -> dict[str, int]:
@@ -243,6 +253,7 @@ class ViewModel(nnx.Module):
         """Tokens [B, T, N, D] to images [B, T, Y, X, 3] in [0, 1], float32."""
         p, height, width = self.config.patch, cameras.height, cameras.width
         x = jax.nn.sigmoid(self.head(self.head_norm(x))).astype(jnp.float32)
+        x = self.row_by_row(x, height, width)
         x = x.reshape(*x.shape[:2], height // p, width // p, p, p, IMAGE_CHANNELS)
         x = x.transpose(0, 1, 2, 4, 3, 5, 6)
         return x.reshape(*x.shape[:2], height, width, IMAGE_CHANNELS)
@@ -250,7 +261,17 @@ class ViewModel(nnx.Module):
     def positions(self, cameras: Cameras) -> Positions | None:
         """Of the tokens of views with these cameras [B, V], if attention is told of any."""
         config = self.config
-        return Positions.of(config.positions, cameras, config.patch, config.head_dim)
+        positions = Positions.of(config.positions, cameras, config.patch, config.head_dim)
+        order = config.token_order(cameras.height, cameras.width)
+        if positions is None or order is None:
+            return positions
+        turns = (jnp.take(x, order, axis=2) for x in (positions.cosine, positions.sine))
+        return Positions(*turns, positions.projection, positions.inverse)
+
+    def row_by_row(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """Tokens [..., N, D] of pictures, as layers have them, in the order of their patches."""
+        order = self.config.token_order(height, width)
+        return x if order is None else jnp.take(x, np.argsort(order), axis=-2)
 
     def _plucker(self, cameras: Cameras) -> jax.Array:
         if self.config.rays == "none":
@@ -261,7 +282,8 @@ class ViewModel(nnx.Module):
         return plucker(*rays(cameras, self.config.ray_dtype))
 
     def _patches(self, x: jax.Array) -> jax.Array:
-        """[B, V, Y, X, C] to [B, V, N, p·p·C]: patches row by row, channel fastest within one."""
+        """[B, V, Y, X, C] to [B, V, N, p·p·C]: patches row by row, or in the model's `token_order`,
+        channel fastest within one."""
         p = self.config.patch
         batch, views, height, width, channels = x.shape
         if height % p or width % p:
@@ -272,4 +294,6 @@ class ViewModel(nnx.Module):
             )
         x = x.reshape(batch, views, height // p, p, width // p, p, channels)
         x = x.transpose(0, 1, 2, 4, 3, 5, 6)
-        return x.reshape(batch, views, -1, p * p * channels).astype(self.config.dtype)
+        x = x.reshape(batch, views, -1, p * p * channels).astype(self.config.dtype)
+        order = self.config.token_order(height, width)
+        return x if order is None else jnp.take(x, order, axis=2)

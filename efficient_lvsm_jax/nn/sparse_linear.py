@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from efficient_lvsm_jax.configuration import Settings, setting
@@ -114,6 +116,23 @@ def placed(text: str, places: Collection[str]) -> dict[str, Sparsity]:
         except (ValueError, InputError) as error:
             raise InputError(f"model.attention_sparsity={text!r}: {entry!r}: {error}") from None
     return found
+
+
+def in_strips(rows: int, columns: int, block: int) -> np.ndarray:
+    """An order of the patches of a picture in which every block of them lies close together.
+
+    Strips as high as a square block are walked column by column, to and fro. Where both sides are
+    multiples of that, blocks are squares; elsewhere some reach into the next strip, where the last
+    ended. Blocks several times as large are as compact as rectangles of these.
+
+    Returns:
+      [rows * columns] indices of patches in raster order.
+    """
+    height = math.isqrt(block)
+    grid = np.arange(rows * columns).reshape(rows, columns)
+    strips = [grid[top : top + height] for top in range(0, rows, height)]
+    turned = (strip[:, :: (-1) ** index] for index, strip in enumerate(strips))
+    return np.concatenate([strip.T.ravel() for strip in turned])
 
 
 @jax.tree_util.register_dataclass
