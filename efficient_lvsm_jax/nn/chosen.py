@@ -12,6 +12,7 @@ M token of a page, J block of keys of a page, C chosen, G read together, K head 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,30 +31,30 @@ class Chosen:
     Attributes:
       pages: what is read.
       index: [U, C] int32, blocks among the S * J of all pages, by falling score.
-      count: how many of them are read.
+      steps: how often it is read.
       size: keys of a block. The last one of a page may reach back into the one before.
       together: G.
+      first: where in the index the first step begins.
+      end: where it ends, if a step may go beyond; None: none does, and no key needs a mask.
     """
 
     pages: Pages
     index: jax.Array
-    count: jax.Array | int
+    steps: jax.Array | int
     size: int
     together: int
-
-    @property
-    def steps(self) -> jax.Array | int:
-        """How often `read` is called."""
-        return -(-self.count // self.together)
+    first: jax.Array | int = 0
+    end: jax.Array | int | None = None
 
     def read(self, step: jax.Array | int, dtype: jnp.dtype, row: tuple) -> tuple:
         """As `Chunks.read`, of one row: keys and values [U, G * size, K], which of them count,
         [1 or U, 1, G * size], and for how much, [U, G * size]."""
-        pages, size, first = self.pages, self.size, step * self.together
+        pages, size, counts = self.pages, self.size, []
         in_page = -(-pages.page_tokens // size)
-        # What is beyond the count is the first once more: a free slot may hold anything.
-        at = first + jnp.arange(self.together)
-        at = jnp.where(at < self.count, at, 0)
+        at = self.first + step * self.together + jnp.arange(self.together)
+        if self.end is not None:  # the first once more: a free slot may hold anything
+            counts.append(jnp.repeat(at < self.end, size))
+            at = jnp.where(at < self.end, at, 0)
         slot, block = jnp.divmod(jnp.take(self.index, at, axis=1, mode="clip"), in_page)  # [U, G]
         token = jnp.minimum(block * size, pages.page_tokens - size)
         lead = (*(() if pages.layer is None else (pages.layer,)), *row)
@@ -73,16 +74,14 @@ class Chosen:
             scale = None if scale is None else fetched(scale)[..., None, None]
             return merged(decoded(fetched(stored), scale, dtype))
 
-        counts, log_size = [], fetched(pages.log_size)
-        if not isinstance(self.count, int) or self.count % self.together:
-            counts.append(jnp.repeat(first + jnp.arange(self.together) < self.count, size))
+        log_size = fetched(pages.log_size)
         if pages.page_tokens % size:
             own = token[..., None] + jnp.arange(size) >= block[..., None] * size
             counts.append(merged(own)[:, None])
         return (
             numbers(pages.k, pages.k_scale),
             numbers(pages.v, pages.v_scale),
-            None if not counts else counts[0] if len(counts) == 1 else counts[0] & counts[1],
+            functools.reduce(jnp.logical_and, counts) if counts else None,
             None if log_size is None else merged(log_size),
         )
 
@@ -116,8 +115,13 @@ def attend_to_chosen(
         @jax.checkpoint
         def some(blocks: tuple) -> jax.Array:
             q, index = blocks
-            chosen = Chosen(pages, index, count, size, together)
-            return fold(q, chosen, (scene, head), with_log_sum_exp=False)[0]
+            chosen = Chosen(pages, index, count // together, size, together)
+            rest = None
+            if not isinstance(count, int) or count % together:
+                last = count // together * together
+                steps = (count - last + together - 1) // together
+                rest = dataclasses.replace(chosen, steps=steps, first=last, end=count)
+            return fold(q, chosen, (scene, head), with_log_sum_exp=False, rest=rest)[0]
 
         of_row = (in_blocks(x[scene, head], at_once) for x in (q, index))
         mixed = jax.lax.map(some, tuple(of_row))

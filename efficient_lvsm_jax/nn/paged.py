@@ -387,15 +387,16 @@ _by_heads.defvjp(_by_heads_forward, _by_heads_backward)
 
 
 def fold(
-    q: jax.Array, chunks: Chunks, row: tuple, with_log_sum_exp: bool
+    q: jax.Array, chunks: Chunks | Any, row: tuple, with_log_sum_exp: bool, *, rest: Any = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention of q [..., Q, K] to chunks, by the online softmax if there are several.
 
-    `row` is the (batch, head) of q; () if it has all of them as its leading axes.
+    `row` is the (batch, head) of q; () if it has all of them as its leading axes. `rest` is more to
+    read, after the chunks; either may be `nn.chosen.Chosen`.
     """
     q = q * q.shape[-1] ** -0.5
 
-    def read(step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    def read(chunks: Chunks | Any, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         """Scores and values."""
         k, v, counts, log_size = chunks.read(step, q.dtype, row)
         scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
@@ -413,17 +414,17 @@ def fold(
         # No result depends on the subtracted maximum, so neither does a gradient.
         return jax.lax.stop_gradient(jnp.maximum(highest, scores.max(axis=-1, keepdims=True)))
 
-    if isinstance(chunks.steps, int) and chunks.steps == 1:
-        scores, v = read(0)
+    if isinstance(chunks.steps, int) and chunks.steps == 1 and rest is None:
+        scores, v = read(chunks, 0)
         peak = peak_of(scores)
         weights = jnp.exp(scores - peak)
         total = weights.sum(axis=-1, keepdims=True)
         log_sum_exp = (peak + jnp.log(total))[..., 0] if with_log_sum_exp else None
         return mix(weights / total, v).astype(q.dtype), log_sum_exp
 
-    def fold_in(step: jax.Array | int, carry: tuple) -> tuple:
+    def fold_in(chunks: Chunks | Any, step: jax.Array | int, carry: tuple) -> tuple:
         highest, total, mixed = carry
-        scores, v = read(step)
+        scores, v = read(chunks, step)
         peak = peak_of(scores, highest)
         weights = jnp.exp(scores - peak)
         shrink = jnp.exp(highest - peak)
@@ -431,11 +432,13 @@ def fold(
         return peak, total, mixed * shrink + mix(weights, v)
 
     row_shape = q.shape[:-1]
-    start = (
+    carry = (
         jnp.full((*row_shape, 1), lowest, jnp.float32),
         jnp.zeros((*row_shape, 1), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )
-    highest, total, mixed = jax.lax.fori_loop(0, chunks.steps, fold_in, start)
+    for part in (chunks,) if rest is None else (chunks, rest):
+        carry = jax.lax.fori_loop(0, part.steps, functools.partial(fold_in, part), carry)
+    highest, total, mixed = carry
     log_sum_exp = (highest + jnp.log(total))[..., 0] if with_log_sum_exp else None
     return (mixed / total).astype(q.dtype), log_sum_exp

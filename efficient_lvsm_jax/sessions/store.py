@@ -49,6 +49,11 @@ class Store:
         if when_full == "merge":  # attention that cannot read condensed views is refused here
             config = model.config
             choose(config.attention, config.dtype, config.head_dim, platform(), sized=True)
+            if config.sparsity("cross"):
+                raise InputError(
+                    "when_full='merge': condensed views have no blocks to choose, which "
+                    f"model.attention_sparsity={config.attention_sparsity!r} needs; choose another"
+                )
         self.cache: Pages | None = None
         self.parts = 1
         self._model = model
