@@ -205,8 +205,12 @@ def _own_limits() -> list[Path]:
 
 
 def bytes_of_page(config: EfficientLVSMConfig, pixels: int) -> int:
-    """Bytes that one view takes in a cache in the compute dtype: keys and values of every layer."""
-    return 2 * config.layers * config.width * (pixels // config.patch**2) * config.dtype.itemsize
+    """Bytes that one view takes in a cache in the compute dtype: keys, values and, where attention
+    is sparse, a digest of every layer."""
+    tokens, heads = pixels // config.patch**2, config.width // config.head_dim
+    sparsity = config.sparsity("cross")
+    digest = sparsity.digest_bytes(heads, config.head_dim, tokens) if sparsity else 0
+    return config.layers * (2 * config.width * tokens * config.dtype.itemsize + digest)
 
 
 def bytes_of_frame(family: str, config: GeometryConfig, size: tuple[int, int]) -> int:

@@ -32,7 +32,7 @@ from efficient_lvsm_jax.models.view_synthesis import (
     ViewModel,
 )
 from efficient_lvsm_jax.nn.cache import store
-from efficient_lvsm_jax.nn.flops import Flops, projections, scores
+from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.positions import Positions
@@ -69,9 +69,10 @@ class EfficientLVSMConfig(ModelConfig):
     def encode_flops(self, inputs: int, pixels: int) -> dict[str, Flops]:
         """As `ModelConfig` says."""
         tokens, layers = pixels // self.patch**2, inputs * self.layers
+        pages = projections(self.width, tokens, 2) + self.digest_flops("cross", tokens)
         return {
             **self.layers_flops("encoder attention", tokens, layers),
-            "decoder cross-attention": projections(self.width, tokens, 2) * layers,
+            "decoder cross-attention": pages * layers,
             "tokenizers and head": self.pixels_flops(pixels, IMAGE_CHANNELS + RAY_CHANNELS)
             * inputs,
         }
@@ -79,7 +80,8 @@ class EfficientLVSMConfig(ModelConfig):
     def decode_flops(self, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
         """As `ModelConfig` says."""
         tokens, layers = pixels // self.patch**2, targets * self.layers
-        cross = projections(self.width, tokens, 2) + scores(self.width, tokens, inputs * tokens)
+        seen = self.attention_flops("cross", tokens, tokens, inputs) if inputs else Flops()
+        cross = projections(self.width, tokens, 2) + seen
         return {
             **self.layers_flops("decoder self-attention", tokens, layers),
             "decoder cross-attention": cross * layers,

@@ -18,7 +18,7 @@ from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views, plucker, rays
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
-from efficient_lvsm_jax.nn.flops import Flops, projections, self_attention
+from efficient_lvsm_jax.nn.flops import Flops, projections, scores
 from efficient_lvsm_jax.nn.layers import (
     MLP,
     Initializer,
@@ -176,9 +176,28 @@ class ModelConfig(Settings):
         raise NotImplementedError  # each family has its own
 
     def layers_flops(self, attention: str, tokens: int, times: int) -> dict[str, Flops]:
-        """Layers of self-attention, under that name, and MLP on sequences of so many tokens."""
+        """Layers of self-attention, under that name, and MLP on sequences of so many tokens.
+
+        The name begins with the place, see `sparsity`.
+        """
+        place = attention.split()[0]
         mlp = projections(self.width, tokens, 2 * self.mlp_ratio)
-        return {attention: self_attention(self.width, tokens) * times, "MLP": mlp * times}
+        own = projections(self.width, tokens, 4) + self.attention_flops(place, tokens, tokens)
+        return {attention: (own + self.digest_flops(place, tokens)) * times, "MLP": mlp * times}
+
+    def attention_flops(self, place: str, queries: int, keys: int, pages: int = 1) -> Flops:
+        """Attention at a place to pages of so many keys, without digests, over all heads."""
+        sparsity = self.sparsity(place)
+        if sparsity is None or keys * pages < sparsity.from_keys:
+            return scores(self.width, queries, keys * pages)
+        return sparsity.flops(self.width, self.head_dim, queries, keys, pages)
+
+    def digest_flops(self, place: str, keys: int) -> Flops:
+        """Sums of so many keys, where attention is sparse; a cache has them of however few."""
+        sparsity = self.sparsity(place)
+        if sparsity is None or (place != "cross" and keys < sparsity.from_keys):
+            return Flops()
+        return sparsity.digest_flops(self.width, self.head_dim, keys)
 
     def pixels_flops(self, pixels: int, channels: int) -> Flops:
         """A tokenizer, or the head, on one view: patch² pixels a token."""

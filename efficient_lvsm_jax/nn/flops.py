@@ -44,11 +44,6 @@ def scores(width: int, queries: int, keys: int) -> Flops:
     return Flops(attention=2 * 2 * queries * keys * width)
 
 
-def self_attention(width: int, tokens: int) -> Flops:
-    """q, k, v, attention within one view or sequence, out."""
-    return projections(width, tokens, 4) + scores(width, tokens, tokens)
-
-
 def layer(width: int, tokens: int, keys: int | None = None) -> Flops:
     """A block with an MLP of four times its width; tokens see so many keys, or themselves."""
     seen = scores(width, tokens, tokens if keys is None else keys)

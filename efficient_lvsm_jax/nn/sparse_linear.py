@@ -27,6 +27,7 @@ from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.attention import attend, in_groups
 from efficient_lvsm_jax.nn.chosen import attend_to_chosen
+from efficient_lvsm_jax.nn.flops import Flops, scores
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
@@ -81,6 +82,25 @@ class Sparsity(Settings):
         share = self.density * count
         to_nearest = self.by == "block" and not self.round_down
         return max(1, round(share) if to_nearest else int(share))
+
+    def flops(self, width: int, head_dim: int, queries: int, keys: int, pages: int = 1) -> Flops:
+        """Of attention by "block" over all heads to pages of so many keys, but for their digest:
+        what chosen blocks take, choosing them, reading the sums, and P."""
+        size = min(self.key_block, keys)
+        blocks = pages * -(-keys // size)
+        choosing = 2 * -(-queries // self.query_block) * blocks * width
+        reading = 2 * queries * (head_dim + 1) * width
+        exact = scores(width, queries, self.kept(blocks) * size)
+        return exact + Flops(2 * queries * head_dim * width, choosing + reading)
+
+    def digest_flops(self, width: int, head_dim: int, keys: int) -> Flops:
+        """Of the sums of so many keys, over all heads."""
+        return Flops(attention=2 * keys * head_dim * width)
+
+    def digest_bytes(self, heads: int, head_dim: int, keys: int) -> int:
+        """Of the digest of a page of so many keys, of one layer."""
+        blocks = -(-keys // self.key_block)
+        return 4 * heads * (head_dim * (head_dim + 2 + blocks) + 1)
 
 
 def placed(text: str, places: Collection[str]) -> dict[str, Sparsity]:

@@ -97,6 +97,31 @@ def test_observing_frames_costs_what_its_program_does(family, settings):
     assert dots(jaxpr.jaxpr) == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("efficient_lvsm", "cross=0.3"),
+        ("efficient_lvsm", "encoder=0.1,decoder=0.3:block128x64,cross=0.2:block32"),
+        ("efficient_lvsm", "encoder=0.3:from4096,cross=0.3:from9999"),
+        ("lvsm_decoder_only", "decoder=0.3"),
+    ],
+)
+def test_sparse_attention_costs_what_its_program_does(family, text):
+    config = configure(family, {"attention_sparsity": text, "layers": 2})
+    views = random_views(4, size=(256, 256))
+
+    def rendered(params, inputs):
+        model = bind(family, config, params)
+        return model.decode(model.encode(inputs), inputs.cameras)
+
+    jaxpr = jax.make_jaxpr(rendered)(abstract_params(family, config), views)
+    parts = flops.forward(config, 4, 4, 256**2)
+    dense = flops.forward(dataclasses.replace(config, attention_sparsity=""), 4, 4, 256**2)
+    expected, whole = (sum(part.total for part in x.values()) for x in (parts, dense))
+    assert dots(jaxpr.jaxpr) == pytest.approx(expected, rel=0.05)
+    assert expected < 0.98 * whole or "from9999" in text
+
+
 def test_a_frame_of_a_stream_costs_more_with_every_frame_that_is_remembered():
     config = configure("vggt", {})
     few, more = (config.observe_flops(1, (392, 518), frames) for frames in (0, 40))

@@ -83,8 +83,10 @@ def test_a_device_that_does_not_say_its_memory_gets_no_figures():
     assert "memory unknown" in told[-1] and "training" not in "\n".join(told)
 
 
-def test_a_page_is_as_large_as_the_cache_makes_it():
-    config = configure("efficient_lvsm", {"width": 64, "head_dim": 32, "layers": 3})
+@pytest.mark.parametrize("text", ["", "cross=0.3:block3"])
+def test_a_page_is_as_large_as_the_cache_makes_it(text):
+    settings = {"width": 64, "head_dim": 32, "layers": 3, "attention_sparsity": text}
+    config = configure("efficient_lvsm", settings)
     params = init_params("efficient_lvsm", config, jax.random.key(0))
     views = Views(
         np.zeros((1, 2, 32, 16, 3)), np.eye(4)[None, None].repeat(2, 1), np.ones((1, 2, 4))
