@@ -28,7 +28,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.attention import attend, in_groups
 from efficient_lvsm_jax.nn.chosen import attend_to_chosen
 from efficient_lvsm_jax.nn.flops import Flops, scores
-from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.paged import Pages, from_bits
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 IMPLEMENTATIONS = ("mask", "gather")
@@ -275,7 +275,7 @@ class SparseLinear(nnx.Module):
 
     def project(self, linear: jax.Array) -> jax.Array:
         """What comes of the sums, [B, H, Q, K] float32, through P."""
-        return linear @ self.kernel[...].astype(jnp.float32)
+        return linear @ from_bits(self.kernel[...]).astype(jnp.float32)
 
 
 def attend_by(

@@ -146,6 +146,15 @@ def test_an_lvsm_with_all_blocks_is_dense_and_with_fewer_is_not(family, settings
     assert np.abs(fewer - dense).max() > 1e-6
 
 
+def test_half_precision_renders_nearly_the_same(sparse):
+    expected = sparse.decode(sparse.encode(VIEWS), CAMERAS)
+    config = dataclasses.replace(sparse.config, compute_dtype="bfloat16", cache="bf16")
+    half = dataclasses.replace(sparse, config=config)
+    found = half.decode(cache_of(half, 0, 1, 2, 3), CAMERAS)
+    np.testing.assert_allclose(found, expected, atol=0.2)
+    assert np.abs(found - expected).mean() < 0.02
+
+
 def test_where_a_cache_cannot_be_sparse_is_said(small_model, sparse):
     with pytest.raises(InputError, match="a cache is read in blocks"):
         made(small_model.params, "cross=0.3:token")

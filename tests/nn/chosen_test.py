@@ -11,6 +11,7 @@ import pytest
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.nn import chosen
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import (
@@ -81,6 +82,16 @@ def test_blocks_of_pages_in_use_are_chosen_and_read_wherever_they_lie(precision)
             here = expected(q[scene, head], k[1, scene, head], v[1, scene, head], projection, used)
             np.testing.assert_allclose(found[scene, head], here, atol=1e-5)
     assert computed._cache_size() == before + 1
+
+
+def test_an_accelerator_computes_all_heads_at_once_and_the_same(monkeypatch):
+    q, cache, projection = drawn()
+    cache = dataclasses.replace(cache, used=np.array(USED[1]))
+    head_by_head = computed(q, cache, projection, jnp.int32(0))
+    monkeypatch.setattr(chosen.sharding, "platform", lambda: "cuda")
+    at_once = jax.jit(computed.__wrapped__, static_argnames=("sparsity", "targets"))
+    found = at_once(q, cache, projection, jnp.int32(0))
+    np.testing.assert_allclose(found, head_by_head, atol=1e-5)
 
 
 def test_what_lies_in_free_slots_is_never_read():
