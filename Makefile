@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo view train-demo model captures test test-quick lint docs fuzz torture accelerator bench bench-data bench-train lock clean
+.PHONY: demo view train-demo model captures test test-quick lint docs fuzz torture accelerator bench bench-data bench-train bench-sparse lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -77,6 +77,9 @@ bench-train: $(VENV)/installed ## a training step of the full model beside PyTor
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(RUN) benchmarks/training_speed.py --size 128 --programs 'ours, keep all|ours, keep attention|PyTorch'
 	$(RUN) benchmarks/training_speed.py --size 256 --rounds 3
+
+bench-sparse: $(VENV)/installed ## sparse attention beside dense; eight minutes, 4 GiB
+	$(RUN) benchmarks/sparse.py
 
 # What a machine with a GPU and no network needs besides jax, flax, optax, orbax and Pillow.
 TRAVELS := benchmarks data_pipeline efficient_lvsm_jax pyproject.toml tests/goldens tests/peers

@@ -54,7 +54,8 @@ CONVENTIONS = {
     "cache": "k, v [L, B, H, S, N, K] and used [S] bool: which slots hold a view; what lies in the "
     "others is never read, so a view is removed by a false there. uint16 holds the bits of "
     "bfloat16, uint8 those of float8_e4m3fn, and k_scale, v_scale [L, B, H, S], if there, multiply "
-    "what is stored. append takes the first free slot. Which view lies where means nothing. "
+    "what is stored; digest/…, if there, is what sparse attention needs of each page, slots on the "
+    "fourth axis. append takes the first free slot. Which view lies where means nothing. "
     "Programs do not check used: one at least to decode, one free to append",
     "memory": "what decode takes: a cache, or of LVSM models what encode gives for all views",
     "weights": f"{WEIGHTS_FILE} by name; bfloat16 is stored there as uint16, bit by bit",

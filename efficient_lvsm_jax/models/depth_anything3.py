@@ -110,7 +110,7 @@ class DepthAnything3Config(GeometryConfig):
             grid = size[0] // self.patch, size[1] // self.patch
             maps += ray_flops(self.features, level_sizes(grid))
         return {
-            **self.rounds_flops(frames, size, 1, 1, frames * frames),
+            **self.rounds_flops(size, 1, 1, [(frames, frames)]),
             "cameras": cameras * frames,
             "maps": maps * frames,
         }

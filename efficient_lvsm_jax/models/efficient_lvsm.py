@@ -36,7 +36,7 @@ from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.positions import Positions
-from efficient_lvsm_jax.nn.sparse_linear import attend_by
+from efficient_lvsm_jax.nn.sparse_linear import attend_by, attention_flops
 from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
 
 # Arrays [N, D] of a view in use at the peak of the backward pass, per view of the larger side: one
@@ -69,7 +69,9 @@ class EfficientLVSMConfig(ModelConfig):
     def encode_flops(self, inputs: int, pixels: int) -> dict[str, Flops]:
         """As `ModelConfig` says."""
         tokens, layers = pixels // self.patch**2, inputs * self.layers
-        pages = projections(self.width, tokens, 2) + self.digest_flops("cross", tokens)
+        pages = projections(self.width, tokens, 2)
+        if self.sparsity("cross"):
+            pages += Flops(attention=2 * tokens * self.head_dim * self.width)  # sums of keys
         return {
             **self.layers_flops("encoder attention", tokens, layers),
             "decoder cross-attention": pages * layers,
@@ -80,8 +82,10 @@ class EfficientLVSMConfig(ModelConfig):
     def decode_flops(self, inputs: int, targets: int, pixels: int) -> dict[str, Flops]:
         """As `ModelConfig` says."""
         tokens, layers = pixels // self.patch**2, targets * self.layers
-        seen = self.attention_flops("cross", tokens, tokens, inputs) if inputs else Flops()
-        cross = projections(self.width, tokens, 2) + seen
+        shape = self.width, self.head_dim, tokens, tokens
+        cross = projections(self.width, tokens, 2)
+        if inputs:
+            cross += attention_flops(self.sparsity("cross"), *shape, pages=inputs, summed=0)
         return {
             **self.layers_flops("decoder self-attention", tokens, layers),
             "decoder cross-attention": cross * layers,

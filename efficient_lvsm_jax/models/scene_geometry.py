@@ -18,6 +18,7 @@ K head dim, L layer.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -32,9 +33,9 @@ from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
 from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
-from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
+from efficient_lvsm_jax.nn.flops import Flops, layer, linear
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity, attend_by
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity, attend_by, attention_flops
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 
@@ -143,23 +144,41 @@ class GeometryConfig(Settings):
         """
         raise NotImplementedError  # each family has its own
 
+    def sparsity(self, place: str) -> Sparsity | None:
+        """How attention is sparse at a place; None: it is dense."""
+        return None
+
     def rounds_flops(
-        self, frames: int, size: tuple[int, int], special: int, encoder_special: int, keys: int
+        self,
+        size: tuple[int, int],
+        special: int,
+        encoder_special: int,
+        reads: Sequence[tuple[int, int]],
     ) -> dict[str, Flops]:
         """Of the first three parts of `observe_flops`.
 
         Args:
-          frames, size: as there.
+          size: as there.
           special, encoder_special: tokens of a frame beside patches, of the rounds and before.
-          keys: frames that all of `frames` together see, with all their tokens.
+          reads: of frames that attend together how many they are, and how many they see.
         """
+
+        def attention(place: str, queries: int, keys: int) -> Flops:
+            shape = self.width, self.head_dim, queries, keys
+            return attention_flops(self.sparsity(place), *shape)
+
         patches, width = size[0] // self.patch * (size[1] // self.patch), self.width
         tokens = patches + special
-        among = layer(width, frames * tokens, 0) + scores(width, tokens, keys * tokens)
-        encoder = layer(width, patches + encoder_special) * self.encoder_layers
+        frames, before = sum(reading for reading, _ in reads), patches + encoder_special
+        seen = (attention("global", asking * tokens, of * tokens) for asking, of in reads)
+        among = sum(seen, layer(width, frames * tokens, 0))
+        encoder = (layer(width, before, 0) + attention("encoder", before, before)) * (
+            self.encoder_layers
+        )
+        within = layer(width, tokens, 0) + attention("frame", tokens, tokens)
         return {
             "encoder": (encoder + linear(3 * self.patch**2, width, patches)) * frames,
-            "within frames": layer(width, tokens) * (frames * self.rounds),
+            "within frames": within * (frames * self.rounds),
             "among frames": among * self.rounds,
         }
 

@@ -123,9 +123,10 @@ class VGGTConfig(GeometryConfig):
         self, frames: int, size: tuple[int, int], remembered: int = 0
     ) -> dict[str, Flops]:
         """As `GeometryConfig` says."""
-        width, seen = 2 * self.width, frames * (remembered + frames)
+        width, reads = 2 * self.width, [(frames, remembered + frames)]
         if self.causal:
-            seen = frames * remembered + frames * (frames + 1) // 2
+            reads = [(1, remembered + frame) for frame in range(1, frames + 1)]
+        seen = sum(asking * of for asking, of in reads)
         special = 1 + self.registers, 1 + self.encoder_registers
         trunk = layer(width, frames, 0) + scores(width, 1, seen)
         once = linear(ENCODING, width) + linear(width, 3 * width)
@@ -135,7 +136,7 @@ class VGGTConfig(GeometryConfig):
             for outputs in MAPS
         )
         return {
-            **self.rounds_flops(frames, size, *special, seen),
+            **self.rounds_flops(size, *special, reads),
             "cameras": (trunk * self.camera_layers + once * frames) * self.camera_iterations,
             "maps": sum(maps, Flops()) * frames,
         }

@@ -18,7 +18,7 @@ from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views, plucker, rays
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
-from efficient_lvsm_jax.nn.flops import Flops, projections, scores
+from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import (
     MLP,
     Initializer,
@@ -28,7 +28,7 @@ from efficient_lvsm_jax.nn.layers import (
     normal,
 )
 from efficient_lvsm_jax.nn.positions import KINDS, Positions
-from efficient_lvsm_jax.nn.sparse_linear import Sparsity, in_strips, placed
+from efficient_lvsm_jax.nn.sparse_linear import Sparsity, attention_flops, in_strips, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 IMAGE_CHANNELS = 3
@@ -182,22 +182,10 @@ class ModelConfig(Settings):
         """
         place = attention.split()[0]
         mlp = projections(self.width, tokens, 2 * self.mlp_ratio)
-        own = projections(self.width, tokens, 4) + self.attention_flops(place, tokens, tokens)
-        return {attention: (own + self.digest_flops(place, tokens)) * times, "MLP": mlp * times}
-
-    def attention_flops(self, place: str, queries: int, keys: int, pages: int = 1) -> Flops:
-        """Attention at a place to pages of so many keys, without digests, over all heads."""
-        sparsity = self.sparsity(place)
-        if sparsity is None or keys * pages < sparsity.from_keys:
-            return scores(self.width, queries, keys * pages)
-        return sparsity.flops(self.width, self.head_dim, queries, keys, pages)
-
-    def digest_flops(self, place: str, keys: int) -> Flops:
-        """Sums of so many keys, where attention is sparse; a cache has them of however few."""
-        sparsity = self.sparsity(place)
-        if sparsity is None or (place != "cross" and keys < sparsity.from_keys):
-            return Flops()
-        return sparsity.digest_flops(self.width, self.head_dim, keys)
+        own = projections(self.width, tokens, 4) + attention_flops(
+            self.sparsity(place), self.width, self.head_dim, tokens, tokens
+        )
+        return {attention: own * times, "MLP": mlp * times}
 
     def pixels_flops(self, pixels: int, channels: int) -> Flops:
         """A tokenizer, or the head, on one view: patch² pixels a token."""

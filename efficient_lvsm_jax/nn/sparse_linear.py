@@ -83,24 +83,41 @@ class Sparsity(Settings):
         to_nearest = self.by == "block" and not self.round_down
         return max(1, round(share) if to_nearest else int(share))
 
-    def flops(self, width: int, head_dim: int, queries: int, keys: int, pages: int = 1) -> Flops:
-        """Of attention by "block" over all heads to pages of so many keys, but for their digest:
-        what chosen blocks take, choosing them, reading the sums, and P."""
-        size = min(self.key_block, keys)
-        blocks = pages * -(-keys // size)
-        choosing = 2 * -(-queries // self.query_block) * blocks * width
-        reading = 2 * queries * (head_dim + 1) * width
-        exact = scores(width, queries, self.kept(blocks) * size)
-        return exact + Flops(2 * queries * head_dim * width, choosing + reading)
-
-    def digest_flops(self, width: int, head_dim: int, keys: int) -> Flops:
-        """Of the sums of so many keys, over all heads."""
-        return Flops(attention=2 * keys * head_dim * width)
-
     def digest_bytes(self, heads: int, head_dim: int, keys: int) -> int:
         """Of the digest of a page of so many keys, of one layer."""
         blocks = -(-keys // self.key_block)
         return 4 * heads * (head_dim * (head_dim + 2 + blocks) + 1)
+
+
+def attention_flops(
+    sparsity: Sparsity | None,
+    width: int,
+    head_dim: int,
+    queries: int,
+    keys: int,
+    *,
+    pages: int = 1,
+    summed: int | None = None,
+) -> Flops:
+    """Of attention at a place over all heads; of a sparse one by "block", P included.
+
+    Args:
+      sparsity: of the place; None, or fewer keys than its `from_keys`: it is dense.
+      width, head_dim: D and K.
+      queries: how many.
+      keys: of a page, in which blocks lie.
+      pages: how many.
+      summed: keys of which a digest is made; None: all.
+    """
+    if sparsity is None or keys * pages < sparsity.from_keys:
+        return scores(width, queries, keys * pages)
+    size = min(sparsity.key_block, keys)
+    blocks = pages * -(-keys // size)
+    choosing = 2 * -(-queries // sparsity.query_block) * blocks * width
+    reading = 2 * queries * (head_dim + 1) * width
+    sums = 2 * (keys * pages if summed is None else summed) * head_dim * width
+    exact = scores(width, queries, sparsity.kept(blocks) * size)
+    return exact + Flops(2 * queries * head_dim * width, choosing + reading + sums)
 
 
 def placed(text: str, places: Collection[str]) -> dict[str, Sparsity]:

@@ -22,6 +22,7 @@ PARTS = (
     "MLP",
     "tokenizers and head",
 )
+SPARSE = "encoder=0.2:block4,frame=0.3:block4,global=0.25:block8"
 # TFLOP of one forward pass of the published model (two a multiply-add), as others counted them:
 # size, targets, inputs: PARTS in order, total.
 TABLE = {
@@ -82,6 +83,11 @@ def test_a_training_step_of_an_lvsm_costs_what_its_program_does(family, remat):
     [
         ("vggt", {"layers": 4, "taps": (1, 2, 3, 4)}),
         ("vggt", {"layers": 4, "taps": (1, 2, 3, 4), "causal": False}),
+        ("vggt", {"layers": 4, "taps": (1, 2, 3, 4), "attention_sparsity": SPARSE}),
+        (
+            "vggt",
+            {"layers": 4, "taps": (1, 2, 3, 4), "causal": False, "attention_sparsity": SPARSE},
+        ),
         ("depth_anything3", {"rays": "kept"}),
     ],
 )
