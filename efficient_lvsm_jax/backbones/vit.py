@@ -20,6 +20,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
 from efficient_lvsm_jax.nn.rotary import Rotation
 from efficient_lvsm_jax.nn.sparse_linear import Sparsity
+from efficient_lvsm_jax.nn.watching import scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ class VisionTransformer(nnx.Module):
         """Patch tokens [I, N, D] after all layers and the final norm, float32; images as above."""
         grid = tuple(size // self.config.patch for size in images.shape[1:3])
         x, rotation = self.embed(images, grid)
-        x, _ = jax.lax.scan(lambda x, block: (block(x, rotation), None), x, self.blocks)
+        x, _ = scan(lambda x, block: (block(x, rotation), None), x, self.blocks)
         return self.norm(x[:, self.prefix_tokens :])
 
     def embed_patches(self, images: jax.Array) -> tuple[jax.Array, tuple[int, int]]:

@@ -17,6 +17,7 @@ from efficient_lvsm_jax.nn.dpt import LAST_CHANNELS, Conv, Fusions, fusion_flops
 from efficient_lvsm_jax.nn.flops import Flops, convolution
 from efficient_lvsm_jax.nn.initial import begin_near
 from efficient_lvsm_jax.nn.layers import gelu
+from efficient_lvsm_jax.nn.watching import scan
 
 ENCODING = 9  # numbers of a camera, see `geometry.pose_encoding`
 RAY = 7  # direction, origin, confidence
@@ -45,7 +46,7 @@ class CameraEncoder(nnx.Module):
         """Encodings [B, R, 9] to tokens [B, R, D]."""
         hidden = gelu(self.up("BRC,CE->BRE", encodings))
         x = self.token_norm(self.down("BRE,ED->BRD", hidden))
-        x, _ = jax.lax.scan(lambda x, block: (block(x, None), None), x, self.trunk)
+        x, _ = scan(lambda x, block: (block(x, None), None), x, self.trunk)
         return self.trunk_norm(x)
 
 

@@ -19,6 +19,7 @@ from efficient_lvsm_jax.nn.initial import begin_near
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import Sparsity
+from efficient_lvsm_jax.nn.watching import scan
 
 ENCODING = 9  # numbers of a camera, see `geometry.pose_encoding`
 # Which iterations a frame of a stream sees of the frames before: the same one, as in training, or
@@ -109,7 +110,7 @@ class CameraHead(nnx.Module):
             return (encoding, pages), activated(encoding)
 
         start = jnp.zeros((*tokens.shape[:2], ENCODING))
-        (_, pages), encodings = jax.lax.scan(iteration, (start, pages), jnp.arange(self.iterations))
+        (_, pages), encodings = scan(iteration, (start, pages), jnp.arange(self.iterations))
         return encodings, pages
 
     def modulated(self, tokens: jax.Array, plain: jax.Array, known: jax.Array) -> jax.Array:
@@ -134,7 +135,7 @@ class CameraHead(nnx.Module):
             return (block.add(x, mixed), pages), None
 
         layers = self.trunk.scale1.shape[0]
-        (x, pages), _ = jax.lax.scan(step, (x, pages), (self.trunk, jnp.arange(layers)))
+        (x, pages), _ = scan(step, (x, pages), (self.trunk, jnp.arange(layers)))
         return x, pages
 
     def _within(self, sight: Sight, iteration: jax.Array) -> Sight:

@@ -17,6 +17,7 @@ from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, rotate
 from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity, attend_by
+from efficient_lvsm_jax.nn.watching import show
 
 QK_EPSILON = 1e-5  # of norms of queries and keys, whatever that of the others is
 
@@ -103,6 +104,8 @@ class Block(nnx.Module):
 
     def add(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """x [I, T, D] with what attention gathered, [I, H, T, K], and then an MLP added."""
-        x = x + self.scale1[...] * self.out("IHTK,HKD->ITD", mixed)
+        attended = self.out("IHTK,HKD->ITD", mixed)
+        show("attention", attended)
+        x = x + self.scale1[...] * attended
         hidden = gelu(self.up("ITD,DF->ITF", self.norm2(x)))
         return x + self.scale2[...] * self.down("ITF,FD->ITD", hidden)

@@ -18,6 +18,7 @@ from efficient_lvsm_jax.nn.eight_bits import Kernel, multiply
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.positions import Positions
 from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, Sparsity, attend_by
+from efficient_lvsm_jax.nn.watching import show
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 PRODUCT = "product"  # name of what projections return, for remat policies
@@ -175,7 +176,9 @@ class SelfAttention(nnx.Module):
         mixed = attend_by(self.sparse, q, page, **how)
         if positions is not None:
             mixed = positions.results(mixed, 1)
-        return x + self.out(jnp.einsum("BVHNK->BVNHK", mixed))
+        attended = self.out(jnp.einsum("BVHNK->BVNHK", mixed))
+        show("attention", attended)
+        return x + attended
 
 
 class CrossAttention(nnx.Module):
@@ -230,7 +233,9 @@ class CrossAttention(nnx.Module):
         mixed = mixed.reshape(q.shape)
         if positions is not None:
             mixed = positions.results(mixed, 2)
-        return x + self.out(jnp.einsum("BHTNK->BTNHK", mixed))
+        attended = self.out(jnp.einsum("BHTNK->BTNHK", mixed))
+        show("attention", attended)
+        return x + attended
 
 
 @jax.custom_vjp

@@ -15,6 +15,7 @@ from flax import nnx
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.kernels import saves
 from efficient_lvsm_jax.nn.layers import PRODUCT, normal, uniform
+from efficient_lvsm_jax.nn.watching import is_watched, scan
 from efficient_lvsm_jax.parallel.sharding import platform, views_are_spread
 
 REMAT_POLICIES = {
@@ -77,7 +78,7 @@ def scan_layers(
             f"taps at layers {list(taps)}: expected distinct numbers from 1 to {layers}, the "
             "layers of this model"
         )
-    if remat != "none":
+    if remat != "none" and not is_watched():
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     # One slot for each tap and one more, which every other layer overwrites.
     slots = np.full(layers, len(taps))
@@ -92,7 +93,7 @@ def scan_layers(
             tapped = jax.lax.dynamic_update_index_in_dim(tapped, tap(x), xs[0], axis=0)
         return (x, tapped), outputs
 
-    (x, tapped), outputs = jax.lax.scan(one, (x, tapped), (slots, stacks))
+    (x, tapped), outputs = scan(one, (x, tapped), (slots, stacks))
     return x, None if tapped is None else tapped[:-1], outputs
 
 
@@ -104,7 +105,7 @@ def over_views(function: Callable, x: jax.Array, *beside: object, view_axes: obj
     have their view axis.
     """
     at_once = x.shape[2] < CPU_TOKENS_AT_ONCE or x.shape[1] == 1 or views_are_spread()
-    if at_once or platform() != "cpu":
+    if at_once or is_watched() or platform() != "cpu":
         return function(x, *beside)
     views = jax.tree.map(lambda y: jnp.moveaxis(y, 1, 0), (x, *beside))
     outputs = jax.lax.map(lambda view: function(*jax.tree.map(lambda y: y[:, None], view)), views)
