@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax.compress.attention_outputs import attended
 from efficient_lvsm_jax.compress.distill_reference import encoded
+from efficient_lvsm_jax.compress.fit import replaced
 from efficient_lvsm_jax.compress.lines import Arrays, Line, shares
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.running import bound, run
+from efficient_lvsm_jax.models.scene_geometry import Geometry
 from efficient_lvsm_jax.models.vggt import VGGT
+from efficient_lvsm_jax.nn.watching import watched
 from efficient_lvsm_jax.training.distillation import (
     OPTIMIZER,
     attention_loss,
@@ -72,20 +74,17 @@ def steps(
     def objective(
         trained: dict, rest: dict, images: jax.Array, outputs: list, weight: jax.Array
     ) -> tuple:
-        network = build(student, _with(rest, trained))
-        seen = attended(network, images)
-        maps = network.map(network.depth_head, seen.taps, size)
-        depth, confidence = jnp.exp(maps[..., 0]), 1 + jnp.exp(maps[..., 1])
+        seen, given = _observed(build(student, replaced(rest, trained)), images)
         cameras, _ = camera_loss(seen.encodings, camera_target, valid)
-        plain, weighted = depth_losses(depth, confidence, target, valid)
-        pairs = matched(seen.in_order(), outputs)
+        plain, weighted = depth_losses(seen.depth, seen.depth_confidence, target, valid)
+        pairs = matched(given, outputs)
         attention = attention_loss(pairs)
         each = jnp.stack([mean_squared_error(*pair) for pair in pairs])
         total = cameras + plain + weighted + weight * attention
         return total, (jnp.stack([total, cameras, plain, weighted, attention]), each)
 
     def teach(params: dict, images: jax.Array) -> list[jax.Array]:
-        return attended(bound(teacher, params), images).in_order()
+        return _observed(bound(teacher, params), images)[1]
 
     outputs = run(teach, teacher.ready, images)
     gradient = jax.jit(jax.grad(objective, has_aux=True))
@@ -94,7 +93,7 @@ def steps(
     update = jax.jit(optimizer.update)
     ready = student.ready
     largest = float(rows[0, COLUMNS.index("weight")])
-    trained = {ours: _at(ready, ours)["sparse"] for ours, _ in STACKS.values()}
+    trained = {ours: _at(ready, ours)["sparse"]["kernel"] for ours, _ in STACKS.values()}
     moments = optimizer.init(trained)
     for step, row in enumerate(rows):
         weight = attention_weight(jnp.float32(step), config.decay_end, largest, LEAST)
@@ -130,7 +129,7 @@ def _projections(
     quantity: str, start: str, tree: dict, arrays: Arrays, limit: float
 ) -> Iterator[Line]:
     for theirs, (ours, _) in STACKS.items():
-        for layer, kernel in enumerate(np.asarray(tree[ours]["kernel"])):
+        for layer, kernel in enumerate(np.asarray(tree[ours])):
             if (name := f"{start}{theirs}.{layer}.attn") in arrays:
                 yield shares(quantity, name, kernel.T, arrays, limit)
 
@@ -141,9 +140,10 @@ def _at(params: dict, path: str) -> dict:
     return params
 
 
-def _with(params: dict, trained: dict) -> dict:
-    """Parameters with other projections."""
-    params = jax.tree.map(lambda x: x, params)
-    for path, sparse in trained.items():
-        _at(params, path)["sparse"] = sparse
-    return params
+def _observed(network: VGGT, images: jax.Array) -> tuple[Geometry, list[jax.Array]]:
+    """What is seen in a clip, and what its attentions give, call by call."""
+    with watched() as shown:
+        _, geometry = network.observe(None, images)
+    encoder, frame, among, camera = shown["attention"]
+    rounds = [output for both in zip(frame, among, strict=True) for output in both]
+    return geometry, [*encoder, *rounds, *(x for iteration in camera for x in iteration)]

@@ -74,6 +74,7 @@ class VGGTConfig(GeometryConfig):
         streams.
     """
 
+    places: ClassVar[tuple[str, ...]] = PLACES
     unshown_settings: ClassVar[tuple[str, ...]] = (
         *("taps", "camera_heads", "camera_iterations", "track_heads", "track_iterations"),
         *("correlation_levels", "correlation_radius", "causal", "camera_cache"),
