@@ -29,7 +29,7 @@ VERBS = {
     "convert": ("efficient_lvsm_jax.convert", "weights from PyTorch, and back"),
     "compress": (
         "efficient_lvsm_jax.compress",
-        "weights in eight bits; Lite3R's parts against recorded outputs",
+        "weights in eight bits, or with sparse attention; Lite3R's parts against recorded outputs",
     ),
     "walk": ("data_pipeline.procedural", "draw a capture to try everything on, without a camera"),
     "prepare": ("data_pipeline.prepare", "data for training, from anything readable"),

@@ -215,7 +215,7 @@ def held_out_views(
         if num_inputs > len(free):
             raise InputError(
                 f"scene {scene.name}: {num_inputs} inputs asked for, it has {len(free)} readable "
-                "frames that may be; lower evaluation.num_inputs"
+                "frames that may be; take fewer (evaluation.num_inputs, --inputs)"
             )
         cameras = np.stack([scene.frames[at].c2w for at in free])
         inputs = tuple(free[at] for at in spread(cameras, num_inputs))
@@ -224,8 +224,8 @@ def held_out_views(
         if num_targets > len(targets) or not targets:
             raise InputError(
                 f"scene {scene.name}: {num_targets or 'some'} targets asked for, beside "
-                f"{num_inputs} inputs it has {len(targets)} readable frames that may be; lower "
-                "evaluation.num_targets or num_inputs"
+                f"{num_inputs} inputs it has {len(targets)} readable frames that may be; take "
+                "fewer (evaluation.num_targets or num_inputs; --targets or --inputs)"
             )
         evenly = np.linspace(0, len(targets) - 1, num_targets or len(targets)).round().astype(int)
         return _prepared(scene, ChosenFrames(inputs, tuple(targets[at] for at in evenly)), prepare)

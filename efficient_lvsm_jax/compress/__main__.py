@@ -1,18 +1,23 @@
-"""Weights in eight bits; and how near Lite3R's parts come to what published programs recorded.
+"""Weights in eight bits, or with sparse attention; and how near Lite3R's parts come to published.
 
     python -m efficient_lvsm_jax.compress WEIGHTS OUT.safetensors --bits fp8|int8
+    python -m efficient_lvsm_jax.compress WEIGHTS OUT --density 0.3 --data CAPTURES [--steps 200]
     python -m efficient_lvsm_jax.compress --reference FILE.npz [--weights CHECKPOINT]
 
-The second prints the largest error of every quantity with its limit, and which arrays were not
-compared.
+The second fits the projections of sparse-linear attention on some scenes of the data, without
+gradients; --steps trains them further, against the dense model. OUT is a folder that `load` takes,
+with compress.json: what attention and pictures of the scenes that were held out lose. The third
+prints the largest error of every quantity with its limit, and which arrays were not compared.
 
-Exit status: 0 within the limits, 2 wrong input, 3 a limit was exceeded.
+Exit status: 0 done and within the limits, 2 wrong input, 3 a limit was exceeded.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
+from data_pipeline.read_options import add_read_options, read_options
 from efficient_lvsm_jax.commands import Parser, main_exit
 from efficient_lvsm_jax.errors import InputError
 
@@ -25,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "paths",
         nargs="*",
-        metavar="WEIGHTS OUT.safetensors",
-        help="a renderer's weights, whatever load takes, and the new file with those of its layers "
-        "in eight bits",
+        metavar="WEIGHTS OUT",
+        help="weights, whatever load takes, and with --bits a new file that ends in .safetensors, "
+        "with --density a new folder",
     )
     parser.add_argument("--bits", choices=("fp8", "int8"), help="of the weights in OUT")
     parser.add_argument(
@@ -41,13 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="CHECKPOINT",
         help="of the model that the file was recorded from, where there is one",
     )
+    _add_sparsity(parser)
     arguments = parser.parse_args(argv)
+    sparse = arguments.density is not None or arguments.sparsity is not None
     if arguments.reference is None:
-        if len(arguments.paths) != 2 or arguments.bits is None or arguments.weights:
-            parser.error("expected WEIGHTS OUT.safetensors --bits fp8|int8, or --reference FILE")
-        return _store(*arguments.paths, arguments.bits)
-    if arguments.paths or arguments.bits:
-        parser.error("--reference takes no WEIGHTS, OUT and --bits: nothing is written")
+        if len(arguments.paths) != 2 or sparse == bool(arguments.bits) or arguments.weights:
+            parser.error(
+                "expected WEIGHTS OUT.safetensors --bits fp8|int8, WEIGHTS OUT --density D, or "
+                "--reference FILE"
+            )
+        if not sparse:
+            return _store(*arguments.paths, arguments.bits)
+        if bool(arguments.data) == bool(arguments.generated):
+            parser.error("--density: name scenes to fit on by --data CAPTURES or --generated N")
+        return _make_sparse(arguments)
+    if arguments.paths or arguments.bits or sparse:
+        parser.error("--reference takes no WEIGHTS, OUT, --bits and --density: nothing is written")
 
     # Here, so that --help need not wait for it.
     from efficient_lvsm_jax.compress.reference import compare
@@ -58,6 +72,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     for reason, names in not_compared.items():
         print(f"not compared, {reason}: {', '.join(names)}")
     return 0 if all(difference.within for difference in differences) else ABOVE_LIMIT
+
+
+def _add_sparsity(parser: Parser) -> None:
+    group = parser.add_argument_group("sparse attention")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument(
+        "--density", type=float, metavar="D", help="share of keys read exactly, in blocks of 64"
+    )
+    how.add_argument(
+        "--sparsity", metavar="TEXT", help="instead: as the setting model.attention_sparsity"
+    )
+    group.add_argument("--data", metavar="CAPTURES", help="scenes; one in four is held out")
+    group.add_argument("--generated", type=int, metavar="N", help="drawn rooms instead of them")
+    group.add_argument("--inputs", type=int, default=4, help="of a scene (default: %(default)s)")
+    group.add_argument("--targets", type=int, default=2, help="of a scene (default: %(default)s)")
+    group.add_argument("--size", type=int, help="of pictures (default: that of training)")
+    group.add_argument(
+        "--steps", type=int, default=0, help="of distillation (default: %(default)s, none)"
+    )
+    add_read_options(parser)
+
+
+def _make_sparse(arguments: argparse.Namespace) -> int:
+    from data_pipeline.formats import open_scenes
+    from efficient_lvsm_jax.compress import sparse_model
+    from efficient_lvsm_jax.weights.load import load
+
+    source, destination = arguments.paths
+    sparse_model.check_new(destination)
+    model = load(source)
+    text = sparse_model.sparsity_of(model, arguments.sparsity, arguments.density)
+    views = sparse_model.ViewsOf.of(model, arguments.inputs, arguments.targets, arguments.size)
+    if arguments.data:
+        options, form = read_options(arguments)
+        split = sparse_model.split_of(open_scenes(arguments.data, options, format=form), views)
+    else:
+        split = sparse_model.drawn(arguments.generated, views)
+    made = sparse_model.made_sparse(model, text, split, steps=arguments.steps)
+    sparse_model.write(destination, made)
+    print(f"{destination}: {made}")
+    return 0
 
 
 def _store(source: str, destination: str, bits: str) -> int:

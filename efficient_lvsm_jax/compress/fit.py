@@ -154,17 +154,20 @@ def products(
       through: what the network does with a batch.
       batches: at least one; of other shapes they compile anew.
     """
-    layers = {place: shape[0] for place, shape in places(family, config).items()}
-
-    @jax.jit
-    def one(params: dict, batch: Any) -> dict[str, tuple]:
-        network = changed(bind(family, config, params), Taught)
-        with watched() as shown:
-            through(network, batch)
-        return {x: _of_layers(shown[x], layers[x]) for x in layers if x in shown}
-
-    each = (jax.tree.map(np.float64, one(params, batch)) for batch in batches)
+    each = (
+        jax.tree.map(np.float64, _products(family, config, through, params, batch))
+        for batch in batches
+    )
     return functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), each)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _products(family: str, config: Any, through: Pass, params: dict, batch: Any) -> dict:
+    network = changed(bind(family, config, params), Taught)
+    with watched() as shown:
+        through(network, batch)
+    layers = {place: shape[0] for place, shape in places(family, config).items()}
+    return {place: _of_layers(shown[place], layers[place]) for place in layers if place in shown}
 
 
 def _of_layers(shown: list[tuple], layers: int) -> tuple:

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 from conftest import random_views
+from small_vggt import configured, small_vggt
 
 from efficient_lvsm_jax.compress.fit import Products, Taught, changed, places, products, replaced
+from efficient_lvsm_jax.compress.passes import SEEING
 from efficient_lvsm_jax.models.model import bind
 
 SPARSE = "encoder=0.3:block4,frame=0.3:block4,global=0.3:block4,camera=0.4:token"
@@ -95,3 +97,18 @@ def test_while_it_is_watched_the_dense_model_is_what_runs(sparse, small_model):
     np.testing.assert_allclose(taught(sparse.params), dense, atol=1e-5)
     lossy = sparse.decode(sparse.encode(batch[0]), batch[1])
     assert np.abs(lossy - dense).max() > 1e-3
+
+
+def test_all_iterations_of_a_camera_head_count_for_its_layers():
+    config = configured(causal=False, attention_sparsity="camera=0.5:token:from0")
+    layers, size = config.camera_layers, 2 * config.width // config.camera_heads
+    shapes = places("vggt", config)
+    assert shapes == {"camera_head/trunk": (layers, size, size)}
+    zeros = {place: np.zeros(shape, np.float32) for place, shape in shapes.items()}
+    params = replaced(small_vggt().params, zeros)
+    views = random_views(4, size=(28, 28)), random_views(2, seed=1, size=(28, 28))
+    found = products("vggt", config, params, SEEING.through, [views])
+    chosen, _ = found["camera_head/trunk"]
+    assert chosen.total.shape == (layers, config.camera_heads, 1, 1)
+    nothing = np.zeros((layers, size, size))
+    assert (chosen.errors(chosen.fitted()) < chosen.errors(nothing)).all()

@@ -1,0 +1,272 @@
+"""A dense model made sparse: P fitted on some scenes, and what that costs shown on others.
+
+Axes: B scene, V view, L layer, K head dim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipeline.evaluation.scenes import EvaluationScenes, Preparation, held_out_views
+from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
+from data_pipeline.scenes import Scenes, scene_of_arrays
+from efficient_lvsm_jax.compress.distill import distilled
+from efficient_lvsm_jax.compress.fit import AtRandom, changed, places, products, replaced
+from efficient_lvsm_jax.compress.passes import Batch, batch_of, kind_of
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import json_safe, reporting_writes, write_json
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.model import USUAL_SIZE, Model, bind
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear
+from efficient_lvsm_jax.weights.folder import SIZES, save_weights
+from efficient_lvsm_jax.weights.published import unshown
+
+REPORT = "compress.json"  # in the folder of the weights
+# What P may be; the last is fitted as well, but any blocks are chosen.
+NOTHING, FITTED, BY_HEAD, DISTILLED = "P = 0", "fitted", "fitted, by head", "distilled"
+RANDOM = "random blocks"
+HELD_OUT_EVERY = 4  # scenes: one of so many is never fitted on
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Scenes to fit on, and others to look at what became of it; each is read when it is used."""
+
+    fitted: EvaluationScenes
+    held_out: EvaluationScenes
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewsOf:
+    """What is taken of a scene: so many inputs and targets, prepared for a model."""
+
+    inputs: int
+    targets: int
+    prepare: Preparation
+
+    @classmethod
+    def of(
+        cls, model: Model | GeometryModel, inputs: int, targets: int, size: int | None
+    ) -> ViewsOf:
+        """Square pictures of `size` pixels a side; None: as the model was trained on."""
+        patch = model.config.patch
+        known = size or min((model.trained_sizes or [USUAL_SIZE])[0]) // patch * patch
+        if inputs < 1 or targets < 1 or known % patch:
+            raise InputError(
+                f"{inputs} inputs and {targets} targets of {known} pixels: expected at least one "
+                f"of each, and a multiple of the model's patch size {patch}"
+            )
+        return cls(inputs, targets, Preparation(known, patch))
+
+    def some(self, scenes: Scenes, which: Sequence[int]) -> EvaluationScenes:
+        """Some scenes of a data set."""
+        counts = {"num_inputs": self.inputs, "num_targets": self.targets}
+        every = held_out_views(scenes, **counts, prepare=self.prepare)
+        names = [scenes.names[index] for index in which]
+        return EvaluationScenes(names, lambda index: every[which[index]])
+
+
+def split_of(scenes: Scenes, views: ViewsOf) -> Split:
+    """Every fourth scene is held out, the last of fewer."""
+    count = len(scenes)
+    if count < 2:
+        raise InputError(
+            f"{scenes.path}: {count} scene; expected two or more, as one in {HELD_OUT_EVERY} is "
+            "held out and never fitted on"
+        )
+    held_out = range(min(count, HELD_OUT_EVERY) - 1, count, HELD_OUT_EVERY)
+    rest = [index for index in range(count) if index not in held_out]
+    return Split(views.some(scenes, rest), views.some(scenes, held_out))
+
+
+def drawn(count: int, views: ViewsOf, seed: int = 0) -> Split:
+    """Rooms of the training split, and for four of them one that training never sees."""
+    recipe = SceneRecipe(size=views.prepare.size, views=max(8, views.inputs + views.targets))
+
+    def rooms(split: str, count: int) -> EvaluationScenes:
+        source = ProceduralScenes(count, seed=seed, split=split, recipe=recipe)
+
+        def scene(index: int) -> Any:
+            arrays = dict(source[index])
+            return scene_of_arrays(arrays.pop("scene"), **arrays)
+
+        names = [source[index]["scene"] for index in range(count)]
+        return views.some(Scenes("generated rooms", Path(split), names, scene), range(count))
+
+    return Split(rooms("train", count), rooms("heldout", -(-count // HELD_OUT_EVERY)))
+
+
+def sparsity_of(model: Model | GeometryModel, text: str | None, density: float | None) -> str:
+    """The setting `model.attention_sparsity`: as told, or of one density in every place.
+
+    Raises:
+      InputError: a model that cannot be sparse, or is.
+    """
+    if getattr(model.config, "attention_sparsity", None) != "":
+        raise InputError(
+            f"{model!r}: expected one of a family that can have sparse attention, and still dense"
+        )
+    return text or ",".join(f"{place}={density:g}" for place in model.config.places)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A sparse model and what is known of it.
+
+    Attributes:
+      model: with P.
+      report: JSON values: `attention`, relative errors by place, of every layer; `scores` of
+        held-out scenes by what was done; what it was made of.
+    """
+
+    model: Model | GeometryModel
+    report: dict[str, Any]
+
+    def __str__(self) -> str:
+        report = self.report
+        lines = [
+            f"{report['sparsity']}: {report['trained values']} values of P fitted on "
+            f"{len(report['fitted on'])} scenes, the other {report['other values']} as they were",
+            f"attention, |error| / |dense| on {len(report['held out'])} held-out scenes",
+        ]
+        for place, errors in report["attention"].items():
+            lines.append(f"  {place}")
+            for what, values in errors.items():
+                lines.append(f"    {what:<20}" + " ".join(f"{value:6.3f}" for value in values))
+        lines.append(f"  P lowers it in {report['lowered']:.0%} of layers")
+        for name in next(iter(report["scores"].values())):
+            lines.append(name)
+            for what, scores in report["scores"].items():
+                mean, error = scores[name]
+                lines.append(f"    {what:<20}{mean:9.3f} ± {error:.3f}")
+        return "\n".join(lines)
+
+
+def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps: int = 0) -> Fitted:
+    """A dense model with sparse attention whose P is fitted, and then perhaps distilled.
+
+    Args:
+      model: the dense one.
+      text: of `model.attention_sparsity`.
+      split: the scenes.
+      steps: of distillation.
+
+    Raises:
+      InputError: another text, fewer than no steps, or pictures too small for it.
+    """
+    if steps < 0:
+        raise InputError(f"--steps {steps}: expected 0, for none, or more")
+    sparse = dataclasses.replace(model.config, attention_sparsity=text)
+    kind = kind_of(model)
+    zeros = {place: np.zeros(s, np.float32) for place, s in places(model.family, sparse).items()}
+    blank = replaced(model.params, zeros)
+    found, elsewhere = (
+        products(model.family, sparse, blank, kind.through, map(batch_of, scenes))
+        for scenes in (split.fitted, split.held_out)
+    )
+    if not found:
+        size = split.fitted[0].inputs.image.shape[1]
+        raise InputError(
+            f"model.attention_sparsity={text!r}: pictures of {size} pixels have too few keys for "
+            "any place to be sparse; take larger ones, smaller blocks, or :from0"
+        )
+    fits = {
+        what: zeros | {place: np.float32(of[at].fitted()) for place, of in found.items()}
+        for at, what in enumerate((FITTED, RANDOM))
+    }
+    by_head = {place: of[0].fitted(per_head=True) for place, of in found.items()}
+    made = {NOTHING: zeros, FITTED: fits[FITTED]}
+    if steps:
+        made[DISTILLED] = distilled(
+            kind, model.family, sparse, model.params, made[FITTED], split.fitted, steps
+        )
+    last = list(made)[-1]
+    errors = {
+        place: {what: chosen.errors(p[place]) for what, p in (made | {BY_HEAD: by_head}).items()}
+        | {RANDOM: at_random.errors(fits[RANDOM][place])}
+        for place, (chosen, at_random) in elsewhere.items()
+    }
+    lowered = np.concatenate([of[FITTED] < of[NOTHING] for of in errors.values()])
+    report = {
+        "sparsity": text,
+        "trained values": sum(zeros[place].size for place in found),
+        "other values": sum(x.size for x in jax.tree.leaves(model.params)),
+        "distillation steps": steps,
+        "fitted on": list(split.fitted.names),
+        "held out": list(split.held_out.names),
+        "attention": {
+            place: {what: values.tolist() for what, values in of.items()}
+            for place, of in errors.items()
+        },
+        "lowered": float(lowered.mean()),
+        "scores": scored(model, sparse, made | {RANDOM: fits[RANDOM]}, split.held_out),
+    }
+    config = {"config": sparse, "params": replaced(model.params, made[last])}
+    return Fitted(dataclasses.replace(model, **config), report)
+
+
+def scored(
+    model: Model | GeometryModel,
+    sparse: Any,
+    projections: Mapping[str, Mapping[str, np.ndarray]],
+    scenes: EvaluationScenes,
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Mean and standard error over scenes of the dense model, and with each P; by score."""
+    kind = kind_of(model)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def through(config: Any, chosen: type[SparseLinear], params: dict, batch: Batch) -> Any:
+        return kind.through(changed(bind(model.family, config, params), chosen), batch)
+
+    score = jax.jit(kind.scores)
+    models = {"dense": (model.config, SparseLinear, model.params)}
+    for what, p in projections.items():
+        chosen = AtRandom if what == RANDOM else SparseLinear
+        models[what] = sparse, chosen, replaced(model.params, p)
+    rows: dict[str, list] = {what: [] for what in models}
+    for batch in map(batch_of, scenes):
+        dense = through(*models["dense"], batch)
+        for what, known in models.items():
+            rows[what].append(score(through(*known, batch), batch, dense))
+
+    def told(values: list[Any]) -> tuple[float, float]:
+        several = len(values) > 1 and np.isfinite(values).all()  # of equal pictures PSNR is not
+        spread = np.std(values, ddof=1) / len(values) ** 0.5 if several else 0.0
+        return float(np.mean(values)), float(spread)
+
+    return {
+        what: {name: told([float(one[name]) for one in each]) for name in each[0]}
+        for what, each in rows.items()
+    }
+
+
+def check_new(destination: str | Path) -> None:
+    """Before anything is computed.
+
+    Raises:
+      InputError: it exists.
+    """
+    if os.path.lexists(destination):
+        raise InputError(f"{destination} already exists; name another, or remove it first")
+
+
+def write(destination: str | Path, fitted: Fitted) -> None:
+    """A weights folder with the report in it.
+
+    Raises:
+      InputError: it exists, or cannot be written.
+    """
+    model, folder = fitted.model, Path(destination)
+    config = {**model.config.architecture, **unshown(model.config)}
+    info = {"family": model.family, "config": config, SIZES: model.trained_sizes}
+    save_weights(folder, model.params, info)
+    with reporting_writes(folder):
+        write_json(folder / REPORT, json_safe(fitted.report))

@@ -1,0 +1,103 @@
+"""`elvsm compress WEIGHTS OUT --density` fits P alone, on other scenes than it is judged by."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from capture_writers import nerfstudio
+from five_cameras import five_cameras
+
+import efficient_lvsm_jax as elvsm
+from efficient_lvsm_jax.compress.__main__ import main
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.weights.folder import save_weights
+from efficient_lvsm_jax.weights.published import unshown
+
+SPARSE = "cross=0.3:block4:from0"
+
+
+@pytest.fixture(scope="module")
+def given(small_model, tmp_path_factory):
+    """A folder with weights of the small model and three captures."""
+    folder = tmp_path_factory.mktemp("given")
+    config = {**small_model.config.architecture, **unshown(small_model.config)}
+    save_weights(
+        folder / "weights", small_model.params, {"family": small_model.family, "config": config}
+    )
+    for seed in range(3):
+        truth = five_cameras(seed=seed, same_intrinsics=True)
+        nerfstudio.write(folder / "captures" / f"place{seed}", truth)
+    return folder
+
+
+def command(given, out, *flags, data="captures"):
+    where = ("--data", str(given / data), "--size", "48", "--inputs", "2")
+    return main([str(given / "weights"), str(out), *where, *flags])
+
+
+def leaves(params):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def test_p_alone_is_trained_and_the_report_says_what_was_lost(given, small_model, tmp_path, capsys):
+    assert command(given, tmp_path / "out", "--sparsity", SPARSE, "--steps", "2") == 0
+    model = elvsm.load(tmp_path / "out")
+    assert model.config.attention_sparsity == SPARSE
+    before, after = leaves(small_model.params), leaves(model.params)
+    trained = {name for name in after if name.endswith("sparse/kernel")}
+    assert after.keys() - before.keys() == trained
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, name)
+    assert all(np.any(after[name]) for name in trained)
+
+    report = json.loads((tmp_path / "out/compress.json").read_text())
+    layers, size = small_model.config.layers, small_model.config.head_dim
+    assert report["trained values"] == layers * size**2
+    assert report["fitted on"] == ["place0", "place1"] and report["held out"] == ["place2"]
+    assert set(report["attention"]) == {name.removesuffix("/sparse/kernel") for name in trained}
+    for errors in report["attention"].values():
+        assert set(errors) == {"P = 0", "fitted", "fitted, by head", "distilled", "random blocks"}
+        assert all(len(values) == layers for values in errors.values())
+    scores = report["scores"]
+    assert set(scores) == {"dense", "P = 0", "fitted", "distilled", "random blocks"}
+    assert scores["dense"]["PSNR to the dense model, dB"][0] == "inf"
+    assert 0 < scores["fitted"]["PSNR to the dense model, dB"][0] < 100
+    assert scores["fitted"] != scores["distilled"]
+    shown = capsys.readouterr().out
+    assert f"{report['trained values']} values of P fitted on 2 scenes" in shown
+    assert all(what in shown for what in scores)
+
+    with pytest.raises(InputError, match="still dense"):  # what is sparse already
+        main([str(tmp_path / "out"), str(tmp_path / "o"), "--density", "0.3", "--generated", "2"])
+
+
+def test_bad_input_is_a_line(given, tmp_path):
+    out = tmp_path / "out"
+    some = ("--sparsity", SPARSE)
+    for flags, data, expected in (
+        (("--density", "1.5"), "captures", "density=1.5"),
+        (some, "nowhere", "nowhere: no such file"),
+        (some, "captures/place0", "place0: 1 scene; expected two or more"),
+        (("--density", "0.3"), "captures", "too few keys for any place"),
+        ((*some, "--inputs", "9"), "captures", "9 inputs asked for"),
+        (("--sparsity", "window=0.3"), "captures", "'window=0.3': expected PLACE=DENSITY"),
+        ((*some, "--size", "50"), "captures", "multiple of the model's patch size 8"),
+        ((*some, "--steps", "-1"), "captures", "--steps -1"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            command(given, out, *flags, data=data)
+        assert not out.exists()
+    out.mkdir()
+    with pytest.raises(InputError, match="out already exists"):
+        command(given, out, *some)
+
+
+def test_flags_of_other_ways_are_refused(given, tmp_path, capsys):
+    for flags in (("--density", "0.3", "--bits", "int8"), ("--density", "0.3"), ()):
+        with pytest.raises(SystemExit):
+            main([str(given / "weights"), str(tmp_path / "out"), *flags])
+    assert "name scenes to fit on" in capsys.readouterr().err
