@@ -141,7 +141,8 @@ class Fitted:
             lines.append(f"  {place}")
             for what, values in errors.items():
                 lines.append(f"    {what:<20}" + " ".join(f"{value:6.3f}" for value in values))
-        lines.append(f"  P lowers it in {report['lowered']:.0%} of layers")
+        few = "; fitted on more scenes it would be better" if report["lowered"] < 0.5 else ""
+        lines.append(f"  fitted P lowers it in {report['lowered']:.0%} of layers{few}")
         for name in next(iter(report["scores"].values())):
             lines.append(name)
             for what, scores in report["scores"].items():
