@@ -92,6 +92,14 @@ class Observations:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cloud:
+    """Coloured points: points [P, 3], colours uint8 [P, 3]."""
+
+    points: np.ndarray
+    colours: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Scene:
     """Posed pictures of one place, in the order in which evaluation indices count them.
 
@@ -105,6 +113,8 @@ class Scene:
         frames out.
       held_out: indices of frames that were held out of training, in the split that holds them.
       observations: reads what the source knows about points, if anything.
+      cloud: reads at most so many points of the world, where the source has a file of them; an
+        InputError says what is wrong with that.
       notes: what its reader found odd, each in a line.
       film: indices of the frames in the order of their numbers, where names differ in one number
         alone and that is another order (`film_order`); of frames in a tuple it is found here.
@@ -119,6 +129,9 @@ class Scene:
     holes: tuple[int, ...] = ()
     held_out: tuple[int, ...] = ()
     observations: Callable[[], Observations] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
+    cloud: Callable[[int], Cloud] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
     notes: tuple[str, ...] = ()
@@ -196,12 +209,13 @@ def scene_of(
     *,
     holes: Sequence[int] = (),
     observations: Callable[[], Observations] | None = None,
+    cloud: Callable[[int], Cloud] | None = None,
     notes: Sequence[str] = (),
 ) -> Scene:
     """A scene, with one line about its absent frames, or an InputError if reading is strict.
 
     Args:
-      name, frames, holes, observations, notes: see `Scene`.
+      name, frames, holes, observations, cloud, notes: see `Scene`.
       absent: names of the listed frames whose picture is not there and that are not in `frames`.
       options: says whether reading is strict.
     """
@@ -216,7 +230,15 @@ def scene_of(
         log.warning("%s; going on with the other %d", line, listed - len(absent))
     for note in notes:
         log.warning("%s: %s", name, note)
-    return Scene(name, frames, absent, tuple(holes), observations=observations, notes=tuple(notes))
+    return Scene(
+        name,
+        frames,
+        absent,
+        tuple(holes),
+        observations=observations,
+        cloud=cloud,
+        notes=tuple(notes),
+    )
 
 
 def scene_of_arrays(

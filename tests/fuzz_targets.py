@@ -34,9 +34,10 @@ from vgg19_files import drawn_convolutions, layers, write_layers
 from data_pipeline.captures.camera_path_files import read_camera_path, write_camera_path
 from data_pipeline.evaluation.index import read_index
 from data_pipeline.formats import array_record, open_scenes
+from data_pipeline.formats.point_clouds import write_ply
 from data_pipeline.pictures.images import decode_jpeg_into
 from data_pipeline.read_options import ReadOptions
-from data_pipeline.scenes import Frame, Scene
+from data_pipeline.scenes import Cloud, Frame, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import write_safetensors
 from efficient_lvsm_jax.files.stored import StoredTensor
@@ -85,6 +86,7 @@ def targets() -> dict[str, Target]:
             lambda f: nerfstudio.write(f, TRUTH, per_frame=True),
             lambda f: nerfstudio.write(f, SHARED, scale=4, described_in="colmap"),
             _distorted,
+            _with_points,
         ),
         "blender": _scenes("blender", lambda f: blender.write(f, CENTRED)),
         "llff": _scenes("llff", lambda f: llff.write(f, CENTRED)),
@@ -177,6 +179,13 @@ def _distorted(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"k1": 0.05, "p1": -0.002}))
 
 
+def _with_points(folder: Path) -> None:
+    path = nerfstudio.write(folder, SHARED) / "transforms.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ply_file_path": "a.ply"}))
+    points = TRUTH.c2w[:, :3, 3]
+    write_ply(folder / "a.ply", Cloud(points, np.zeros(points.shape, np.uint8)))
+
+
 def _camera_path(folder: Path) -> None:
     folder.mkdir()
     write_camera_path(folder / "path.json", CENTRED.c2w, CENTRED.fxfycxcy, (HEIGHT, WIDTH))
@@ -246,6 +255,11 @@ def _read_scene(scene: Scene, refusals: list[InputError]) -> None:
             seen = scene.observations()
             if not (np.isfinite(seen.pixels).all() and np.isfinite(seen.points).all()):
                 raise Violation("observations that are not finite")
+    if scene.cloud:
+        with _refusing(refusals):
+            cloud = scene.cloud(10)
+            if not (1 <= len(cloud.points) <= 10 and np.isfinite(cloud.points).all()):
+                raise Violation(f"a cloud of {cloud.points}")
 
 
 def _read_frame(frame: Frame) -> None:

@@ -4,23 +4,25 @@
     capture/images/frame_00001.png    `pictures.places` says where else
 
 Frames are in the order of their file names. The lens is undistorted. Depth is read where it is
-asked for (`depth_maps`), of pictures without a lens to undo; masks are not read. applied_transform
-and applied_scale say how the world was moved before the file was written; poses and pictures agree
-without them, so they are left alone.
+asked for (`depth_maps`), of pictures without a lens to undo, and so are points (`point_clouds`);
+masks are not read. applied_transform and applied_scale say how the world was moved before the file
+was written; poses, points and pictures agree without them, so they are left alone.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_pipeline.formats import point_clouds
 from data_pipeline.formats.json_values import items
 from data_pipeline.formats.transforms_json import ListedFrame, listed_name, read_frames, read_listed
 from data_pipeline.pictures.places import find_pictures
 from data_pipeline.read_options import ReadOptions
-from data_pipeline.scenes import Scene
+from data_pipeline.scenes import Cloud, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside
 
@@ -53,7 +55,19 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
     if description.parent.resolve().name == "colmap":
         roots.append(description.parent.parent)  # DL3DV: the pictures are beside colmap
     names = {frame.name: f"{frame.where}: file_path" for frame in listed}
-    return read_listed(description, listed, find_pictures(roots, names), options)
+    cloud = common.get(point_clouds.FIELD)
+    return read_listed(
+        description,
+        listed,
+        find_pictures(roots, names),
+        options,
+        cloud=None if cloud is None else functools.partial(_cloud, description, cloud),
+    )
+
+
+def _cloud(description: Path, name: Any, most: int) -> Cloud:
+    where = f"{description}: {point_clouds.FIELD}"
+    return point_clouds.read_ply(inside(description.parent, name, where), most)
 
 
 def _description(path: Path) -> Path:

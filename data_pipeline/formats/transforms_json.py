@@ -32,7 +32,7 @@ from data_pipeline.pictures.frames import opencv_from_opengl, picture_frame
 from data_pipeline.pictures.images import oriented_size
 from data_pipeline.pictures.places import Found, has_picture_suffix
 from data_pipeline.read_options import ReadOptions
-from data_pipeline.scenes import Frame, Scene, check_unique, scene_of
+from data_pipeline.scenes import Cloud, Frame, Scene, check_unique, scene_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import inside, read_json_object
 from efficient_lvsm_jax.geometry.cameras import check_cameras
@@ -115,6 +115,8 @@ def read_listed(
     listed: Sequence[ListedFrame],
     pictures: Found,
     options: ReadOptions,
+    *,
+    cloud: Callable[[int], Cloud] | None = None,
 ) -> Scene:
     """The scene of the listed frames whose picture is there.
 
@@ -123,6 +125,7 @@ def read_listed(
     Args:
       path: of the transforms file.
       pictures: by frames' names.
+      cloud: see `Scene`.
 
     Raises:
       InputError: no picture is there, or a picture, its intrinsics or its lens are unusable.
@@ -149,7 +152,8 @@ def read_listed(
     notes = []
     if all(lens is None or lens.is_none for lens in lenses):
         notes = colmap.lens_notes(path.parent, path.name)
-    return scene_of(path.parent.resolve().name, frames, absent, options, notes=notes)
+    name = path.parent.resolve().name
+    return scene_of(name, frames, absent, options, cloud=cloud, notes=notes)
 
 
 def _full_name(name: str, picture: Path | None, usual: str) -> str:

@@ -1,4 +1,4 @@
-"""Coloured points, and cameras beside them, as files that other programs read."""
+"""Cameras and points as a model that other programs read."""
 
 from __future__ import annotations
 
@@ -8,25 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-_VERTEX = np.dtype([("position", "<f4", 3), ("colour", "u1", 3)])
-_HEADER = """ply
-format binary_little_endian 1.0
-element vertex {count}
-property float x
-property float y
-property float z
-property uchar red
-property uchar green
-property uchar blue
-end_header
-"""
-
-
-def write_ply(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
-    """Points [P, 3] with colours, uint8 [P, 3]."""
-    vertices = np.empty(len(points), _VERTEX)
-    vertices["position"], vertices["colour"] = points, colours
-    path.write_bytes(_HEADER.format(count=len(points)).encode() + vertices.tobytes())
+from data_pipeline.scenes import Cloud
 
 
 def write_model(
@@ -35,15 +17,13 @@ def write_model(
     c2w: np.ndarray,
     fxfycxcy: np.ndarray,
     sizes: Sequence[tuple[int, int]],
-    points: np.ndarray,
-    colours: np.ndarray,
+    cloud: Cloud,
 ) -> None:
     """A COLMAP text model of pinhole cameras, whose points are seen by none of them.
 
     Args:
       folder: is made.
       names: of pictures [V], c2w [V, 4, 4], fxfycxcy [V, 4] in pixels, sizes (width, height).
-      points, colours: as of `write_ply`.
     """
     folder.mkdir(parents=True)
     w2c = np.linalg.inv(c2w)
@@ -55,9 +35,9 @@ def write_model(
         images += [_line(number, *pose, number, name), "\n"]  # and no observation
     _write(folder / "cameras.txt", cameras)
     _write(folder / "images.txt", images)
-    rows = zip(points.tolist(), colours.tolist(), strict=True)
-    cloud = [_line(number, *point, *colour, 0) for number, (point, colour) in enumerate(rows, 1)]
-    _write(folder / "points3D.txt", cloud)
+    rows = enumerate(zip(cloud.points.tolist(), cloud.colours.tolist(), strict=True), 1)
+    points = [_line(number, *point, *colour, 0) for number, (point, colour) in rows]
+    _write(folder / "points3D.txt", points)
 
 
 def _line(*values) -> str:

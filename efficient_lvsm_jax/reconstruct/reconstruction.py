@@ -12,22 +12,21 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.captures.inputs import open_scene
+from data_pipeline.formats import point_clouds
 from data_pipeline.pictures.images import load_image
+from data_pipeline.scenes import Cloud
 from data_pipeline.unposed.mapping import structure_from_motion
 from data_pipeline.unposed.photos import Photos
 from data_pipeline.unposed.sources import open_photos
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import reporting_writes
-from efficient_lvsm_jax.geometry.cameras import Cameras
-from efficient_lvsm_jax.geometry.points import unproject
 from efficient_lvsm_jax.reconstruct import COLMAP, LENSES
-from efficient_lvsm_jax.reconstruct.clouds import write_model, write_ply
+from efficient_lvsm_jax.reconstruct.clouds import write_model
 from efficient_lvsm_jax.reconstruct.comparison import compare_cameras
-from efficient_lvsm_jax.sessions.unposed import SeenFrame, see
+from efficient_lvsm_jax.sessions.unposed import see
 from efficient_lvsm_jax.weights.load import load_geometry
 
 POINTS = 200_000  # of a network's cloud, at most
@@ -72,7 +71,7 @@ def _by_colmap(photos: Photos, capture: CaptureWriter, lens: str) -> tuple[int, 
             capture.add(image, frame.c2w, fxfycxcy, name=file.name, stored=stored, lens=bent)
         (capture.partial / MODEL).mkdir(parents=True)
         mapped.model.write_text(capture.partial / MODEL)
-    _write_cloud(capture, mapped.points, mapped.colours)
+    _write_cloud(capture, Cloud(mapped.points, mapped.colours))
     return len(mapped.frames), len(mapped.points)
 
 
@@ -85,7 +84,7 @@ def _by_network(
     if family != arguments.method:
         raise InputError(f"--with {arguments.method}: {arguments.weights} is of {family}")
     (capture.partial / CONFIDENCE).mkdir()
-    names, c2w, fxfycxcy, sizes, points, colours = [], [], [], [], [], []
+    names, c2w, fxfycxcy, sizes, clouds = [], [], [], [], []
     for seen in see(model, photos, side=arguments.side, remember=arguments.remember):
         photo, confidence = seen.photo, f"{CONFIDENCE}/{seen.photo.name}.npy"
         np.save(capture.partial / confidence, seen.confidence)
@@ -102,31 +101,16 @@ def _by_network(
         c2w.append(seen.c2w)
         fxfycxcy.append(seen.fxfycxcy)
         sizes.append(photo.image.shape[1::-1])
-        cloud = _surest(seen, POINTS // photos.count)
-        points.append(cloud[0])
-        colours.append(cloud[1])
-    points, colours = np.concatenate(points), np.concatenate(colours)
-    write_model(capture.partial / MODEL, names, np.stack(c2w), fxfycxcy, sizes, points, colours)
-    _write_cloud(capture, points, colours)
-    return len(names), len(points)
-
-
-def _surest(seen: SeenFrame, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points [P, 3] of a frame with colours, evenly strided of the surer half."""
-    height, width = seen.depth.shape
-    image = Image.fromarray(seen.photo.image)
-    scale = np.tile(np.divide((width, height), image.size), 2)
-    cameras = Cameras(
-        np.float32(seen.c2w), np.float32(seen.fxfycxcy * scale), height=height, width=width
+        clouds.append(seen.surest(POINTS // photos.count))
+    cloud = Cloud(
+        np.concatenate([each.points for each in clouds]),
+        np.concatenate([each.colours for each in clouds]),
     )
-    points = np.asarray(unproject(seen.depth, cameras)).reshape(-1, 3)
-    colours = np.asarray(image.resize((width, height))).reshape(-1, 3)
-    confidence = seen.confidence.ravel()
-    sure = np.flatnonzero(confidence >= np.median(confidence))
-    kept = sure[:: max(1, -(-len(sure) // max(1, count)))]
-    return points[kept], colours[kept]
+    write_model(capture.partial / MODEL, names, np.stack(c2w), fxfycxcy, sizes, cloud)
+    _write_cloud(capture, cloud)
+    return len(names), len(cloud.points)
 
 
-def _write_cloud(capture: CaptureWriter, points: np.ndarray, colours: np.ndarray) -> None:
-    write_ply(capture.partial / CLOUD, points, colours)
-    capture.fields["ply_file_path"] = CLOUD
+def _write_cloud(capture: CaptureWriter, cloud: Cloud) -> None:
+    point_clouds.write_ply(capture.partial / CLOUD, cloud)
+    capture.fields[point_clouds.FIELD] = CLOUD

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from data_pipeline.scenes import Frame
+from data_pipeline.scenes import Cloud, Frame
 from data_pipeline.unposed.photos import Photo, Photos
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import SceneFrame, check_cameras
+from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, check_cameras
 from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
+from efficient_lvsm_jax.geometry.points import unproject
 from efficient_lvsm_jax.media.progress import counted
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.model import Model
@@ -58,6 +59,21 @@ class SeenFrame:
         return Frame(
             self.photo.name, self.c2w, self.fxfycxcy, width, height, lambda: self.photo.image
         )
+
+    def surest(self, count: int) -> Cloud:
+        """At most so many points of the world, evenly strided of the surer half."""
+        height, width = self.depth.shape
+        image = Image.fromarray(self.photo.image)
+        scale = np.tile(np.divide((width, height), image.size), 2)
+        cameras = Cameras(
+            np.float32(self.c2w), np.float32(self.fxfycxcy * scale), height=height, width=width
+        )
+        points = np.asarray(unproject(self.depth, cameras)).reshape(-1, 3)
+        colours = np.asarray(image.resize((width, height))).reshape(-1, 3)
+        confidence = self.confidence.ravel()
+        sure = np.flatnonzero(confidence >= np.median(confidence))
+        kept = sure[:: max(1, -(-len(sure) // max(1, count)))]
+        return Cloud(points[kept], colours[kept])
 
 
 def see(
@@ -168,6 +184,17 @@ class Keyframes:
         self.chosen.append(seen)
         return True
 
+    @property
+    def frame(self) -> SceneFrame | None:
+        """The scene frame that START or more of them fix; None of fewer, or if they only turn."""
+        c2w = [each.c2w for each in self.chosen]
+        if len(c2w) < START:
+            return None
+        # Cameras that only turn say nothing of the scale: then later ones do.
+        extent = np.ptp([pose[:3, 3] for pose in c2w], axis=0).max()
+        still = extent < BASELINE * np.median(self.chosen[-1].depth)
+        return None if still else SceneFrame.from_cameras(np.stack(c2w))
+
 
 class UnposedScene:
     """A session whose views come without cameras, from a stream that says where each was taken.
@@ -214,11 +241,8 @@ class UnposedScene:
         except InputError:
             self._keyframes.chosen.pop()
             raise
-        if self.session.frame is None and len(self._keyframes.chosen) >= START:
-            c2w = np.stack([seen.c2w for seen in self._keyframes.chosen])
-            # Cameras that only turn say nothing of the scale: then later ones do.
-            if np.ptp(c2w[:, :3, 3], axis=0).max() >= BASELINE * np.median(self.newest.depth):
-                self.session.frame = SceneFrame.from_cameras(c2w)
+        if self.session.frame is None:
+            self.session.frame = self._keyframes.frame
         return view
 
 
