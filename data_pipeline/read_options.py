@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 
 from efficient_lvsm_jax.configuration import Settings, setting
+from efficient_lvsm_jax.errors import InputError
 
 AXES = ("opengl", "opencv")  # x right; y up, z backward, or y down, z forward
 
@@ -64,3 +65,12 @@ def read_options(arguments: argparse.Namespace) -> tuple[ReadOptions, str | None
         vertical_fov=arguments.vertical_fov,
     )
     return options, arguments.format
+
+
+def check_unread(arguments: argparse.Namespace) -> None:
+    """Raises an InputError if one of them was given where --geometry finds the cameras."""
+    if read_options(arguments) != (ReadOptions(), None):
+        raise InputError(
+            "--format, --split, --axes, --vertical-fov and --strict are about cameras that are "
+            "there; --geometry finds its own: leave them out"
+        )
