@@ -61,7 +61,7 @@ class SeenFrame:
         )
 
     def surest(self, count: int) -> Cloud:
-        """At most so many points of the world, evenly strided of the surer half."""
+        """At most so many points of the world, evenly chosen from the surer half."""
         height, width = self.depth.shape
         image = Image.fromarray(self.photo.image)
         scale = np.tile(np.divide((width, height), image.size), 2)
@@ -72,7 +72,8 @@ class SeenFrame:
         colours = np.asarray(image.resize((width, height))).reshape(-1, 3)
         confidence = self.confidence.ravel()
         sure = np.flatnonzero(confidence >= np.median(confidence))
-        kept = sure[:: max(1, -(-len(sure) // max(1, count)))]
+        # Not every so manieth, which of rows of nearly a multiple of it would be stripes.
+        kept = sure[np.linspace(0, len(sure) - 1, min(count, len(sure))).astype(int)]
         return Cloud(points[kept], colours[kept])
 
 

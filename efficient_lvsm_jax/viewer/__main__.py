@@ -2,11 +2,13 @@
 
     python -m efficient_lvsm_jax.viewer
     python -m efficient_lvsm_jax.viewer CAPTURE --weights W
+    python -m efficient_lvsm_jax.viewer CLIP.mp4 --weights W --geometry G
 
 Without a capture it shows those that come with the package, by the model that does, two photos in
-the cache at first. Prints the address to open. It listens on this machine alone; from another one,
-forward the port with the ssh line it prints, or let it listen there with --host, which prints a
-token.
+the cache at first. With --geometry the pictures, of a video or a folder of photos, have no cameras:
+a network finds them while you look. Prints the address to open. It listens on this machine alone;
+from another one, forward the port with the ssh line it prints, or let it listen there with --host,
+which prints a token.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.shipped import CAPTURES
 
 LOCAL = "127.0.0.1"
+PHOTOS, KEYFRAMES = 24, 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         raise InputError(f"--port {arguments.port}: expected 1 to 65535, or 0 for any free one")
+    if arguments.photos is None:
+        arguments.photos = PHOTOS if arguments.geometry is None else KEYFRAMES
     if arguments.photos < 2:
         raise InputError(f"--photos {arguments.photos}: expected at least 2")
+    if arguments.geometry is None and arguments.every is not None:
+        raise InputError("--every: is about pictures without cameras; see --geometry")
+    if arguments.capture is None and arguments.geometry is not None:
+        raise InputError("--geometry: of which video or folder of photos? Name it first")
     if arguments.capture is None:
         arguments.capture = CAPTURES
         if arguments.weights is None:
@@ -52,17 +61,37 @@ def _parser() -> argparse.ArgumentParser:
         "capture",
         metavar="CAPTURE",
         nargs="?",
-        help="posed pictures, or a folder of captures to choose from",
+        help="posed pictures, or a folder of captures to choose from; with --geometry a video or "
+        "a folder of photos",
     )
     parser.add_argument(
         "--weights", metavar="W", help="what elvsm.load takes: a folder, workdir, file or name"
     )
-    parser.add_argument("--scene", metavar="NAME", help="to begin with, or its number from 0")
     parser.add_argument(
-        "--count", type=int, metavar="V", help="photos in the cache at first (default: 8)"
+        "--geometry",
+        metavar="G",
+        help="weights of a network that finds cameras (StreamVGGT; VGGT and Depth Anything 3 see "
+        "all pictures before the first is shown)",
     )
     parser.add_argument(
-        "--photos", type=int, default=24, metavar="P", help="in the strip (default: %(default)s)"
+        "--every",
+        type=int,
+        metavar="N",
+        help="with --geometry: look at each N-th frame or photo (default: all photos, and of a "
+        "video 60 frames, equally far apart in motion and the sharpest there)",
+    )
+    parser.add_argument("--scene", metavar="NAME", help="to begin with, or its number from 0")
+    parser.add_argument(
+        "--count",
+        type=int,
+        metavar="V",
+        help="photos in the cache at first (default: 8; with --geometry all that are keyframes)",
+    )
+    parser.add_argument(
+        "--photos",
+        type=int,
+        metavar="P",
+        help=f"in the strip (default: {PHOTOS}; with --geometry {KEYFRAMES})",
     )
     parser.add_argument(
         "--size",

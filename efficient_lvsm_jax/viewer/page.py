@@ -21,9 +21,10 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
 from efficient_lvsm_jax.nn.paged import PRECISIONS
 from efficient_lvsm_jax.viewer.gate import ALIVE
+from efficient_lvsm_jax.viewer.layers import Layers
 from efficient_lvsm_jax.viewer.path_controls import PathControls
 from efficient_lvsm_jax.viewer.scene import Settings, Shown, ViewedScene
-from efficient_lvsm_jax.viewer.strip import GREEN, GREY, go_label, strip, toggle_label
+from efficient_lvsm_jax.viewer.strip import go_label, strip, toggle_label
 from efficient_lvsm_jax.viewer.window import Window, camera_of, fov_of, framed, stand
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ SLOW = 0.25  # seconds of a picture from which a page says that it is being rend
 MOVED = 1e-3  # of the scene's extent: no longer at a photo
 ANGLE = 1e-3  # radians that a browser's field of view may differ from what it was given
 KEYS = "1234567890"  # of the first photos
-FRUSTUM = 0.02  # of the scene's extent
-NEAR = 0.2  # of it: a frustum that is nearer than that stands in the way
+UNKNOWN = 3, 4  # the shape of pictures of which there are none yet, height and width
 LARGEST = 2048  # rows or columns of pictures
 READS = ("all green photos", "the nearest of them")
 AS_COMPUTED = "as computed"
@@ -77,6 +77,7 @@ class Page:
       window: its camera, once it has said it.
       last: the picture that it was sent last.
       playing: whether it shows a path, and not what its camera sees.
+      layers: over the picture.
     """
 
     def __init__(self, viewer: Viewer, client: viser.ClientHandle):
@@ -90,7 +91,10 @@ class Page:
         self._seconds = np.inf  # of the last picture; of none yet, it may be long
         self.last: Shown | None = None
         self.playing = False
+        self.layers = Layers(client)
         self._paths = PathControls(self)
+        self._said: viser.GuiHtmlHandle | None = None  # badge and hint, from `begin` on
+        self._speed = ""  # in words
         self._ready = False  # `begin` is through
         client.camera.on_update(self._moved)
 
@@ -104,11 +108,14 @@ class Page:
         gui, scene = self.client.gui, self.viewer.scene
         gui.reset()
         self.client.scene.reset()
-        self._at = None
+        self._at, self.layers = None, Layers(self.client)
         gui.add_html(COMES_BACK)
-        height, width = scene.size
+        height, width = UNKNOWN if scene is None else scene.size
         gui.add_html(ON_A_PHONE.format(height=height, width=width))
         self._said = gui.add_html(SAID.format(badge="", hint="", colour=HELP))
+        if scene is None:
+            self.count()
+            return
         if len(self.viewer.names) > 1:
             names = gui.add_dropdown("Scene", self.viewer.names, initial_value=scene.name)
             self.on(names.on_update, lambda: self.viewer.open(self.id, names.value))
@@ -118,21 +125,43 @@ class Page:
             self._build_cache()
         with gui.add_folder("Path and files", expand_by_default=False):
             self._paths.build()
-        with gui.add_folder("Photos by number", expand_by_default=False):
-            self._build_numbers()
+        self._numbers = gui.add_folder("Photos by number", expand_by_default=False)
         self._show_photos()
         self._to_start()
         self._ready = True
         self._look(self.client.camera)  # a browser that stands there already reports nothing
+        self._show_points()
+        if self.viewer.trouble is not None:
+            self.tell(self.viewer.trouble)
 
     def follow(self) -> None:
         """Shows what became of the scene: strip, truth and, for the same camera, a new picture."""
         if self.gone or not self._ready:
             return
         self._show_photos()
+        self._show_points()
         if self._at is not None:
             self._compare(self._at)
         self.ask()
+
+    def count(self) -> None:
+        """Says how many frames of a clip were read; while none has a place, shows the last one."""
+        if self.gone or self._said is None:
+            return
+        if self._ready:
+            self._say(self._speed)
+            return
+        clip, camera = self.viewer.clip, self.client.camera
+        if clip.picture is not None:
+            window = Window(
+                camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height
+            )
+            image = framed(clip.picture, window)
+            self.client.scene.set_background_image(image, format="jpeg")
+        if self.viewer.trouble is None:
+            self._write(f"{clip}: looking for where they were taken", "", HELP)
+        else:
+            self._write(str(clip), str(self.viewer.trouble), WARNING)
 
     def _picture(self, window: Window) -> None:
         """Renders and sends the picture of a window."""
@@ -153,9 +182,10 @@ class Page:
 
     def _say(self, speed: str) -> None:
         """The badge: the last change, how many views, their bytes, how fast; and the hint."""
-        scene = self.viewer.scene
+        scene, self._speed = self.viewer.scene, speed
         count = len(scene.chosen)
-        parts = [scene.change, f"{count} view{'s' * (count != 1)}"]
+        read = "" if self.viewer.clip is None else str(self.viewer.clip)
+        parts = [read, scene.change, f"{count} view{'s' * (count != 1)}"]
         if scene.can_choose:
             parts.append(f"{scene.cache_bytes / 1e6:.3g} MB")
         hint, colour = "", WARNING
@@ -165,7 +195,9 @@ class Page:
             hint = "Hardly seen by the cached photos: made up."
         elif not scene.change:
             hint, colour = "Click a photo to use it; drag to look around.", HELP
-        badge = ", ".join([*filter(None, parts), speed])
+        self._write(", ".join(filter(None, [*parts, speed])), hint, colour)
+
+    def _write(self, badge: str, hint: str, colour: str) -> None:
         content = SAID.format(badge=html.escape(badge), hint=html.escape(hint), colour=colour)
         if content != self._said.content:
             self._said.content = content
@@ -174,9 +206,23 @@ class Page:
 
     def _show_photos(self) -> None:
         scene = self.viewer.scene
+        for photo in range(len(self.layers.frusta), len(scene.photos)):
+            self._add_photo(photo)
+            self._goal.max, self._nearest.max = len(scene.photos), max(2, len(scene.photos))
         self._strip.content = strip(scene, self.viewer.thumbnails)
-        for photo, frustum in enumerate(self._frusta):
-            frustum.color = GREEN if photo in scene.chosen else GREY
+        self.layers.colour(scene.chosen)
+
+    def _show_points(self) -> None:
+        """Sends the points that the browser has not got yet, if they are to be shown."""
+        if self.gone or not self._ready:
+            return
+        if self._points_shown.value:
+            try:
+                self.layers.add_points(self.viewer.scene.clouds())
+            except InputError:
+                self._points_shown.value = False
+                raise
+        self.show_layers()
 
     def _compare(self, photo: int) -> None:
         _, truth, psnr = self.viewer.scene.compare(photo)
@@ -202,13 +248,12 @@ class Page:
         self.window = Window(
             camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height
         )
-        apart = np.linalg.norm(self._centres - camera.position, axis=-1)
         if self._at is not None:
-            there = apart[self._at] < MOVED
+            there = self.layers.apart(self._at, camera.position) < MOVED
             if self._arrived and not there:
                 self._at, self._truth.visible = None, False
             self._arrived = there
-        self.show_frusta(apart)
+        self.show_layers()
         self.ask()
 
     def here(self) -> Window:
@@ -268,54 +313,40 @@ class Page:
     # The controls.
 
     def _build_photos(self) -> None:
-        gui, scene = self.client.gui, self.viewer.scene
+        gui = self.client.gui
         self._strip = gui.add_html("")
         self._truth = gui.add_image(np.zeros((8, 8, 3), np.uint8), label="Photo", visible=False)
-        self._frusta = []
-        poses = scene.frame.apply(np.stack([frame.c2w for frame in scene.photos]))
-        self._centres = poses[:, :3, 3].astype(np.float64)
-        height, width = scene.size
-        for photo in range(len(scene.photos)):
-            turn = viser.transforms.SO3.from_matrix(poses[photo, :3, :3].astype(np.float64))
-            frustum = self.client.scene.add_camera_frustum(
-                f"/photos/{photo + 1}",
-                fov=2 * np.arctan(height / 2 / scene.intrinsics(photo)[1]),
-                aspect=width / height,
-                scale=FRUSTUM,
-                variant="filled",  # or a click would have to hit a line
-                thickness=2.0,
-                thickness_units="screen",
-                color=GREY,
-                wxyz=turn.wxyz,
-                position=self._centres[photo],
-            )
-            self.on(frustum.on_click, functools.partial(self._toggle, photo))
-            self._frusta.append(frustum)
         swap = functools.partial(self.viewer.change, self.id, ViewedScene.swap)
         self.button("Before or after the last change (X)", swap, hint="back, and forth again")
         self.command("X", "Before or after the last change", swap)
 
-    def _build_numbers(self) -> None:
-        """The buttons that the strip presses, and the keys of the first photos."""
-        for photo in range(len(self.viewer.scene.photos)):
-            toggle = functools.partial(self._toggle, photo)
+    def _add_photo(self, photo: int) -> None:
+        """Its frustum, the buttons that the strip presses, and of the first ones the key."""
+        toggle = functools.partial(self._toggle, photo)
+        self.on(self.layers.add_camera(self.viewer.scene).on_click, toggle)
+        with self._numbers:
             self.button(toggle_label(photo), toggle)
             self.button(go_label(photo), functools.partial(self._go, photo))
-            if photo < len(KEYS):
-                self.command(KEYS[photo], f"Photo {photo + 1} in or out", toggle)
+        if photo < len(KEYS):
+            self.command(KEYS[photo], f"Photo {photo + 1} in or out", toggle)
 
     def _toggle(self, photo: int) -> None:
         self.viewer.change(self.id, lambda scene: scene.toggle(photo))
 
     def _build_camera(self) -> None:
         gui, scene = self.client.gui, self.viewer.scene
-        go = gui.add_slider("Photo", min=1, max=len(scene.photos), step=1, initial_value=1)
-        self.button("Go to this photo (G)", lambda: self._go(int(go.value) - 1))
-        self.command("G", "Go to the photo chosen", lambda: self._go(int(go.value) - 1))
+        self._goal = gui.add_slider("Photo", min=1, max=len(scene.photos), step=1, initial_value=1)
+        self.button("Go to this photo (G)", lambda: self._go(int(self._goal.value) - 1))
+        self.command("G", "Go to the photo chosen", lambda: self._go(int(self._goal.value) - 1))
         self.button("Back to start (H)", self._to_start)
         self.command("H", "Back to start", self._to_start)
         self._cameras_shown = gui.add_checkbox("Show cameras", initial_value=True)
-        self.on(self._cameras_shown.on_update, self.show_frusta)
+        self.on(self._cameras_shown.on_update, self.show_layers)
+        self._points_shown = gui.add_checkbox(
+            "Show points", self.viewer.clip is not None, visible=scene.has_points
+        )
+        show_points = functools.partial(self.viewer.worker.do, self.id, self._show_points)
+        self.on(self._points_shown.on_update, show_points)
         most = max(2, len(scene.photos))
         self._reads = gui.add_dropdown("Made from", READS, disabled=not scene.can_choose)
         self._nearest = gui.add_slider(
@@ -329,24 +360,23 @@ class Page:
         self.on(self._reads.on_update, choose)
         self.on(self._nearest.on_update, self.ask)
 
-    def show_frusta(self, apart: np.ndarray | None = None) -> None:
-        """Shows the photos' cameras but those that stand in the way; `apart` is how far all are.
+    def show_layers(self) -> None:
+        """Shows points, and the photos' cameras but those that stand in the way.
 
         On a path there is none: they would lie where the browser's own camera sees them.
         """
         if not self._ready:
             return
-        if apart is None:
-            position = np.inf if self.window is None else self.window.position
-            apart = np.linalg.norm(self._centres - position, axis=-1)
-        wanted = self._cameras_shown.value and not self.playing
-        for frustum, far in zip(self._frusta, apart > NEAR, strict=True):
-            if frustum.visible != (shown := bool(far) and wanted):
-                frustum.visible = shown
+        self.layers.show(
+            lambda: (
+                self._cameras_shown.value and not self.playing,
+                self._points_shown.value and not self.playing,
+            ),
+            np.inf if self.window is None else self.window.position,
+        )
 
     def _go(self, photo: int) -> None:
-        apart = np.linalg.norm(self._centres[photo] - self.here().position)
-        self._at, self._arrived = photo, apart < MOVED
+        self._at, self._arrived = photo, self.layers.apart(photo, self.here().position) < MOVED
         self._stand_at(photo)
         self.viewer.worker.do(self.id, functools.partial(self._compare, photo))
 

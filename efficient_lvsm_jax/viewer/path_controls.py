@@ -102,7 +102,7 @@ class PathControls:
         due = time.monotonic()
         self._page.playing = True
         try:
-            self._page.show_frusta()
+            self._page.show_layers()
             for shown in self._pictures(self._cameras()):
                 time.sleep(max(0, due - time.monotonic()))
                 self._page.send(shown, self._page.window)
@@ -110,7 +110,7 @@ class PathControls:
             time.sleep(max(0, due - time.monotonic()))
         finally:
             self._page.playing = False
-            self._page.show_frusta()
+            self._page.show_layers()
             self._page.ask()
 
     def _film(self, name: str) -> None:

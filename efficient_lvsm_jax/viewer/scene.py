@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.captures.inputs import choose_inputs
 from data_pipeline.pictures.transforms import fit, fit_intrinsics
-from data_pipeline.scenes import Frame, Scene
+from data_pipeline.scenes import Cloud, Frame, Scene
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, spread
 from efficient_lvsm_jax.geometry.choice import usefulness
@@ -25,6 +25,8 @@ from efficient_lvsm_jax.sessions.pictures import size_for
 from efficient_lvsm_jax.sessions.session import Session
 
 PHOTOS = 24  # shown of a capture, spread over it
+POINTS = 200_000  # shown at most
+FARTHEST = 1000.0  # of the scene's extent: a point beyond is no place to look at
 LITTLE = 0.1  # what no input is worth more to, `usefulness`, hardly any saw
 
 
@@ -102,6 +104,7 @@ class ViewedScene:
         self.frame = SceneFrame.from_cameras(scene.c2w[first])
         self.chosen = sorted(listed.index(index) for index in first)
         self.change = ""
+        self._read_points, self._clouds = scene.cloud, []
         self._previous = list(self.chosen)
         self._model = model
         self._start(settings, self.chosen, warm=warm)
@@ -123,6 +126,29 @@ class ViewedScene:
         views = {photo: session.add(self.photos[photo]) for photo in chosen}
         self.settings, self.size, self._session, self._views = settings, size, session, views
         self.chosen = sorted(views)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether there are any for `clouds`."""
+        return self._read_points is not None or bool(self._clouds)
+
+    def clouds(self) -> list[Cloud]:
+        """Points in the scene frame, POINTS at most; read from the capture at the first call.
+
+        Raises:
+          InputError: their file is not there or damaged.
+        """
+        if self._read_points is not None:
+            self.add_points(self._read_points(POINTS))
+            self._read_points = None
+        return list(self._clouds)
+
+    def add_points(self, cloud: Cloud) -> None:
+        """More points, of the world."""
+        turn, shift = self.frame.frame_from_world[:3, :3], self.frame.frame_from_world[:3, 3]
+        points = self.frame.scale * (cloud.points @ turn.T + shift)
+        near = (np.abs(points) < FARTHEST).all(axis=-1)
+        self._clouds.append(Cloud(points[near].astype(np.float32), cloud.colours[near]))
 
     @property
     def can_choose(self) -> bool:
@@ -161,6 +187,11 @@ class ViewedScene:
         shown = self.render(self.photos[photo].c2w, self.intrinsics(photo))
         truth = self.truth(photo)
         return shown, truth, float(psnr(from_bytes(shown.image), from_bytes(truth)))
+
+    def append(self, frame: Frame, cloud: Cloud) -> None:
+        """One more photo, no input yet, and what it adds to the points."""
+        self.photos = [*self.photos, frame]
+        self.add_points(cloud)
 
     def toggle(self, photo: int) -> None:
         """Puts a photo in, or takes it out. Raises InputError if there is none, or no room."""

@@ -18,10 +18,14 @@ import cv2
 
 from data_pipeline.formats import open_scenes
 from data_pipeline.read_options import read_options
-from data_pipeline.scenes import Scenes
+from data_pipeline.scenes import Scene, Scenes
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import first_line
 from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.viewer.scene import Settings, ViewedScene
+from efficient_lvsm_jax.sessions.session import Session
+from efficient_lvsm_jax.sessions.unposed import SeenFrame
+from efficient_lvsm_jax.viewer.clip import Clip, open_clip
+from efficient_lvsm_jax.viewer.scene import POINTS, Settings, ViewedScene
 from efficient_lvsm_jax.viewer.worker import Worker
 from efficient_lvsm_jax.weights.load import load_renderer
 
@@ -36,6 +40,7 @@ except ImportError as error:
     ) from error
 
 THUMBNAIL = 64  # rows
+CLIP = "clip"  # who waits for its next frame, among clients
 
 # It says so of every message to a browser that just left.
 warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
@@ -47,31 +52,43 @@ class Viewer:
     """A model, the scenes it can show, the one that it shows, and the pages that show it.
 
     Attributes:
-      worker: the one thread in which the scene is used.
-      scene: replaced as a whole when another is chosen.
+      worker: the one thread in which the scene is used, and a clip is read.
+      scene: replaced as a whole when another is chosen; None before a clip's cameras fix one.
       thumbnails: of its photos, as JPEG in base64.
       names: of all scenes.
+      clip: that is read, or was; None of scenes that have their cameras.
+      trouble: that the clip had last, such as that it ended early.
     """
 
     def __init__(
         self,
         model: Model,
-        scenes: Scenes,
+        scenes: Scenes | Clip,
         *,
         scene: str | None = None,
         inputs: int | str | Sequence[int] | None = None,
         photos: int,
         settings: Settings,
     ):
-        """Compiles and encodes the first scene; arguments and errors as of `ViewedScene`."""
-        self.names = scenes.names
+        """Compiles and encodes the first scene; arguments and errors as of `ViewedScene`.
+
+        A clip is read from then on, and as many of its keyframes as `inputs` says are inputs.
+        """
+        self.clip = scenes if isinstance(scenes, Clip) else None
+        self.names = scenes.names if self.clip is None else (self.clip.name,)
         self.pages: dict[int, Page] = {}
         self._lock = threading.Lock()  # of the pages
         self._model, self._scenes = model, scenes
-        self._inputs, self._photos = inputs, photos
+        self._inputs, self._photos, self._settings = inputs, photos, settings
+        self.scene: ViewedScene | None = None
+        self.thumbnails: list[str] = []
+        self.trouble: Exception | None = None
+        if self.clip is not None:
+            Session(model, size=settings.size, precision=settings.precision)  # or it says why not
         self.worker = Worker(self._failed)
-        self.scene: ViewedScene
-        self.thumbnails: list[str]
+        if self.clip is not None:
+            self.worker.show(CLIP, self._read)
+            return
         try:
             self.worker.call(None, lambda: self._open(scenes.find(scene or "0"), settings, True))
         except BaseException:
@@ -87,8 +104,57 @@ class Viewer:
             settings=settings,
             warm=warm,
         )
+        self._take(scene)
+
+    def _take(self, scene: ViewedScene) -> None:
         thumbnails = [scene.thumbnail(photo, THUMBNAIL) for photo in range(len(scene.photos))]
         self.scene, self.thumbnails = scene, [_jpeg(each) for each in thumbnails]
+
+    def _read(self) -> None:
+        """Sees the next frame of the clip; what is a keyframe becomes a photo."""
+        clip, scene = self.clip, self.scene
+        clip.read()
+        if scene is None and clip.can_start:
+            self._take(self._started())
+        if not clip.over:  # in turn with the pictures of browsers, as one of them
+            self.worker.show(CLIP, self._read)
+        new = [] if scene is None else clip.keyframes.chosen[len(scene.photos) :]
+        try:
+            self._append(new)
+        finally:
+            for page in self._all_pages():
+                if scene is not self.scene:
+                    page.begin()
+                else:
+                    page.follow() if new else page.count()
+        clip.check()
+
+    def _started(self) -> ViewedScene:
+        """The scene of the clip's first keyframes, with their points."""
+        chosen = self.clip.keyframes.chosen
+        scene = ViewedScene(
+            self._model,
+            Scene(self.clip.name, tuple(seen.posed for seen in chosen)),
+            inputs=range(len(chosen))[: self._inputs],
+            photos=self._photos,
+            settings=self._settings,
+        )
+        for seen in chosen:
+            scene.add_points(seen.surest(self._points_each))
+        return scene
+
+    def _append(self, seen: Sequence[SeenFrame]) -> None:
+        """Makes keyframes photos, and inputs. Raises InputError if there is no room for one."""
+        for each in seen:
+            photo = len(self.scene.photos)
+            self.scene.append(each.posed, each.surest(self._points_each))
+            self.thumbnails.append(_jpeg(self.scene.thumbnail(photo, THUMBNAIL)))
+            if self._inputs is None or len(self.scene.chosen) < self._inputs:
+                self.scene.toggle(photo)
+
+    @property
+    def _points_each(self) -> int:
+        return POINTS // min(self.clip.count, self._photos)
 
     def open(self, client: int, name: str) -> None:
         """Shows another scene, to all; the same as before if it cannot be read."""
@@ -123,6 +189,8 @@ class Viewer:
     def connect(self, client: viser.ClientHandle) -> None:
         """Gives a browser its page."""
         page = Page(self, client)
+        if self.scene is None:  # says so at once, and not after the frame that is being seen
+            page.begin()
         with self._lock:
             self.pages[client.client_id] = page
         self.worker.do(client.client_id, page.begin)
@@ -141,11 +209,16 @@ class Viewer:
 
     def _failed(self, client: int, error: Exception) -> None:
         with self._lock:
-            page = self.pages.get(client)
-        if page is not None:
-            page.tell(error)
-        elif not isinstance(error, InputError):
+            pages = [page for each, page in self.pages.items() if client in (each, CLIP)]
+        if client == CLIP:
+            self.trouble = error
+            log.warning("%s", first_line(error))
+        elif not pages and not isinstance(error, InputError):
             log.warning("%r", error)
+        for page in pages:
+            page.tell(error)
+            if client == CLIP:
+                page.count()
 
 
 def _jpeg(image) -> str:
@@ -159,9 +232,12 @@ def view(arguments: argparse.Namespace) -> None:
     Raises:
       InputError: no such capture, scene, weights or cache, or a port that is taken.
     """
-    options, format = read_options(arguments)
-    scenes = open_scenes(arguments.capture, options, format=format)
     _check_port(arguments.host, arguments.port)
+    if arguments.geometry is None:
+        options, format = read_options(arguments)
+        scenes = open_scenes(arguments.capture, options, format=format)
+    else:
+        scenes = open_clip(arguments)
     viewer = Viewer(
         load_renderer(arguments.weights),
         scenes,
@@ -172,7 +248,8 @@ def view(arguments: argparse.Namespace) -> None:
     )
     try:
         with serving(viewer, arguments.host, arguments.port) as (address, port):
-            print(f"{viewer.scene.name}: open {address}")
+            name = viewer.names[0] if viewer.scene is None else viewer.scene.name
+            print(f"{name}: open {address}")
             how = "whoever knows that address can look, and the connection is not encrypted"
             if _is_local(arguments.host):
                 there = f"{getpass.getuser()}@{socket.gethostname()}"
@@ -208,7 +285,11 @@ def serving(viewer: Viewer, host: str, port: int) -> Iterator[tuple[str, int]]:
         )
         server.gui.main_panel.dock_right()  # beside the picture, not over it
         start = server.initial_camera  # that "Reset view" goes back to
-        start.position, start.look_at, start.up = stand_at(viewer.scene, viewer.scene.chosen[0])
+        if viewer.scene is None:  # in the middle of those that are to come
+            start.position, start.look_at, start.up = (0, 0, 0), (0, 0, 1), (0, -1, 0)
+        else:
+            stand = stand_at(viewer.scene, viewer.scene.chosen[0])
+            start.position, start.look_at, start.up = stand
         server.on_client_connect(viewer.connect)
         server.on_client_disconnect(viewer.disconnect)
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else host

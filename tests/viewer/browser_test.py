@@ -18,20 +18,24 @@ pytest.importorskip("viser", reason="the extra [viewer] is not installed")
 from browser_tab import (
     CANVAS,
     CLOSE,
+    FREE,
     OTHER,
     PATIENCE,
     WINDOW,
+    Tab,
     eventually,
     on_canvas,
     opened,
     picture_at,
 )
-from noise_capture import SIZE, noise_viewer
+from noise_capture import SIZE, noise_clip, noise_viewer
 
+from data_pipeline.scenes import Cloud
 from efficient_lvsm_jax import InputError
 from efficient_lvsm_jax.viewer.flights import read_flight
 from efficient_lvsm_jax.viewer.page import SLOW, stand_at
-from efficient_lvsm_jax.viewer.server import serving
+from efficient_lvsm_jax.viewer.scene import Settings
+from efficient_lvsm_jax.viewer.server import Viewer, serving
 from efficient_lvsm_jax.viewer.window import fov_of
 
 sync_api = pytest.importorskip(
@@ -220,7 +224,7 @@ def test_paths_are_previewed_and_then_the_camera_s_picture_comes_back(viewer, ta
             tab.choose("Path", kind)
         eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture of the first camera")
         tab.ours._cameras_shown.value = True
-        assert any(each.visible for each in tab.ours._frusta)
+        assert any(each.visible for each in tab.ours.layers.frusta)
         tab.window.click("button:has-text('Preview (P)')")
         eventually(lambda: tab.ours.playing, "the path")
         for camera in tab.ours._paths._cameras():
@@ -228,7 +232,7 @@ def test_paths_are_previewed_and_then_the_camera_s_picture_comes_back(viewer, ta
                 None, lambda c=camera: viewer.scene.render(c.c2w, c.fxfycxcy).image
             )
             eventually(lambda i=image: tab.shows(on_canvas(i)), f"a picture of {kind}")
-            assert not any(each.visible for each in tab.ours._frusta)
+            assert not any(each.visible for each in tab.ours.layers.frusta)
             go.release()
         eventually(lambda: not tab.ours.playing, "the end")
         tab.ours._cameras_shown.value = False
@@ -334,3 +338,69 @@ def test_a_browser_comes_back_to_a_viewer_that_was_started_again(browser, small_
             (tab.ours,) = viewer.pages.values()
             tab.ours._cameras_shown.value = False
             eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture is back")
+
+
+def test_points_are_shown_where_they_are_until_they_are_switched_off(viewer, tab, monkeypatch):
+    scene, (row, column) = viewer.scene, (270, 155)  # of the canvas
+    assert not tab.ours._points_shown.visible  # without points there is no such control
+    rows, columns = np.mgrid[row - 12 : row + 13, column - 12 : column + 13]
+    scale, left = CANVAS[1] / SIZE[0], (CANVAS[0] - CANVAS[1] * SIZE[1] / SIZE[0]) / 2
+    fx, fy, cx, cy = scene.intrinsics(0)
+    x, y = ((columns - left) / scale - cx) / fx, ((rows + 0.5) / scale - cy) / fy
+    here = 4 * np.stack([x, y, np.ones(x.shape)], axis=-1).reshape(-1, 3)
+    c2w = scene.photos[0].c2w
+    cloud = Cloud(here @ c2w[:3, :3].T + c2w[:3, 3], np.full(here.shape, (255, 0, 255), np.uint8))
+
+    def damaged(most):
+        raise InputError("points.ply: is damaged")
+
+    def begin(read):
+        monkeypatch.setattr(scene, "_clouds", [])
+        monkeypatch.setattr(scene, "_read_points", read)
+        viewer.worker.call(None, tab.ours.begin)
+        tab.ours._cameras_shown.value = False
+        tab.window.get_by_label("Show points", exact=True).click()
+
+    begin(lambda most: cloud)
+
+    patch = np.s_[row - 8 : row + 8, column - 8 : column + 8]
+    eventually(lambda: np.abs(tab.pixels(patch) - (255, 0, 255)).mean() < CLOSE, "the points")
+    rows, columns = np.nonzero(np.abs(tab.pixels() - picture_at(viewer, 0)).mean(-1) > 30)
+    middle = rows.min() + rows.max(), columns.min() + columns.max()
+    free = FREE[0].start, FREE[1].start
+    np.testing.assert_allclose(np.divide(middle, 2) + free, (row, column), atol=3)
+    assert 20 < np.ptp(rows) < 40 and 20 < np.ptp(columns) < 40
+    tab.window.get_by_label("Show points", exact=True).click()
+    eventually(lambda: tab.shows(picture_at(viewer, 0)), "the picture alone")
+    begin(damaged)
+    tab.window.wait_for_selector("text=points.ply: is damaged")
+    eventually(lambda: not tab.ours._points_shown.value, "that there are none")
+
+
+def test_a_clip_shows_what_it_reads_and_each_keyframe_as_it_comes(browser, small_model):
+    go = threading.Semaphore(0)
+    clip = noise_clip(before=lambda: go.acquire(timeout=PATIENCE))
+    viewer = Viewer(small_model, clip, photos=64, settings=Settings(size=SIZE))
+    with contextlib.ExitStack() as stack:
+        stack.callback(viewer.worker.stop)
+        stack.callback(go.release, 100)
+        address, _ = stack.enter_context(serving(viewer, "127.0.0.1", 0))
+        window = browser.new_page(viewport=WINDOW)
+        stack.callback(window.close)
+        window.set_default_timeout(1000 * PATIENCE)
+        window.goto(f"{address}?fixedDpr=1")
+        window.wait_for_selector("#badge:has-text('0 of 6 frames')")
+        (go.release(2), window.wait_for_selector("#badge:has-text('2 of 6 frames')"))
+        tab = Tab(window, next(iter(viewer.pages.values())))
+        eventually(lambda: tab.shows(on_canvas(clip.picture)), "the frame that was read")
+        go.release(3)
+        window.wait_for_selector("#photo-5[data-cached='1']")
+        assert window.get_by_label("Show points", exact=True).is_checked()
+        assert "5 of 6 frames" in window.inner_text("#badge")
+        (go.release(), window.wait_for_selector("#photo-6[data-cached='1']"))
+        window.click("#photo-6")
+        window.wait_for_selector("#photo-6[data-cached='0']")
+        assert viewer.scene.chosen == [0, 1, 2, 3, 4]
+        window.get_by_label("Show points", exact=True).click()
+        tab.ours._cameras_shown.value = False
+        eventually(lambda: tab.shows(picture_at(viewer, 0)), "the first camera's picture")
