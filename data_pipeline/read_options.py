@@ -67,9 +67,23 @@ def read_options(arguments: argparse.Namespace) -> tuple[ReadOptions, str | None
     return options, arguments.format
 
 
-def check_unread(arguments: argparse.Namespace) -> None:
-    """Raises an InputError if one of them was given where --geometry finds the cameras."""
-    if read_options(arguments) != (ReadOptions(), None):
+def add_geometry_options(parser: argparse.ArgumentParser, geometry: str) -> None:
+    """Defines --geometry, which `geometry` describes, and --every."""
+    parser.add_argument("--geometry", metavar="G", help=geometry)
+    parser.add_argument(
+        "--every",
+        type=int,
+        metavar="N",
+        help="with --geometry: look at each N-th frame or photo (default: all photos, and of a "
+        "video 60 frames, equally far apart in motion and the sharpest there)",
+    )
+
+
+def check_geometry_options(arguments: argparse.Namespace) -> None:
+    """Raises an InputError for --every without --geometry, or one of `read_options` with it."""
+    if arguments.geometry is None and arguments.every is not None:
+        raise InputError("--every: is about pictures without cameras; see --geometry")
+    if arguments.geometry is not None and read_options(arguments) != (ReadOptions(), None):
         raise InputError(
             "--format, --split, --axes, --vertical-fov and --strict are about cameras that are "
             "there; --geometry finds its own: leave them out"

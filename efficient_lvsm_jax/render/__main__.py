@@ -17,7 +17,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.read_options import add_read_options
+from data_pipeline.read_options import (
+    add_geometry_options,
+    add_read_options,
+    check_geometry_options,
+)
 from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.render import FRAMES
@@ -41,8 +45,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if (arguments.film is None) == (arguments.out is None):
         raise InputError("name the film once, behind the capture or by --out FILM.mp4")
     arguments.out = arguments.film or arguments.out
-    if arguments.geometry is None and arguments.every is not None:
-        raise InputError("--every: is about pictures without cameras; see --geometry")
+    check_geometry_options(arguments)
     if arguments.path is None:
         if arguments.geometry is None:
             raise InputError(f"--path is missing: {', '.join(PATHS)} or FILE.json; see --help")
@@ -96,18 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", required=True, metavar="W", help="weights folder, workdir or PyTorch file"
     )
-    parser.add_argument(
-        "--geometry",
-        metavar="G",
-        help="what finds the cameras: weights of a network (StreamVGGT, VGGT, Depth Anything 3), "
-        "or colmap",
-    )
-    parser.add_argument(
-        "--every",
-        type=int,
-        metavar="N",
-        help="with --geometry: look at each N-th frame or photo (default: all photos, and of a "
-        "video 60 frames, equally far apart in motion and the sharpest there)",
+    add_geometry_options(
+        parser,
+        "what finds the cameras: weights of a network (StreamVGGT, VGGT, Depth Anything 3), or "
+        "colmap",
     )
     parser.add_argument(
         "--path",

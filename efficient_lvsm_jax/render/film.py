@@ -25,7 +25,7 @@ from data_pipeline.captures.inputs import choose_inputs, open_scene
 from data_pipeline.inspect.findings import inspect_scene
 from data_pipeline.inspect.text import check_line
 from data_pipeline.pictures.transforms import fit, fit_intrinsics, fitting_size
-from data_pipeline.read_options import check_unread, read_options
+from data_pipeline.read_options import read_options
 from data_pipeline.scenes import Frame, Scene
 from data_pipeline.unposed.mapping import structure_from_motion
 from data_pipeline.unposed.sources import open_photos
@@ -85,7 +85,6 @@ def make_film(arguments: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _posed_scene(arguments: argparse.Namespace) -> Iterator[Scene]:
     """Pictures with the cameras that --geometry finds, to be read until the block ends."""
-    check_unread(arguments)
     photos = open_photos(arguments.capture, every=arguments.every, scene=arguments.scene)
     with tempfile.TemporaryDirectory() as work:
         if arguments.geometry == "colmap":

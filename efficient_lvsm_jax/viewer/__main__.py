@@ -16,7 +16,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from data_pipeline.read_options import add_read_options
+from data_pipeline.read_options import (
+    add_geometry_options,
+    add_read_options,
+    check_geometry_options,
+)
 from efficient_lvsm_jax.commands import Parser, keep_programs, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.shipped import CAPTURES
@@ -34,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.photos = PHOTOS if arguments.geometry is None else KEYFRAMES
     if arguments.photos < 2:
         raise InputError(f"--photos {arguments.photos}: expected at least 2")
-    if arguments.geometry is None and arguments.every is not None:
-        raise InputError("--every: is about pictures without cameras; see --geometry")
+    check_geometry_options(arguments)
     if arguments.capture is None and arguments.geometry is not None:
         raise InputError("--geometry: of which video or folder of photos? Name it first")
     if arguments.capture is None:
@@ -67,18 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", metavar="W", help="what elvsm.load takes: a folder, workdir, file or name"
     )
-    parser.add_argument(
-        "--geometry",
-        metavar="G",
-        help="weights of a network that finds cameras (StreamVGGT; VGGT and Depth Anything 3 see "
-        "all pictures before the first is shown)",
-    )
-    parser.add_argument(
-        "--every",
-        type=int,
-        metavar="N",
-        help="with --geometry: look at each N-th frame or photo (default: all photos, and of a "
-        "video 60 frames, equally far apart in motion and the sharpest there)",
+    add_geometry_options(
+        parser,
+        "weights of a network that finds cameras (StreamVGGT; VGGT and Depth Anything 3 see all "
+        "pictures before the first is shown)",
     )
     parser.add_argument("--scene", metavar="NAME", help="to begin with, or its number from 0")
     parser.add_argument(

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.read_options import check_unread
 from data_pipeline.unposed.sources import open_photos
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.sessions.unposed import Keyframes, SeenFrame, see
@@ -87,9 +86,8 @@ def open_clip(arguments: argparse.Namespace) -> Clip:
     """What --geometry is to see.
 
     Raises:
-      InputError: no such pictures or weights, or arguments that are about cameras.
+      InputError: no such pictures or weights.
     """
-    check_unread(arguments)
     if arguments.count is not None and arguments.count < 2:
         raise InputError(f"--count {arguments.count}: expected at least 2")
     if arguments.geometry == "colmap":
