@@ -28,7 +28,11 @@ from data_pipeline.unposed.photos import ENOUGH, Photo, Photos
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_bytes
 
-EXIF, FOCAL_IN_35MM = 0x8769, 0xA405  # tags
+EXIF, FOCAL_IN_35MM, FOCAL = 0x8769, 0xA405, 0x920A  # tags
+# Pixels of the sensor for each unit of length, that unit, and the width they are counted at.
+DENSITY, UNIT, WIDTH = 0xA20E, 0xA210, 0xA002
+MILLIMETRES = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}  # of units
+SHORTEST, LONGEST = 1, 10_000  # on 35 mm film, that are believed
 DIAGONAL_OF_35MM = math.hypot(36, 24)  # of the film that such a focal length belongs to
 
 
@@ -138,10 +142,18 @@ def _png(name: str) -> str:
 
 
 def _focal(file: Path, size: tuple[int, int]) -> float | None:
-    """Pixels, of the focal length on 35 mm film, which is about the picture's diagonal."""
+    """Pixels, of the focal length on 35 mm film, which is about the picture's diagonal.
+
+    Where that is not told, of the lens's own and of how dense the sensor's pixels are.
+    """
+    film = math.hypot(*size) / DIAGONAL_OF_35MM  # pixels of a millimetre
     try:
         with Image.open(file) as image:
-            focal = float(image.getexif().get_ifd(EXIF).get(FOCAL_IN_35MM, 0))
+            told, width = image.getexif().get_ifd(EXIF), image.width
+        focal = film * float(told.get(FOCAL_IN_35MM, 0))
+        if not focal > 0:
+            dense = float(told[DENSITY]) / MILLIMETRES[told.get(UNIT, 2)]
+            focal = float(told[FOCAL]) * dense * width / float(told[WIDTH])
     except Exception:  # of any kind, see `pictures.images`; EXIF is a hint
         return None
-    return focal / DIAGONAL_OF_35MM * math.hypot(*size) if 0 < focal < 10_000 else None
+    return focal if film * SHORTEST < focal < film * LONGEST else None

@@ -12,17 +12,19 @@ from data_pipeline.unposed.sources import open_photos, same_name
 from efficient_lvsm_jax.errors import InputError
 
 EXIF, ORIENTATION, FOCAL = 0x8769, 0x0112, 0xA405
+LENS, WIDTH, DENSITY, UNIT = 0x920A, 0xA002, 0xA20E, 0xA210
 
 
 def picture(seed=0, height=32, width=48):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def photo(path, *, orientation=1, focal=None, seed=0):
+def photo(path, *, orientation=1, focal=None, seed=0, told=()):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     if focal is not None:
         exif.get_ifd(EXIF)[FOCAL] = focal
+    exif.get_ifd(EXIF).update(told)
     Image.fromarray(picture(seed)).save(path, exif=exif, quality=98)
 
 
@@ -41,6 +43,27 @@ def test_photos_stand_upright_and_say_their_focal_length(tmp_path):
     assert a.focal == b.focal == pytest.approx(26 * diagonal) and c.focal is None
     assert same_name("images/b.jpg.png") == same_name("b.JPG") == "b"
     assert [each.name for each in open_photos(tmp_path, every=2)] == ["a.jpg", "c.png"]
+
+
+def test_a_sensor_s_density_says_the_focal_length_where_its_equivalent_is_not_told(tmp_path):
+    # A sensor 36 mm wide of 4800 pixels, of which the file has every hundredth.
+    sensor = {LENS: 24.0, WIDTH: 4800, DENSITY: 4800 / 36 * 25.4, UNIT: 2}
+    for number, (told, focal) in enumerate(
+        (
+            (sensor, 24 / 36 * 48),
+            (sensor | {UNIT: 3, DENSITY: 4800 / 3.6}, 24 / 36 * 48),
+            (sensor | {FOCAL: 0}, 24 / 36 * 48),
+            (sensor | {FOCAL: 26}, 26 * np.hypot(32, 48) / np.hypot(24, 36)),
+            (sensor | {UNIT: 7}, None),
+            (sensor | {WIDTH: 0}, None),
+            (sensor | {DENSITY: 1e-3}, None),
+            ({LENS: 24.0}, None),
+        )
+    ):
+        photo(tmp_path / f"{number}.jpg", told=told, seed=number)
+        photo(tmp_path / "other.jpg", seed=99)
+        *_, found, _ = open_photos(tmp_path)
+        assert found.focal == (focal and pytest.approx(focal, rel=1e-4)), told
 
 
 def test_of_a_capture_only_the_files_of_the_pictures_count(tmp_path):
