@@ -112,24 +112,24 @@ def test_equal_pictures_have_no_distance_and_order_does_not_matter(lpips):
 
 
 def test_more_noise_is_farther(lpips):
-    picture = np.full((16, 16, 3), 0.5, np.float32)
+    picture = np.full((16, 24, 3), 0.5, np.float32)
     noise = np.random.default_rng(1).uniform(-0.4, 0.4, picture.shape).astype(np.float32)
     scores = [lpips(picture + amount * noise, picture) for amount in (0.01, 0.1, 1)]
     assert 0 < scores[0] < scores[1] < scores[2]
 
 
 def test_any_leading_axes_give_a_score_per_view(lpips):
-    a, b = pair(2, 2)
+    a, b = pair(3, 1)
     scores = lpips(a, b)
-    assert scores.shape == (2, 2) and scores.dtype == np.float32
+    assert scores.shape == (3, 1) and scores.dtype == np.float32
     assert lpips(a[0, 0], b[0, 0]).shape == ()
-    assert lpips(a[:0], b[:0]).shape == (0, 2)
+    assert lpips(a[:0], b[:0]).shape == (0, 1)
     np.testing.assert_allclose(lpips(a[1, 0], b[1, 0]), scores[1, 0], atol=1e-6)
-    assert len(np.unique(scores)) == 4
+    assert len(np.unique(scores)) == 3
 
 
 def test_groups_change_nothing(lpips, monkeypatch):
-    a, b = pair(5)
+    a, b = pair(3)
     together = lpips(a, b)
     monkeypatch.setattr(lpips_module, "PIXELS_AT_ONCE", 2 * 16 * 24)
     np.testing.assert_allclose(lpips(a, b), together, atol=1e-6)
