@@ -101,7 +101,7 @@ def _trained(context: Context) -> dict:
         loss = float(metrics["loss"])
         ready, first = time.monotonic(), int(state.step)
         # Compiling may have taken all there was: then it is half a minute.
-        end = ready + context.pick(max(context.end - ready - 20, 30), 4)
+        end = ready + context.pick(max(context.end - ready - 20, 30), 1)
         state = _until(recipe, state, batches, ready, end)
         pace = (time.monotonic() - ready) / max(int(state.step) - first, 1)
         drawn = pool.drawn
