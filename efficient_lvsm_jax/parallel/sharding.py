@@ -26,7 +26,8 @@ AXES = ("data", "fsdp")  # both split the scenes of a batch
 CONTEXT = "context"
 BATCH = PartitionSpec(AXES)
 
-# Parameter path to partition, first match wins. L is the scanned layer axis; D (width) is split.
+# Parameter path to partition: the first that matches and has no more axes than the parameter. L is
+# the scanned layer axis; D (width) is split.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(qkv|q|kv)/kernel$", PartitionSpec(None, "fsdp")),  # [L, D, …]
     (r"out/kernel$", PartitionSpec(None, None, None, "fsdp")),  # [L, H, K, D]
@@ -114,7 +115,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = PartitionSpec() if leaf.ndim == 0 else _rule(name)
+        spec = PartitionSpec() if leaf.ndim == 0 else _rule(name, leaf.ndim)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
@@ -127,11 +128,13 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _rule(name: str) -> PartitionSpec:
+def _rule(name: str, axes: int) -> PartitionSpec:
     for pattern, spec in RULES:
-        if re.search(pattern, name):
+        if len(spec) <= axes and re.search(pattern, name):
             return spec
-    raise InputError(f"no sharding rule matches {name}; add one to RULES in parallel/sharding.py")
+    raise InputError(
+        f"no sharding rule matches {name}, of {axes} axes; add one to RULES in parallel/sharding.py"
+    )
 
 
 def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:

@@ -88,6 +88,17 @@ def test_256_views_on_eight_devices_render_as_on_one_and_pages_stay_where_they_a
         assert got["page_bytes"] > 10 * got["sent_bytes"]
 
 
+def test_a_rule_of_more_axes_than_an_array_has_is_passed_over():
+    """A family may have a layer that is in no stack."""
+    kernel = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    found = state_shardings(make_mesh("fsdp:4"), {"mlp": {"up": {"kernel": kernel}}})
+    assert found["mlp"]["up"]["kernel"].spec == PartitionSpec(None, "fsdp")
+    found = state_shardings(make_mesh("fsdp:4"), {"mlp": {"down": {"kernel": kernel}}})
+    assert found["mlp"]["down"]["kernel"].spec == PartitionSpec("fsdp")
+    with pytest.raises(InputError, match="no sharding rule matches mlp/out/kernel, of 2 axes"):
+        state_shardings(make_mesh("fsdp:4"), {"mlp": {"out": {"kernel": kernel}}})
+
+
 def test_an_array_without_a_rule_is_an_error():
     mesh = make_mesh("data:4")
     with pytest.raises(InputError, match=r"no sharding rule matches mystery/weights"):
