@@ -36,6 +36,7 @@ def qkv(queries, keys, *, head_dim=64, dtype=jnp.float32):
     return [jax.random.normal(r, s, dtype) for r, s in zip(randoms, shapes, strict=True)]
 
 
+@jax.jit
 def reference(q, k, v):
     scores = jnp.einsum("BHQK,BHMK->BHQM", q, k) / np.sqrt(q.shape[-1])
     mixed = jnp.einsum("BHQM,BHMK->BHQK", jax.nn.softmax(scores, axis=-1), v)
@@ -63,8 +64,11 @@ def test_splash_equals_softmax_attention_and_its_gradients(interpreted, sizes):
         return jnp.sum(jnp.sin(3 * function(*args)))
 
     np.testing.assert_allclose(attention_kernels.splash(*args), reference(*args)[0], atol=2e-6)
-    got = jax.grad(functools.partial(loss, attention_kernels.splash), (0, 1, 2))(*args)
-    expected = jax.grad(functools.partial(loss, lambda *a: reference(*a)[0]), (0, 1, 2))(*args)
+
+    def gradients(function):
+        return jax.jit(jax.grad(functools.partial(loss, function), (0, 1, 2)))(*args)
+
+    got, expected = map(gradients, (attention_kernels.splash, lambda *a: reference(*a)[0]))
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -81,8 +85,10 @@ def test_splash_has_gradients_of_the_log_sum_exp_too(interpreted):
     )
     for a, b in zip(kernel(*args), reference(*args), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
-    got = jax.grad(functools.partial(loss, kernel), (0, 1, 2))(*args)
-    expected = jax.grad(functools.partial(loss, reference), (0, 1, 2))(*args)
+    got, expected = (
+        jax.jit(jax.grad(functools.partial(loss, function), (0, 1, 2)))(*args)
+        for function in (kernel, reference)
+    )
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
