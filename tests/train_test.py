@@ -186,7 +186,7 @@ def test_weights_of_another_model_are_no_beginning(uninterrupted, tmp_path):
 
 def test_a_run_that_skips_too_often_ends_and_says_so(tmp_path):
     config = small_config(6)
-    config.optimizer.clip_norm = 1e-9  # every gradient is far above
+    config.optimizer.update(name="adamw", clip_norm=1e-9)  # every gradient is far above
     config.abort_after_skips = 4
     config.data.num_inputs_cycle = (1,)
     with pytest.raises(trainer.TrainingDivergedError, match="step 4: the last 4 updates"):
