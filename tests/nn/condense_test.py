@@ -33,11 +33,12 @@ def shuffled(whole, seed):
     return dataclasses.replace(whole, k=moved(whole.k), v=moved(whole.v))
 
 
+@jax.jit
 def seen(stored):
     """What queries of noise get of the first layer."""
     q = jax.random.normal(jax.random.key(9), (stored.k.shape[1], 2, 40, 8))
     of_layer = jax.tree.map(lambda x: x[0], store(stored, "fp32"))
-    return np.asarray(attend(q, of_layer, with_log_sum_exp=True)[0])
+    return attend(q, of_layer, with_log_sum_exp=True)[0]
 
 
 def error(condensed, whole):
