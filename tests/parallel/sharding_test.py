@@ -22,7 +22,7 @@ WORKER = [sys.executable, str(Path(__file__).parents[1] / "mesh_worker.py")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 TIME_OUT = 240  # seconds for a worker; on two idle cores it takes some fifteen
 # The first, on one device, is what the others must equal; each runs on as many devices as it has.
-MESHES = ("data:1", "context:2", "data:2,fsdp:2", "data:2,fsdp:2,context:2")
+MESHES = ("data:1", "data:2,fsdp:2", "data:2,fsdp:2,context:2")
 
 
 @pytest.fixture(scope="module")
