@@ -222,7 +222,7 @@ from efficient_lvsm_jax.models.model import Model, init_params
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
 params = init_params("efficient_lvsm", SMALL, jax.random.key(0))
-Session(Model("efficient_lvsm", SMALL, params)).warm_up((16, 24))
+Session(Model("efficient_lvsm", SMALL, params)).warm_up((16, 24), targets=(1, 2))
 print(*(seen.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")))
 """
 
