@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ SIZE = (16, 24)
 QUERIES, KEYS = random_views(2, seed=1, size=SIZE), random_views(3, seed=2, size=SIZE)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def positions(kind, views=KEYS):
     return Positions.of(kind, views.cameras, 8, HEAD_DIM)
 
@@ -146,7 +148,7 @@ def test_gradients_are_those_of_the_matrices_written_out_cameras_among_them():
         return Positions.of("prope", cameras, 8, HEAD_DIM).results(x, 2)[..., :8]
 
     expected, got = (
-        jax.grad(lambda c, x, f=f: (f(c, x) * weights[..., :8]).sum(), argnums=(0, 1))(
+        jax.jit(jax.grad(lambda c, x, f=f: (f(c, x) * weights[..., :8]).sum(), (0, 1)))(
             KEYS.cameras, x
         )
         for f in (written_out, by_positions)
