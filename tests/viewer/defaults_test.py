@@ -32,3 +32,10 @@ def test_a_capture_of_ones_own_needs_a_model(asked):
         command.main(["photos"])
     command.main(["photos", "--weights", "w"])
     assert (asked[0].capture, asked[0].weights, asked[0].count) == ("photos", "w", None)
+
+
+def test_of_a_clip_more_photos_are_kept_than_of_a_capture(asked):
+    command.main(["capture", "--weights", "w"])
+    command.main(["clip.mp4", "--weights", "w", "--geometry", "g"])
+    command.main(["clip.mp4", "--weights", "w", "--geometry", "g", "--photos", "9"])
+    assert [each.photos for each in asked] == [24, 64, 9]
