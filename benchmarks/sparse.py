@@ -2,7 +2,8 @@
 
     python benchmarks/sparse.py [--density 0.3] [--rounds 3] [--only 256] [--quick]
 
-Both programs of a row are compiled in one process and run in turns; times are medians. Temporary
+Both programs of a row are compiled in one process and run in turns; times are medians, beside that
+of time of all cores together, which a machine with other work blurs less. Temporary
 memory is what the compiler reserves (`memory_analysis`), beside the scores of one layer in float32,
 which no program holds as a whole. Width 768, random weights: numbers decide no time. Rows of few
 layers say what a layer costs where all would take long. Prints the table of docs/lite3r.md.
@@ -147,19 +148,21 @@ def measure(row: Row, rounds: int) -> str:
         start = time.perf_counter()
         compiled[name] = program.compile()
         seconds[name] = time.perf_counter() - start
-    runs = {name: [] for name in compiled}
+    runs, busy = ({name: [] for name in compiled} for _ in range(2))
     for index in range(rounds + 1):  # the first is not counted
         for name, program in compiled.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             jax.block_until_ready(program(*row.arguments[name]))
             if index:
                 runs[name].append(time.perf_counter() - start)
+                busy[name].append(time.process_time() - used)
     dense, sparse = (statistics.median(runs[name]) for name in ("dense", "sparse"))
+    ratio = statistics.median(busy["dense"]) / statistics.median(busy["sparse"])
     of_dense, of_sparse = (
         compiled[name].memory_analysis().temp_size_in_bytes / MIB for name in ("dense", "sparse")
     )
     return (
-        f"| {row.name} | {dense:.3f} s | {sparse:.3f} s | {dense / sparse:.2f} | "
+        f"| {row.name} | {dense:.3f} s | {sparse:.3f} s | {dense / sparse:.2f} | {ratio:.2f} | "
         f"{of_dense:.0f} | {of_sparse:.0f} | {row.scores / MIB:.0f} | "
         f"{seconds['dense']:.1f} s, {seconds['sparse']:.1f} s |"
     )
@@ -177,8 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.quick:
         arguments.only, arguments.rounds = ["decode 256 16", "frames 8"], 1
     print(
-        "| what | dense | sparse | ratio | MiB, dense | MiB, sparse | scores | compiled in |"
-        "\n|---|---|---|---|---|---|---|---|"
+        "| what | dense | sparse | ratio | by CPU time | MiB: dense | sparse | scores | compiled |"
+        "\n|---|---|---|---|---|---|---|---|---|"
     )
     for name, make in rows(arguments.density, arguments.blocks):
         if any(word in name for word in arguments.only):
