@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_sparsity(parser)
     arguments = parser.parse_args(argv)
     sparse = arguments.density is not None or arguments.sparsity is not None
+    if not sparse and (arguments.data or arguments.generated or arguments.steps):
+        parser.error("--data, --generated and --steps are of --density or --sparsity: name one")
     if arguments.reference is None:
         if len(arguments.paths) != 2 or sparse == bool(arguments.bits) or arguments.weights:
             parser.error(

@@ -97,7 +97,12 @@ def test_bad_input_is_a_line(given, tmp_path):
 
 
 def test_flags_of_other_ways_are_refused(given, tmp_path, capsys):
-    for flags in (("--density", "0.3", "--bits", "int8"), ("--density", "0.3"), ()):
+    for flags, expected in (
+        (("--density", "0.3", "--bits", "int8"), "expected WEIGHTS OUT"),
+        (("--density", "0.3"), "name scenes to fit on"),
+        (("--bits", "int8", "--steps", "9"), "--density or --sparsity"),
+        ((), "expected WEIGHTS OUT"),
+    ):
         with pytest.raises(SystemExit):
             main([str(given / "weights"), str(tmp_path / "out"), *flags])
-    assert "name scenes to fit on" in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
