@@ -32,7 +32,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import settings_told
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.running import bound, floats, normalised, run
-from efficient_lvsm_jax.models.vggt import PLACES, VGGT
+from efficient_lvsm_jax.models.vggt import VGGT, VGGTConfig
 from efficient_lvsm_jax.models.vggt_camera_head import normed
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
@@ -45,7 +45,7 @@ from efficient_lvsm_jax.weights.vggt import STACKS, settings_of
 LIMIT = 1e-4
 DENSITY, CRITICAL = 0.3, 0.05  # as published: by tokens and blocks, and of critical blocks
 # What variants replace, and by what; {d} is a density, {b} a size of blocks.
-EVERYWHERE = ",".join(f"{place}={{d}}:from0" for place in PLACES)
+EVERYWHERE = ",".join(f"{place}={{d}}:from0" for place in VGGTConfig.places)
 VARIANTS = {
     "token": EVERYWHERE.replace("{d}", "{d}:token"),
     "rounds_only": "frame={d}:token:from0,global={d}:token:from0",
@@ -123,7 +123,7 @@ def _replaced(model: GeometryModel, arrays: Arrays, text: str, variant: str) -> 
     start = "fp8_P:" if variant == "fp8" else "P:"
     config = dataclasses.replace(model.config, attention_sparsity=text)
     params = jax.tree.map(lambda x: x, model.params)
-    for (theirs, (ours, depth)), place in zip(STACKS.items(), PLACES, strict=True):
+    for (theirs, (ours, depth)), place in zip(STACKS.items(), VGGTConfig.places, strict=True):
         if config.sparsity(place) is not None:
             names = [f"{start}{theirs}.{layer}.attn" for layer in range(getattr(config, depth))]
             here = params

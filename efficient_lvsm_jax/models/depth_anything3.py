@@ -41,13 +41,13 @@ from efficient_lvsm_jax.models.scene_geometry import (
     SceneMemory,
 )
 from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
-from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm
 from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, level_sizes
 from efficient_lvsm_jax.nn.flops import Flops, linear
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, patch_rotation
+from efficient_lvsm_jax.nn.sparse_linear import attend_by
 from efficient_lvsm_jax.nn.stacks import scan_layers
 
 CHOSEN_FROM = 3  # so many views; of fewer the first is the reference
@@ -129,7 +129,7 @@ class DepthAnything3(SceneGeometry):
         # Of the reference, and of all others.
         self.camera_token = nnx.Param(jnp.zeros((2, width)))
         epsilon = self.encoder.epsilon
-        self.within, self.among = config.stack(epsilon), config.stack(epsilon)
+        self.within, self.among = (config.stack(place, epsilon) for place in ("frame", "global"))
         self.norm = LayerNorm(width, 1e-5)
         self.camera_encoder = CameraEncoder(width, config.camera_heads, config.camera_layers)
         self.camera_decoder = CameraDecoder(2 * width)
@@ -269,7 +269,7 @@ class DepthAnything3(SceneGeometry):
                 for y in among.heads(inner, flat, groups=2)
             )  # [B, H, R, P, K]
             q = q.reshape(*q.shape[:2], -1, q.shape[-1])
-            mixed = attend(q, Pages(k, v), implementation=config.attention)
+            mixed = attend_by(among.sparse, q, Pages(k, v), implementation=config.attention)
             outer = among.add(inner.reshape(batch, -1, width), mixed)
             both = (y.reshape(batch, views, tokens, width) for y in (inner, outer))
             return jnp.concatenate(list(both), axis=-1), None

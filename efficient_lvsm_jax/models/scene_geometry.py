@@ -35,7 +35,13 @@ from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity, attend_by, attention_flops
+from efficient_lvsm_jax.nn.sparse_linear import (
+    SparseLinear,
+    Sparsity,
+    attend_by,
+    attention_flops,
+    placed,
+)
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 
@@ -56,10 +62,16 @@ class GeometryConfig(Settings):
       compute_dtype: "float32" or "bfloat16" for matmuls outside of heads. The residual stream,
         norms, softmax and heads stay float32.
       remat: as `view_synthesis.ModelConfig` says.
+      attention_sparsity: where attention is sparse, and how, see `nn.sparse_linear.placed`, of
+        `places`, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Not for
+        streams.
     """
 
     group = "model"
-    unshown_settings: ClassVar[tuple[str, ...]] = ()  # that weights fix and no shape shows
+    # Where attention may be sparse: in DINOv2, within frames, among all of them.
+    places: ClassVar[tuple[str, ...]] = ("encoder", "frame", "global")
+    # Settings that weights fix and no shape shows.
+    unshown_settings: ClassVar[tuple[str, ...]] = ("attention_sparsity",)
     causal = False  # whether a frame sees only those before it, so that there are streams
 
     width: int = setting(1024, at_least=1)
@@ -74,9 +86,11 @@ class GeometryConfig(Settings):
     attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     remat: str = setting("none", choices=REMAT_POLICIES)
+    attention_sparsity: str = ""
 
     def __post_init__(self):
         super().__post_init__()
+        placed(self.attention_sparsity, self.places)
         if self.width % self.head_dim:
             raise InputError(
                 f"model.width={self.width} is not a multiple of head_dim={self.head_dim}"
@@ -99,9 +113,7 @@ class GeometryConfig(Settings):
         """How many rounds of attention within and among frames there are."""
         raise NotImplementedError  # each family has its own
 
-    def encoder(
-        self, *, registers: int = 0, final_norm: bool = False, sparsity: Sparsity | None = None
-    ) -> DINOv2:
+    def encoder(self, *, registers: int = 0, final_norm: bool = False) -> DINOv2:
         """What makes tokens of every frame."""
         return DINOv2(
             TeacherConfig(
@@ -115,14 +127,14 @@ class GeometryConfig(Settings):
                 position_side=self.position_side,
                 final_norm=final_norm,
                 attention=self.attention,
-                sparsity=sparsity,
+                sparsity=self.sparsity("encoder"),
             )
         )
 
-    def stack(self, epsilon: float, sparsity: Sparsity | None = None) -> Block:
-        """One layer of every round, within frames or among them."""
+    def stack(self, place: str, epsilon: float) -> Block:
+        """One layer of every round, within frames or among them, as the place says."""
         sizes = self.width, self.head_dim, 4 * self.width
-        how = {"attention": self.attention, "sparsity": sparsity}
+        how = {"attention": self.attention, "sparsity": self.sparsity(place)}
 
         def block(_: jax.Array) -> Block:
             return Block(*sizes, epsilon, qk_norm=True, **how)
@@ -145,8 +157,8 @@ class GeometryConfig(Settings):
         raise NotImplementedError  # each family has its own
 
     def sparsity(self, place: str) -> Sparsity | None:
-        """How attention is sparse at a place; None: it is dense."""
-        return None
+        """How attention is sparse at one of `places`; None: it is dense."""
+        return placed(self.attention_sparsity, self.places).get(place)
 
     def rounds_flops(
         self,

@@ -39,11 +39,8 @@ from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
-from efficient_lvsm_jax.nn.sparse_linear import Sparsity, placed
 from efficient_lvsm_jax.nn.stacks import scan_layers
 
-# Where attention may be sparse: in DINOv2, within frames, among all of them, in the camera head.
-PLACES = ("encoder", "frame", "global", "camera")
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
 MAPS = (2, 4)  # numbers of a pixel: depth, a point, and of both the confidence
@@ -69,16 +66,13 @@ class VGGTConfig(GeometryConfig):
         program does.
       cache: how keys and values of a stream are stored, one of `nn.paged.PRECISIONS`, or
         "computed": in the compute dtype. The camera head's are float32.
-      attention_sparsity: where attention is sparse, and how, see `nn.sparse_linear.placed`, of
-        PLACES, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Not for
-        streams.
     """
 
-    places: ClassVar[tuple[str, ...]] = PLACES
+    places: ClassVar[tuple[str, ...]] = (*GeometryConfig.places, "camera")
     unshown_settings: ClassVar[tuple[str, ...]] = (
+        *GeometryConfig.unshown_settings,
         *("taps", "camera_heads", "camera_iterations", "track_heads", "track_iterations"),
         *("correlation_levels", "correlation_radius", "causal", "camera_cache"),
-        "attention_sparsity",
     )
 
     layers: int = setting(24, at_least=1)
@@ -99,11 +93,9 @@ class VGGTConfig(GeometryConfig):
 
     camera_cache: str = setting("separate", choices=CACHES)
     cache: str = setting("computed", choices=("computed", *PRECISIONS))
-    attention_sparsity: str = ""
 
     def __post_init__(self):
         super().__post_init__()
-        placed(self.attention_sparsity, PLACES)
         if 2 * self.width % self.camera_heads:
             raise InputError(
                 f"model.camera_heads={self.camera_heads}: expected a divisor of twice the width "
@@ -142,10 +134,6 @@ class VGGTConfig(GeometryConfig):
             "maps": sum(maps, Flops()) * frames,
         }
 
-    def sparsity(self, place: str) -> Sparsity | None:
-        """Of attention at one of PLACES; None: it is dense."""
-        return placed(self.attention_sparsity, PLACES).get(place)
-
 
 class VGGT(SceneGeometry):
     """The model. Its heads are computed in float32, whatever the rest is."""
@@ -155,20 +143,14 @@ class VGGT(SceneGeometry):
     def __init__(self, config: VGGTConfig, *, rngs: nnx.Rngs | None = None):
         self.config = config
         width = config.width
-        self.encoder = config.encoder(
-            registers=config.encoder_registers,
-            final_norm=True,
-            sparsity=config.sparsity("encoder"),
-        )
+        self.encoder = config.encoder(registers=config.encoder_registers, final_norm=True)
         # Unused, but published: kept so that files come out as they came in.
         self.mask_token = nnx.Param(jnp.zeros((width,)))
         # Of the first frame, and of all others.
         self.camera_token = nnx.Param(jnp.zeros((2, 1, width)))
         self.register_tokens = nnx.Param(jnp.zeros((2, config.registers, width)))
 
-        self.within, self.among = (
-            config.stack(1e-5, config.sparsity(place)) for place in ("frame", "global")
-        )
+        self.within, self.among = (config.stack(place, 1e-5) for place in ("frame", "global"))
         self.camera_head = CameraHead(
             2 * width,
             config.camera_heads,

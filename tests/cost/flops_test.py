@@ -89,6 +89,7 @@ def test_a_training_step_of_an_lvsm_costs_what_its_program_does(family, remat):
             {"layers": 4, "taps": (1, 2, 3, 4), "causal": False, "attention_sparsity": SPARSE},
         ),
         ("depth_anything3", {"rays": "kept"}),
+        ("depth_anything3", {"attention_sparsity": SPARSE}),
     ],
 )
 def test_observing_frames_costs_what_its_program_does(family, settings):

@@ -1,5 +1,6 @@
 """Depth Anything 3 equals what the published program gave, with known cameras and without."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,8 @@ from small_vggt import cameras_of, small_vggt
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.models.depth_anything3 import DepthAnything3Config
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.model import with_projections
 from efficient_lvsm_jax.models.reference_view import STRATEGIES, order_from, reference_view
 from efficient_lvsm_jax.models.running import floats
 from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
@@ -203,3 +206,21 @@ def test_what_it_does_not_do_is_refused():
         model.observe(None, pictures, cameras=crooked)
     with pytest.raises(InputError, match="cameras for vggt, which takes none"):
         small_vggt().observe(None, pictures, cameras=cameras)
+
+
+def test_sparse_attention_with_all_keys_and_no_projection_is_dense():
+    dense = small_da3()
+    images = jax.random.uniform(jax.random.key(0), (1, 3, 42, 56, 3))
+    _, expected = dense.observe(None, images)
+
+    def seen(density):
+        text = ",".join(f"{place}={density}:block4:from0" for place in dense.config.places)
+        config = dataclasses.replace(dense.config, attention_sparsity=text)
+        params = with_projections(dense.params, dense.family, config)
+        assert params["among"]["sparse"]["kernel"].shape == (config.rounds, *2 * [config.head_dim])
+        return GeometryModel(dense.family, config, params).observe(None, images)[1]
+
+    got = seen(1.0)
+    np.testing.assert_allclose(got.depth, expected.depth, rtol=1e-4)
+    np.testing.assert_allclose(got.encodings, expected.encodings, atol=1e-5)
+    assert np.abs(seen(0.3).encodings - expected.encodings).max() > 1e-3
