@@ -30,7 +30,8 @@ from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.model import abstract_ready, bind, lower
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, attend_by, placed
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, attend_by
+from efficient_lvsm_jax.nn.sparsity import placed
 
 FAMILY = "efficient_lvsm"
 HEADS, HEAD_DIM, FRAME_TOKENS = 4, 64, 1374  # of VGGT, a quarter of its heads

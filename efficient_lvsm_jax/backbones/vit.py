@@ -19,7 +19,7 @@ from flax import nnx
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
 from efficient_lvsm_jax.nn.rotary import Rotation
-from efficient_lvsm_jax.nn.sparse_linear import Sparsity
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.nn.watching import scan
 
 

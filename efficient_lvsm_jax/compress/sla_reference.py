@@ -27,13 +27,8 @@ import numpy as np
 
 from efficient_lvsm_jax.compress.lines import Arrays, Line
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.nn.sparse_linear import (
-    KeySums,
-    Sparsity,
-    branches,
-    chosen,
-    classes,
-)
+from efficient_lvsm_jax.nn.sparse_linear import KeySums, branches, chosen, classes
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 
 LIMIT = 1e-5
 QUANTITIES = {

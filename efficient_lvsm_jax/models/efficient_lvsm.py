@@ -36,7 +36,8 @@ from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import MLP, CrossAttention, Initializer, SelfAttention
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.positions import Positions
-from efficient_lvsm_jax.nn.sparse_linear import attend_by, attention_flops
+from efficient_lvsm_jax.nn.sparse_linear import attend_by
+from efficient_lvsm_jax.nn.sparsity import attention_flops
 from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
 
 # Arrays [N, D] of a view in use at the peak of the backward pass, per view of the larger side: one

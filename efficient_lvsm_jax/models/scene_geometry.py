@@ -35,13 +35,8 @@ from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import (
-    SparseLinear,
-    Sparsity,
-    attend_by,
-    attention_flops,
-    placed,
-)
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, attend_by
+from efficient_lvsm_jax.nn.sparsity import Sparsity, attention_flops, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 
@@ -62,7 +57,7 @@ class GeometryConfig(Settings):
       compute_dtype: "float32" or "bfloat16" for matmuls outside of heads. The residual stream,
         norms, softmax and heads stay float32.
       remat: as `view_synthesis.ModelConfig` says.
-      attention_sparsity: where attention is sparse, and how, see `nn.sparse_linear.placed`, of
+      attention_sparsity: where attention is sparse, and how, see `nn.sparsity.placed`, of
         `places`, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Not for
         streams.
     """

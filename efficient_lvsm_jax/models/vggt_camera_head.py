@@ -18,7 +18,7 @@ from efficient_lvsm_jax.nn.blocks import Block, LayerNorm, Linear
 from efficient_lvsm_jax.nn.initial import begin_near
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import Sparsity
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.nn.watching import scan
 
 ENCODING = 9  # numbers of a camera, see `geometry.pose_encoding`

@@ -28,7 +28,7 @@ from efficient_lvsm_jax.nn.layers import (
     normal,
 )
 from efficient_lvsm_jax.nn.positions import KINDS, Positions
-from efficient_lvsm_jax.nn.sparse_linear import Sparsity, attention_flops, in_strips, placed
+from efficient_lvsm_jax.nn.sparsity import Sparsity, attention_flops, in_strips, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 IMAGE_CHANNELS = 3
@@ -64,7 +64,7 @@ class ModelConfig(Settings):
       rays: that tokens are made of: "scene", Plücker coordinates in the scene's frame, as
         published; with "prope" also "camera", in that of their own camera, or "none", ones instead.
       ray_dtype: "float32", or "bf16_parity": rays rounded as the published training rounded them.
-      attention_sparsity: where attention is sparse, and how, see `nn.sparse_linear.placed`, of
+      attention_sparsity: where attention is sparse, and how, see `nn.sparsity.placed`, of
         the family's `places`, as in "cross=0.3"; each then has a projection P of its own.
       attention: how attention is computed: "cpu", "xla", "cudnn" (NVIDIA GPUs, not in float32),
         "splash" (TPUs), or "auto": the best that can run where it runs. One that cannot run is an
@@ -127,7 +127,7 @@ class ModelConfig(Settings):
 
     def token_order(self, height: int, width: int) -> np.ndarray | None:
         """In which order tokens of a picture are where attention is sparse, [N] indices of patches
-        row by row, see `nn.sparse_linear.in_strips`; None: row by row."""
+        row by row, see `nn.sparsity.in_strips`; None: row by row."""
         sparsities = placed(self.attention_sparsity, self.places).values()
         if not sparsities:
             return None

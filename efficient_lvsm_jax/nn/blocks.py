@@ -16,7 +16,8 @@ from flax import nnx
 from efficient_lvsm_jax.nn.layers import gelu
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, rotate
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity, attend_by
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, attend_by
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.nn.watching import show
 
 QK_EPSILON = 1e-5  # of norms of queries and keys, whatever that of the others is

@@ -17,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from efficient_lvsm_jax.nn.eight_bits import Kernel, multiply
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.positions import Positions
-from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, Sparsity, attend_by
+from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, attend_by
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.nn.watching import show
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 

@@ -15,7 +15,8 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import with_projections
 from efficient_lvsm_jax.models.scene_geometry import Sight
 from efficient_lvsm_jax.models.vggt import VGGT
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, Sparsity
+from efficient_lvsm_jax.nn.sparse_linear import SparseLinear
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.weights.load import load
 from efficient_lvsm_jax.weights.published import bring_out
 

@@ -14,14 +14,8 @@ from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn import chosen
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import (
-    Digest,
-    KeySums,
-    SparseLinear,
-    Sparsity,
-    attend_by,
-    in_strips,
-)
+from efficient_lvsm_jax.nn.sparse_linear import Digest, KeySums, SparseLinear, attend_by
+from efficient_lvsm_jax.nn.sparsity import Sparsity, in_strips
 from efficient_lvsm_jax.parallel.sharding import make_mesh
 
 LAYERS, SCENES, HEADS, TARGETS, SLOTS, TOKENS, WIDTH = 2, 2, 2, 2, 4, 10, 8

@@ -11,16 +11,13 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import (
-    FEATURES,
-    FROM_BLOCKS,
     KeySums,
     SparseLinear,
-    Sparsity,
     branches,
     chosen,
-    placed,
     sparse_linear,
 )
+from efficient_lvsm_jax.nn.sparsity import FEATURES, FROM_BLOCKS, Sparsity, placed
 
 QUERIES, KEYS = 13, 22  # neither is a whole number of blocks
 BLOCKS = Sparsity(0.4, "block", 5, 4)
