@@ -2,6 +2,8 @@
 
 python train.py --config configs/tiny.py --workdir runs/tiny
 python eval.py --config configs/tiny.py --workdir runs/tiny
+
+Six minutes on two cores; on its held-out rooms 24.7 dB from 2 inputs, 26.1 from 4 (docs/demo.md).
 """
 
 from ml_collections import ConfigDict
