@@ -208,19 +208,19 @@ def test_what_it_does_not_do_is_refused():
         small_vggt().observe(None, pictures, cameras=cameras)
 
 
-def test_sparse_attention_with_all_keys_and_no_projection_is_dense():
+def test_sparse_attention_of_all_keys_is_dense_and_of_few_is_not_at_any_place():
     dense = small_da3()
     images = jax.random.uniform(jax.random.key(0), (1, 3, 42, 56, 3))
     _, expected = dense.observe(None, images)
 
-    def seen(density):
-        text = ",".join(f"{place}={density}:block4:from0" for place in dense.config.places)
+    def seen(density, *places):
+        text = ",".join(f"{place}={density}:block4:from0" for place in places)
         config = dataclasses.replace(dense.config, attention_sparsity=text)
         params = with_projections(dense.params, dense.family, config)
-        assert params["among"]["sparse"]["kernel"].shape == (config.rounds, *2 * [config.head_dim])
         return GeometryModel(dense.family, config, params).observe(None, images)[1]
 
-    got = seen(1.0)
+    got = seen(1.0, *dense.config.places)
     np.testing.assert_allclose(got.depth, expected.depth, rtol=1e-4)
     np.testing.assert_allclose(got.encodings, expected.encodings, atol=1e-5)
-    assert np.abs(seen(0.3).encodings - expected.encodings).max() > 1e-3
+    for place in dense.config.places:
+        assert np.abs(seen(0.3, place).encodings - expected.encodings).max() > 1e-4, place
