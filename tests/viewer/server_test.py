@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 from efficient_lvsm_jax import InputError
 from efficient_lvsm_jax.viewer.gate import understood
 from efficient_lvsm_jax.viewer.server import serving
+from efficient_lvsm_jax.viewer.window import fov_of
 
 PROTOCOL = f"viser-v{viser.__version__}"
 NO_VALUES = (None, 0, -1, 1e308, "x", "x" * 10_000, [], [1] * 1000, {}, {"value": 3}, True)
@@ -106,6 +107,19 @@ def resident():
 
 def test_a_browser_that_says_where_it_stands_gets_a_picture(port):
     assert a_browser_gets_a_picture(port)
+
+
+def test_a_browser_that_takes_another_field_of_view_keeps_the_scene_s(viewer, port):
+    scene, there = viewer.scene, [*CAMERA["position"][:2], CAMERA["position"][2] - 0.5]
+    with browser(port) as connection:
+        assert gets_a_picture(connection)
+        page = viewer.pages[max(viewer.pages)]
+        moved = {**CAMERA, "position": there, "fov": 1.309}  # viser's own, as on a reset
+        connection.send(msgspec.msgpack.encode(moved))
+        while page.window.position.tolist() != there:
+            time.sleep(0.01)
+        expected = fov_of(scene.intrinsics(scene.chosen[0]), scene.size, page.window.aspect)
+        assert page.window.fov == pytest.approx(expected)
 
 
 def test_pages_of_other_origins_do_not_get_in(port):
