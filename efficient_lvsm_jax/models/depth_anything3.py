@@ -42,7 +42,7 @@ from efficient_lvsm_jax.models.scene_geometry import (
 )
 from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm
-from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, level_sizes
+from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, level_sizes, read_in_parts
 from efficient_lvsm_jax.nn.flops import Flops, linear
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import Pages
@@ -277,18 +277,15 @@ class DepthAnything3(SceneGeometry):
         return step
 
     def maps(self, taps: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array | None]:
-        """Of `taps`, view by view, what becomes depth [B, R, Y, X, 2] and rays [B, R, …, …, 7]."""
+        """Of `taps`, what becomes depth [B, R, Y, X, 2] and rays [B, R, …, …, 7]."""
 
-        def of_view(tokens: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        def read(taps: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             head = self.depth_head
-            levels = head.reduced(head.levels(tokens[:, None], size, self.config.patch))
-            depth = head.finish(head.fuse(levels)[-1], size)[0]
-            return depth, self.ray_head(levels, size)[0] if self.config.rays == "kept" else None
+            levels = head.reduced(head.levels(taps, size, self.config.patch))
+            depth = head.finish(head.fuse(levels)[-1], size)
+            return depth, self.ray_head(levels, size) if self.config.rays == "kept" else None
 
-        batch, views = taps.shape[1:3]
-        taps = jnp.moveaxis(taps.reshape(4, -1, *taps.shape[3:]), 1, 0)
-        maps = jax.lax.map(of_view, taps)
-        return jax.tree.map(lambda x: x.reshape(batch, views, *x.shape[1:]), maps)
+        return read_in_parts(read, taps, size)
 
 
 def one_place(tokens: int, head_dim: int) -> Rotation:

@@ -34,7 +34,7 @@ from efficient_lvsm_jax.models.scene_geometry import (
 from efficient_lvsm_jax.models.vggt_camera_head import CACHES, ENCODING, CameraHead
 from efficient_lvsm_jax.models.vggt_tracker import STRIDE, Tracker
 from efficient_lvsm_jax.nn.cache import empty, store
-from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops
+from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, read_in_parts
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
@@ -323,14 +323,9 @@ class VGGT(SceneGeometry):
         return x, taps, pages
 
     def map(self, head: DPT, taps: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """A head's map [B, R, …, …, C] of `taps` [4, B, R, P, 2·D], frame by frame."""
-        batch, frames = taps.shape[1:3]
+        """A head's map [B, R, …, …, C] of `taps` [4, B, R, P, 2·D]."""
         taps = taps[:, :, :, 1 + self.config.registers :]
-        taps = jnp.moveaxis(taps.reshape(4, -1, *taps.shape[3:]), 1, 0)
-        maps = jax.lax.map(
-            lambda of_frame: head(of_frame[:, None], size, self.config.patch)[0], taps
-        )
-        return maps.reshape(batch, frames, *maps.shape[1:])
+        return read_in_parts(lambda taps: head(taps, size, self.config.patch), taps, size)
 
 
 register(Family("vggt", VGGTConfig, VGGT))

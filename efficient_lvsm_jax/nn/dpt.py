@@ -7,6 +7,9 @@ Axes: I image, Y X pixel, y x patch, N patch token, E channels of a token, C cha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +22,9 @@ from efficient_lvsm_jax.nn.resize import bilinear_aligned
 
 LAST_CHANNELS = 32  # before the last convolution
 POSITIONS_SHARE = 0.1  # of positions, beside features
+PIXELS_AT_ONCE = 518 * 518  # of pictures that are read together
+
+Maps = TypeVar("Maps")
 
 
 class Conv(nnx.Module):
@@ -174,6 +180,28 @@ class DPT(Fusions):
     def reduced(self, levels: list[jax.Array]) -> list[jax.Array]:
         """The four maps, all of as many channels."""
         return [getattr(self, f"reduce{n}")(level) for n, level in enumerate(levels, 1)]
+
+
+def read_in_parts(
+    read: Callable[[jax.Array], Maps], taps: jax.Array, size: tuple[int, int]
+) -> Maps:
+    """What a head makes of taps [4, B, R, N, E]: arrays [B, R, …].
+
+    Large pictures are read one by one, which bounds memory. Small ones are read at once: on a CPU
+    gradients of convolutions take 17 times as long in a loop, even in one of a single turn.
+
+    Args:
+      read: [4, I, N, E] to arrays [I, …], or None for one that is not wanted.
+      taps: of pictures of `size`, (Y, X).
+    """
+    batch, frames = taps.shape[1:3]
+    images = taps.reshape(4, -1, *taps.shape[3:])
+    if images.shape[1] * size[0] * size[1] <= PIXELS_AT_ONCE:
+        maps = read(images)
+    else:
+        one = jax.lax.map(read, jnp.moveaxis(images, 1, 0)[:, :, None])
+        maps = jax.tree.map(lambda x: x[:, 0], one)
+    return jax.tree.map(lambda x: x.reshape(batch, frames, *x.shape[1:]), maps)
 
 
 def placed(x: jax.Array, size: tuple[int, int]) -> jax.Array:
