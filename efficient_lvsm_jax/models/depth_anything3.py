@@ -136,7 +136,7 @@ class DepthAnything3(SceneGeometry):
         self.depth_head = DPT(2 * width, config.channels, config.features, 2, to_relu=False)
         self.ray_head = RayHead(config.features)
         if rngs is not None:
-            draw(self, rngs)
+            draw(self, rngs, config.rounds)
             self.camera_decoder.begin()
 
     @staticmethod

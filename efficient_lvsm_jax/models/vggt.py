@@ -175,7 +175,7 @@ class VGGT(SceneGeometry):
             iterations=config.track_iterations,
         )
         if rngs is not None:
-            draw(self, rngs)
+            draw(self, rngs, config.rounds)
             self.camera_head.begin()
 
     @staticmethod

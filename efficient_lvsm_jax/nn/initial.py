@@ -16,16 +16,21 @@ from flax import nnx
 from efficient_lvsm_jax.nn.blocks import Linear
 
 TOKEN_DEVIATION = 0.02  # of tokens and tables of positions
-# LayerScale, by whether the block is of the image encoder or of what follows (VGGT).
-ENCODER_SCALE, LATER_SCALE = 1.0, 0.01
+ENCODER_SCALE = 1.0  # LayerScale of the image encoder
+# Of what follows: small where many blocks add up (VGGT). A few of them would learn slower for it.
+DEEP, DEEP_SCALE, SHALLOW_SCALE = 12, 0.01, 1.0
 NOT_DRAWN = ("bias", "mask_token", "empty")  # zeros: empty has no gradient, mask_token no use
 NEAR = 0.1  # of kernels whose outputs shall begin near a value
 CUT = 2.0  # deviations, beyond which nothing is drawn
 KEPT_DEVIATION = 0.87962566  # of a normal distribution cut there
 
 
-def draw(module: nnx.Module, rngs: nnx.Rngs) -> None:
-    """Gives all parameters of a module, stacked or not, their first values."""
+def draw(module: nnx.Module, rngs: nnx.Rngs, rounds: int) -> None:
+    """Gives all parameters of a module, stacked or not, their first values.
+
+    From DEEP `rounds` of blocks on those behind the encoder begin with a small LayerScale.
+    """
+    later_scale = DEEP_SCALE if rounds >= DEEP else SHALLOW_SCALE
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     count = sum(x.size for x in jax.tree.leaves(params))
     # At once: a draw for each of some hundred arrays would take a minute to compile.
@@ -38,7 +43,7 @@ def draw(module: nnx.Module, rngs: nnx.Rngs) -> None:
         taken, start = values[start:stop].reshape(shape), stop
         return taken
 
-    nnx.update(module, _drawn(params, take))
+    nnx.update(module, _drawn(params, take, later_scale))
 
 
 def begin_near(part: Linear, value: jax.Array) -> None:
@@ -48,16 +53,19 @@ def begin_near(part: Linear, value: jax.Array) -> None:
 
 
 def _drawn(
-    tree: dict, take: Callable[[tuple[int, ...]], jax.Array], path: tuple[str, ...] = ()
+    tree: dict,
+    take: Callable[[tuple[int, ...]], jax.Array],
+    later_scale: float,
+    path: tuple[str, ...] = (),
 ) -> dict:
     found = {}
     for name, x in tree.items():
         if isinstance(x, dict):
-            found[name] = _drawn(x, take, (*path, name))
+            found[name] = _drawn(x, take, later_scale, (*path, name))
         elif name == "scale":
             found[name] = jnp.ones_like(x)
         elif name in ("scale1", "scale2"):
-            scale = ENCODER_SCALE if "encoder" in path else LATER_SCALE
+            scale = ENCODER_SCALE if "encoder" in path else later_scale
             found[name] = jnp.full_like(x, scale)
         elif name in NOT_DRAWN:
             found[name] = jnp.zeros_like(x)

@@ -40,7 +40,7 @@ def test_everything_is_drawn_that_learns_by_being_different(drawn):
     assert {name for name in zeros if not name.endswith(kept)} == set()
     params = drawn.params
     assert np.all(params["encoder"]["blocks"]["scale1"] == 1)
-    assert np.all(params["within"]["scale2"] == np.float32(0.01))
+    assert np.all(params["within"]["scale2"] == 1)
     # Of a stack, of a map with several axes in and out, and of a convolution without bias.
     for name, inputs in (
         ("within/qkv", 32),
@@ -53,6 +53,14 @@ def test_everything_is_drawn_that_learns_by_being_different(drawn):
         np.testing.assert_allclose(kernel.std() * inputs**0.5, 1, atol=0.12, err_msg=name)
     layers = params["within"]["qkv"]["kernel"]
     assert np.abs(layers[0] - layers[1]).max() > 0.1
+
+
+def test_many_blocks_begin_by_adding_little():
+    config = configure("vggt", SETTINGS["vggt"] | {"layers": 12})
+    params = jax.jit(lambda key: init_params("vggt", config, key))(jax.random.key(0))
+    assert np.all(params["encoder"]["blocks"]["scale1"] == 1)
+    for stack in (params["among"], params["camera_head"]["trunk"]):
+        assert np.all(stack["scale2"] == np.float32(0.01))
 
 
 def test_cameras_begin_where_a_gradient_moves_them(drawn):
