@@ -22,6 +22,7 @@ def fit(
     *,
     side: int = SIDE,
     method: str = METHODS[0],
+    patch: int = PATCH,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A picture as its program fits it. Alpha is dropped, and EXIF's orientation ignored.
 
@@ -31,9 +32,10 @@ def fit(
       side: pixels of the longest side ("upper_bound…") or of the shortest ("lower_bound…").
       method: one of METHODS: then both sides become whole patches by a second resize, half a patch
         rounded up ("…resize"), or by cutting off what is over on all sides alike ("…crop").
+      patch: side of one.
 
     Returns:
-      uint8 [Y, X, 3], both sides multiples of 14; the intrinsics of that, float64, or None.
+      uint8 [Y, X, 3], both sides whole patches; the intrinsics of that, float64, or None.
 
     Raises:
       InputError: no such method, or so narrow a picture that no patch is left.
@@ -46,13 +48,13 @@ def fit(
     bounded = max(image.size) if bound == "upper_bound" else min(image.size)
     size = tuple(round(each * (side / bounded)) for each in image.size)
     if ending == "resize":
-        whole = tuple((each + PATCH // 2) // PATCH * PATCH for each in size)
+        whole = tuple((each + patch // 2) // patch * patch for each in size)
     else:
-        whole = tuple(each // PATCH * PATCH for each in size)
-    if min(whole) < PATCH:
+        whole = tuple(each // patch * patch for each in size)
+    if min(whole) < patch:
         raise InputError(
             f"picture of {image.height}x{image.width} (height x width): resized to "
-            f"{size[1]}x{size[0]} it has less than a patch of {PATCH} pixels; crop it, or choose "
+            f"{size[1]}x{size[0]} it has less than a patch of {patch} pixels; crop it, or choose "
             f"a side above {side}"
         )
     pixels, known = _resized(pixels, known, size)

@@ -53,7 +53,7 @@ def same_size(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([_centred(picture, (height, width)) for picture in pictures])
 
 
-def fit_long_side(image: Image.Image, side: int = SIDE) -> np.ndarray:
+def fit_long_side(image: Image.Image, side: int = SIDE, patch: int = PATCH) -> np.ndarray:
     """A picture whose long side is `side` pixels and then, by a second resize, whole patches.
 
     As depth benchmarks were run, with 518, the way up that its EXIF says: uint8 [Y, X, 3].
@@ -64,9 +64,9 @@ def fit_long_side(image: Image.Image, side: int = SIDE) -> np.ndarray:
     image = ImageOps.exif_transpose(_opaque(image))
     longest = max(image.size)
     size = tuple(round(each * side / longest) for each in image.size)
-    whole = tuple(each // 2 * 2 // PATCH * PATCH for each in size)
-    if min(whole) < PATCH:
-        raise InputError(_too_narrow(image, side))
+    whole = tuple(each // 2 * 2 // patch * patch for each in size)
+    if min(whole) < patch:
+        raise InputError(_too_narrow(image, side, patch))
     image = image.resize(size, LANCZOS if longest > side else BICUBIC)
     return np.asarray(image.resize(whole, LANCZOS))
 
@@ -79,10 +79,10 @@ def _other_side(image: Image.Image, fitted: int, other: int) -> int:
     return side
 
 
-def _too_narrow(image: Image.Image, side: int) -> str:
+def _too_narrow(image: Image.Image, side: int, patch: int = PATCH) -> str:
     return (
         f"picture of {image.height}x{image.width} (height x width): with its long side at {side} "
-        f"pixels the other is less than a patch of {PATCH}; crop it"
+        f"pixels the other is less than a patch of {patch}; crop it"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +28,14 @@ class GeometryModel:
       family: its name, see `families`.
       config: what it is and how it computes.
       params: nested dict of float32 arrays.
+      trained_sizes: (height, width) of the pictures it was trained on; empty: those of the
+        published weights, or not known.
     """
-
-    trained_sizes: ClassVar[tuple[tuple[int, int], ...]] = ()  # as of `Model`: any will do
 
     family: str
     config: GeometryConfig
     params: dict
+    trained_sizes: tuple[tuple[int, int], ...] = ()
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))

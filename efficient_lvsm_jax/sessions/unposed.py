@@ -126,10 +126,11 @@ def fitted(model: GeometryModel, picture: np.ndarray, side: int | None = None) -
     # Here, as a machine which is given arrays may lack their libraries.
     from data_pipeline.pictures import depth_anything3, unposed
 
-    image = Image.fromarray(picture)
+    image, patch = Image.fromarray(picture), model.config.patch
+    side = side or max(map(max, model.trained_sizes), default=None)
     if model.family == "depth_anything3":
-        return depth_anything3.fit(image, side=side or depth_anything3.SIDE)[0]
-    return unposed.fit_long_side(image, side or unposed.SIDE)
+        return depth_anything3.fit(image, side=side or depth_anything3.SIDE, patch=patch)[0]
+    return unposed.fit_long_side(image, side or unposed.SIDE, patch)
 
 
 def seen_frame(model: GeometryModel, photo: Photo, geometry: Geometry) -> SeenFrame:

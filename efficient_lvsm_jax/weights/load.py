@@ -112,9 +112,8 @@ def _model(
     family: str, config: Any, params: dict, sizes: tuple[tuple[int, int], ...] = ()
 ) -> Model | GeometryModel:
     """Of the kind that its family is."""
-    if issubclass(family_named(family).module, SceneGeometry):
-        return GeometryModel(family, config, params)
-    return Model(family, config, params, sizes)
+    kind = GeometryModel if issubclass(family_named(family).module, SceneGeometry) else Model
+    return kind(family, config, params, sizes)
 
 
 def read_published(source: str | Path, *, entry: str | None = None) -> Model | GeometryModel:

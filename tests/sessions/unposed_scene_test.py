@@ -1,5 +1,7 @@
 """Frames without cameras become views where they are worth one, in a frame fixed at the start."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,7 @@ from small_vggt import seeing_wide
 import efficient_lvsm_jax as elvsm
 from data_pipeline.unposed.photos import Photo
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.sessions.unposed import START, Keyframes, SeenFrame
+from efficient_lvsm_jax.sessions.unposed import START, Keyframes, SeenFrame, fitted
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 42, 56, 3), dtype=np.uint8)
 
@@ -34,6 +36,15 @@ def test_keyframes_are_taken_from_elsewhere_and_well_seen():
         keyframes = Keyframes()
         assert [keyframes.take(frame) for frame in frames] == taken
         assert len(keyframes.chosen) == sum(taken)
+
+
+def test_networks_see_pictures_at_the_size_and_in_the_patches_they_were_trained_with():
+    model = seeing_wide()
+    assert fitted(model, NOISE[0], 42).shape == (28, 42, 3)
+    trained = dataclasses.replace(model, trained_sizes=((28, 28), (28, 42)))
+    assert fitted(trained, NOISE[0]).shape == (28, 42, 3)
+    of_eight = dataclasses.replace(model.config, patch=8)
+    assert fitted(dataclasses.replace(trained, config=of_eight), NOISE[0]).shape == (32, 40, 3)
 
 
 @pytest.fixture(scope="module")
