@@ -57,13 +57,13 @@ class Row:
 
 
 def filled(shapes: object) -> object:
-    """Noise of these shapes; slots are in use."""
-    draw = np.random.default_rng(0)
+    """Noise of these shapes and dtypes, over and over where they are large; slots are in use."""
+    noise = np.random.default_rng(0).standard_normal(1_000_003, np.float32) * 0.05
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.dtype == bool:
             return jnp.ones(leaf.shape, bool)
-        return jnp.asarray(draw.standard_normal(leaf.shape, np.float32) * 0.05)
+        return jnp.asarray(np.resize(noise.astype(leaf.dtype), leaf.shape))
 
     return jax.tree.map(fill, shapes)
 
@@ -80,9 +80,8 @@ def views_of(size: int, count: int) -> Views:
     return Views(*(jax.ShapeDtypeStruct((1, count, *shape), np.float32) for shape in shapes))
 
 
-def model_row(method: str, size: int, views: int, layers: int, text: str) -> Row:
-    """`decode` of a full cache, or `encode`."""
-    dense = EfficientLVSMConfig(layers=layers)
+def model_row(method: str, size: int, views: int, dense: EfficientLVSMConfig, text: str) -> Row:
+    """`decode` of a full cache, or `encode`, of a dense model and the same with sparse places."""
     configs = {"dense": dense, "sparse": dataclasses.replace(dense, attention_sparsity=text)}
     programs, arguments = {}, {}
     for name, config in configs.items():
@@ -97,7 +96,8 @@ def model_row(method: str, size: int, views: int, layers: int, text: str) -> Row
     tokens = size * size // dense.patch**2
     keys = tokens * (views if method == "decode" else 1)
     heads = dense.width // dense.head_dim
-    what = f"{method}, {size} px, {views} view{'s' * (views > 1)}, {layers} + {layers} layers"
+    layers = f"{dense.layers} + {dense.layers} layers"
+    what = f"{method}, {size} px, {views} view{'s' * (views > 1)}, {layers}"
     return Row(what, programs, arguments, 4 * heads * tokens * keys)
 
 
@@ -128,14 +128,17 @@ def rows(density: float, blocks: str) -> Iterator[tuple[str, Callable[[], Row]]]
     """Names of all rows and what makes them."""
     text = "{place}=" + f"{density}:{blocks}"
     for size, views, layers in RENDERS:
-        row = functools.partial(model_row, "decode", size, views, layers)
+        row = functools.partial(
+            model_row, "decode", size, views, EfficientLVSMConfig(layers=layers)
+        )
         places = text.format(place="cross")
         if size == 512:
             places += "," + text.format(place="decoder")
         yield f"decode {size} {views}", functools.partial(row, places)
     for size, views, layers in ENCODES:
         places = text.format(place="encoder")
-        row = functools.partial(model_row, "encode", size, views, layers, places)
+        dense = EfficientLVSMConfig(layers=layers)
+        row = functools.partial(model_row, "encode", size, views, dense, places)
         yield f"encode {size}", row
     for frames in FRAMES:
         row = functools.partial(attention_row, frames, text.format(place="global"))

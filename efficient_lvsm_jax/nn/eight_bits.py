@@ -179,12 +179,19 @@ def multiply(rows: jax.Array, kernel: Kernel) -> jax.Array:
     float32 for FP8, and multiplied by both scales afterwards.
     """
     bits = "int8" if kernel.codes.dtype == jnp.int8 else "fp8"
-    codes, scale = codes_of(rows.astype(jnp.float32), bits)
-    other = kernel.codes if bits == "int8" else jax.lax.bitcast_convert_type(kernel.codes, FP8)
-    total = jnp.int32 if bits == "int8" else jnp.float32
-    contracted = (((rows.ndim - 1,), (0,)), ((), ()))
+    return multiply_codes(*codes_of(rows.astype(jnp.float32), bits), kernel, dtype=rows.dtype)
+
+
+def multiply_codes(
+    codes: jax.Array, scale: jax.Array, kernel: Kernel, *, dtype: jnp.dtype
+) -> jax.Array:
+    """`multiply` of rows that are codes [..., I] with scales [...], in a dtype."""
+    is_int8 = kernel.codes.dtype == jnp.int8
+    other = kernel.codes if is_int8 else jax.lax.bitcast_convert_type(kernel.codes, FP8)
+    total = jnp.int32 if is_int8 else jnp.float32
+    contracted = (((codes.ndim - 1,), (0,)), ((), ()))
     sums = jax.lax.dot_general(codes, other, contracted, preferred_element_type=total)
-    return (sums.astype(jnp.float32) * scale[..., None] * kernel.scale).astype(rows.dtype)
+    return (sums.astype(jnp.float32) * scale[..., None] * kernel.scale).astype(dtype)
 
 
 def codes_of(rows: jax.Array, bits: str) -> tuple[jax.Array, jax.Array]:
