@@ -70,19 +70,22 @@ def _attention(
     dtype = jnp.dtype(context.dtype)
     q = jax.ShapeDtypeStruct((1, HEADS, tokens, HEAD_DIM), dtype)
     k = jax.ShapeDtypeStruct((1, HEADS, views, tokens, HEAD_DIM), dtype)
-    arrays = filled((q, k, k))
-    digest = jax.jit(Digest.of, static_argnums=2)(*arrays[1:], next(iter(kinds.values())))
+    q, k, v, projection = filled((q, k, k, jax.ShapeDtypeStruct((HEAD_DIM,) * 2, jnp.float32)))
+    digest = jax.jit(Digest.of, static_argnums=2)(k, v, next(iter(kinds.values())))
+    arguments = q, Pages(k, v, digest=digest), projection
 
-    def attend(kind: str, q: jax.Array, k: jax.Array, v: jax.Array, digest: Digest) -> jax.Array:
-        sparse = SparseLinear(HEAD_DIM, kinds[kind]) if kind in kinds else None
-        return attend_by(sparse, q, Pages(k, v, digest=digest))
+    def attend(kind: str, q: jax.Array, pages: Pages, projection: jax.Array) -> jax.Array:
+        if kind == DENSE:
+            return attend_by(None, q, pages)
+        sparse = SparseLinear(HEAD_DIM, kinds[kind])
+        sparse.kernel[...] = projection
+        return attend_by(sparse, q, pages)
 
     programs = {
-        kind: jax.jit(functools.partial(attend, kind)).lower(*arrays, digest)
-        for kind in (DENSE, *kinds)
+        kind: jax.jit(functools.partial(attend, kind)).lower(*arguments) for kind in (DENSE, *kinds)
     }
     scores = 4 * HEADS * tokens**2 * views
-    return Row("", programs, dict.fromkeys(programs, (*arrays, digest)), scores)
+    return Row("", programs, dict.fromkeys(programs, arguments), scores)
 
 
 def _measured(context: Context, make: Callable[[], Row]) -> dict:

@@ -75,7 +75,9 @@ class Products:
 class Taught(SparseLinear):
     """Sparse-linear attention that gives what dense attention gives, and shows its `Products`."""
 
-    def __call__(self, q: jax.Array, pages: Pages, *, targets: int = 1) -> jax.Array:
+    def __call__(
+        self, q: jax.Array, pages: Pages, *, targets: int = 1, implementation: str = "auto"
+    ) -> jax.Array:
         """As of `SparseLinear`."""
         dense = attend(q, dataclasses.replace(pages, digest=None))
         wanted = dense.astype(jnp.float32)
@@ -97,7 +99,7 @@ class AtRandom(SparseLinear):
     """A control: every query attends to as many blocks of keys as it would, but to any."""
 
     def branches(
-        self, q: jax.Array, pages: Pages, *, targets: int = 1
+        self, q: jax.Array, pages: Pages, *, targets: int = 1, implementation: str = "auto"
     ) -> tuple[jax.Array, jax.Array]:
         """As of `SparseLinear`."""
         _, linear = SparseLinear.branches(self, q, pages, targets=targets)

@@ -1,9 +1,10 @@
-"""Attention to chosen blocks of keys, as a loop over them: what is not chosen costs nothing.
+"""Attention to chosen blocks of keys: what is not chosen costs nothing.
 
-`nn.sparse_linear` says what is chosen. For every block of queries the chosen blocks are fetched
-from where they lie in the pages, a few at a time, and folded in by the online softmax of
-`nn.paged`, so stored precisions, stacks of layers and sizes of keys are read as there. Several
-blocks of queries go together, each with keys of its own.
+`nn.sparse_linear` says what is chosen. As a loop over them: for every block of queries the chosen
+blocks are fetched from where they lie in the pages, a few at a time, and folded in by the online
+softmax of `nn.paged`, so stored precisions, stacks of layers and sizes of keys are read as there.
+Several blocks of queries go together, each with keys of its own. On TPUs, by the splash kernel,
+whose lists of blocks are those that were chosen.
 
 Axes: B scene, H head, I block of queries, U of those computed together, Q query of a block, S page,
 M token of a page, J block of keys of a page, C chosen, G read together, K head dim.
@@ -13,15 +14,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
 
+from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.nn import kernels
+from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
 from efficient_lvsm_jax.nn.paged import QUERY_BLOCK, Pages, decoded, fold, in_blocks
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.parallel import sharding
 
 # Keys that are fetched at a time; more are no faster on a CPU, and of the last more are in vain.
 FETCHED_KEYS = 256
+# Of lists of blocks in one call of a kernel: half of what a TPU has for scalars.
+LIST_BYTES = 2**19
+# Blocks of queries come in multiples of it, as bfloat16 lies in a TPU's memory.
+SUBLANES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +98,62 @@ class Chosen:
         )
 
 
+@functools.lru_cache
+def choose(name: str, sparsity: Sparsity, platform: str, *, sized: bool = False) -> str:
+    """How chosen blocks are attended to, "gather" or "splash"; logged, once for equal arguments.
+
+    Args:
+      name: "gather", or of `model.attention`: "auto" is "splash" on TPUs if it can; whatever else
+        there is for dense attention is "gather".
+      sparsity: of the place.
+      platform: as `parallel.sharding.platform` names it.
+      sized: whether keys stand for more than one token or for none, see `Pages.log_size`.
+
+    Raises:
+      InputError: no such name, or "splash" cannot run; says why.
+    """
+    if name not in ("auto", "gather", *IMPLEMENTATIONS):
+        known = ", ".join(("gather", *IMPLEMENTATIONS))
+        raise InputError(f"sparse attention: {name!r}: expected auto or one of {known}")
+    if name not in ("auto", "splash") or (name == "auto" and platform != "tpu"):
+        return "gather"
+    if problem := _problem(sparsity, platform, sized):
+        if name == "splash":
+            raise InputError(
+                f"model.attention='splash': sparse attention: {problem}; or choose "
+                "model.attention=auto"
+            )
+        logging.warning("sparse attention: gather, slower than splash, for this: %s", problem)
+        return "gather"
+    logging.info("sparse attention: splash on %s", platform)
+    return "splash"
+
+
+def _problem(sparsity: Sparsity, platform: str, sized: bool) -> str:
+    """Why the splash kernel cannot run, and what to do about it."""
+    if platform != "tpu":
+        return f"splash runs on TPUs only and this is {platform}"
+    if sized:
+        return "its kernel has no sizes of keys"
+    if sparsity.by == "token":
+        return "its kernel reads blocks, not single tokens; set block64x128 in their place"
+    if sparsity.query_block % SUBLANES or sparsity.key_block % kernels.SPLASH_LANES:
+        return (
+            f"its kernel reads blocks of a multiple of {SUBLANES} queries and of "
+            f"{kernels.SPLASH_LANES} keys, not of {sparsity.query_block} and "
+            f"{sparsity.key_block}; set block64x128 or larger in model.attention_sparsity"
+        )
+    return ""
+
+
 def attend_to_chosen(
-    q: jax.Array, pages: Pages, index: jax.Array, count: jax.Array | int, size: int
+    q: jax.Array,
+    pages: Pages,
+    index: jax.Array,
+    count: jax.Array | int,
+    size: int,
+    *,
+    implementation: str = "gather",
 ) -> jax.Array:
     """Softmax attention of blocks of queries to the keys of chosen blocks.
 
@@ -98,10 +164,88 @@ def attend_to_chosen(
       index: [B, H, I, C] int32, blocks among the S * J of all pages.
       count: how many of them, from the first, are attended to; with an integer gradients flow.
       size: keys of a block; of a page of fewer it is all of them.
+      implementation: as `choose` gives it. "splash" knows no `log_size`.
 
     Returns:
       As q, float32. With nothing to attend to: NaN.
     """
+    if implementation == "gather":
+        return _gathered(q, pages, index, count, size)
+    pages = dataclasses.replace(pages, used=None, digest=None)  # the index knows
+    if pages.is_plain and isinstance(count, int):
+        return _by_kernel(count, size, q, *pages.whole_layer(q.dtype), index)
+    return _in_kernel(count, size, q, *pages.whole_layer(q.dtype), index)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_kernel(
+    count: int, size: int, q: jax.Array, k: jax.Array, v: jax.Array, index: jax.Array
+) -> jax.Array:
+    """`_in_kernel` with the gradients of `_gathered`, which computes it once more for them."""
+    return _in_kernel(count, size, q, k, v, index)
+
+
+def _by_kernel_forward(count: int, size: int, *arrays: jax.Array) -> tuple:
+    return _in_kernel(count, size, *arrays), arrays
+
+
+def _by_kernel_backward(count: int, size: int, arrays: tuple, upstream: jax.Array) -> tuple:
+    *qkv, index = arrays
+    _, pull = jax.vjp(lambda q, k, v: _gathered(q, Pages(k, v), index, count, size), *qkv)
+    return *pull(upstream), None
+
+
+_by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
+
+
+def _in_kernel(
+    count: jax.Array | int, size: int, q: jax.Array, k: jax.Array, v: jax.Array, index: jax.Array
+) -> jax.Array:
+    """`attend_to_chosen` to k and v [B, H, S, M, K] by calls of the splash kernel."""
+    slots, page_tokens = k.shape[2:4]
+    missing = -page_tokens % size
+    counts = None
+    if missing:
+        k, v = (jnp.pad(x, (*((0, 0),) * 3, (0, missing), (0, 0))) for x in (k, v))
+        there = np.arange(page_tokens + missing) < page_tokens
+        counts = np.tile(there.reshape(-1, size), (slots, 1))
+    reads = jnp.arange(index.shape[-1]) < count
+    index = jnp.where(reads, index, index[..., :1])  # what is not read is not fetched anew
+
+    def here(
+        q: jax.Array, k: jax.Array, v: jax.Array, index: jax.Array, reads: jax.Array
+    ) -> jax.Array:
+        shape = q.shape
+        q, index = (x.reshape(-1, *x.shape[2:]) for x in (q, index))
+        k, v = (x.reshape(-1, x.shape[2] * x.shape[3] // size, size, x.shape[4]) for x in (k, v))
+        together = max(1, LIST_BYTES // (index.size // index.shape[1] * (index.itemsize + 1)))
+
+        def some(blocks: tuple) -> jax.Array:
+            q, index = (jnp.moveaxis(x, 0, 1) for x in blocks)
+            return jnp.moveaxis(kernels.splash_to_blocks(q, k, v, index, reads, counts), 1, 0)
+
+        of_rows = (in_blocks(jnp.moveaxis(x, 1, 0), together) for x in (q, index))
+        mixed = jax.lax.map(some, tuple(of_rows))
+        mixed = mixed.reshape(-1, *mixed.shape[2:])[: shape[2]]
+        return jnp.moveaxis(mixed, 1, 0).reshape(shape).astype(jnp.float32)
+
+    mesh, scenes = sharding.mesh_in_use(), P(sharding.AXES)
+    if mesh is None:
+        return here(q, k, v, index, reads)
+    sharding.check_divides(mesh, "scenes", q.shape[0], sharding.AXES)
+    return jax.shard_map(
+        here,
+        mesh=mesh,
+        in_specs=(*(scenes,) * 4, P()),
+        out_specs=scenes,
+        check_vma=False,  # as in `nn.attention`
+    )(q, k, v, index, reads)
+
+
+def _gathered(
+    q: jax.Array, pages: Pages, index: jax.Array, count: jax.Array | int, size: int
+) -> jax.Array:
+    """`attend_to_chosen` as a loop."""
     batch, heads, blocks, queries, _ = q.shape
     size = min(size, pages.page_tokens)
     together = min(max(1, FETCHED_KEYS // size), index.shape[-1])

@@ -97,6 +97,61 @@ def splash_with_log_sum_exp(
     return mixed[:, :, : q.shape[2]], log_sum_exp[:, :, : q.shape[2]]
 
 
+def splash_to_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    index: jax.Array,
+    reads: jax.Array,
+    counts: jax.Array | None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attention of blocks of queries to blocks of keys by the splash kernel; not differentiable.
+
+    What was chosen is the kernel's list of blocks, so nothing else is fetched or computed. The
+    lists lie in a chip's small memory for scalars.
+
+    Args:
+      q: [R, I, Q, K], of each row I blocks of Q queries.
+      k, v: [R, J, M, K], J blocks of M keys, M a multiple of SPLASH_LANES.
+      index: [R, I, C] of integers, the blocks of keys that a block of queries reads.
+      reads: [C] bool, which of them it does. With none: NaN.
+      counts: [J, M] bool, which keys there are; None: all. A block that is read has one.
+      interpret: as of `splash`.
+
+    Returns:
+      As q.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as library,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+
+    rows, blocks, queries, head_dim = q.shape
+    segments = None
+    if counts is not None:  # as in `_splash_kernel`
+        segments = library.SegmentIds(
+            jnp.ones(blocks * queries, jnp.int32), counts.reshape(-1).astype(jnp.int32)
+        )
+    whole = jnp.where(reads, 2, 0).astype(jnp.int8)  # no block has a mask of its own
+    kernel = library.SplashAttentionKernel(
+        MaskInfo(index, None, jnp.broadcast_to(whole, index.shape), None, None),
+        None,
+        None,
+        block_sizes=library.BlockSizes(queries, k.shape[2]),
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=library.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=None,
+        mask_function=None,
+        interpret=interpret,
+    )
+    q, k, v = (x.reshape(rows, -1, head_dim) for x in (q * head_dim**-0.5, k, v))
+    return kernel(q, k, v, segments).reshape(rows, blocks, queries, head_dim)
+
+
 def _splash_kernel(
     rows: tuple[int, int, int], keys: int, *, residuals: bool, interpret: bool
 ) -> Callable:

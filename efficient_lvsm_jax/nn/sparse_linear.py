@@ -22,12 +22,11 @@ from flax import nnx
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.attention import attend, in_groups
-from efficient_lvsm_jax.nn.chosen import attend_to_chosen
+from efficient_lvsm_jax.nn.chosen import attend_to_chosen, choose
 from efficient_lvsm_jax.nn.paged import Pages, from_bits
 from efficient_lvsm_jax.nn.sparsity import FEATURES, Sparsity
-from efficient_lvsm_jax.parallel.sharding import views_are_spread
+from efficient_lvsm_jax.parallel import sharding
 
-IMPLEMENTATIONS = ("mask", "gather")
 CRITICAL, MARGINAL, NEGLIGIBLE = 1, 0, -1
 
 
@@ -129,17 +128,19 @@ class SparseLinear(nnx.Module):
         self.sparsity = sparsity
         self.kernel = nnx.Param(jnp.zeros((head_dim, head_dim)))
 
-    def __call__(self, q: jax.Array, pages: Pages, *, targets: int = 1) -> jax.Array:
+    def __call__(
+        self, q: jax.Array, pages: Pages, *, targets: int = 1, implementation: str = "auto"
+    ) -> jax.Array:
         """As `attend_by`, however few the keys are; in the dtype of q."""
-        sparse, linear = self.branches(q, pages, targets=targets)
+        sparse, linear = self.branches(q, pages, targets=targets, implementation=implementation)
         return (sparse + self.project(linear)).astype(q.dtype)
 
     def branches(
-        self, q: jax.Array, pages: Pages, *, targets: int = 1
+        self, q: jax.Array, pages: Pages, *, targets: int = 1, implementation: str = "auto"
     ) -> tuple[jax.Array, jax.Array]:
         """Both parts of it before P, of chosen keys and of sums, [B, H, Q, K] float32."""
         if pages.digest is not None:
-            return _of_pages(q, pages, self.sparsity, targets)
+            return _of_pages(q, pages, self.sparsity, targets, implementation)
         if not pages.is_plain:
             raise InputError(
                 "model.attention_sparsity: sparse attention reads whole pages of one set of keys, "
@@ -147,7 +148,7 @@ class SparseLinear(nnx.Module):
             )
         k, v = pages.whole_layer(q.dtype)
         k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
-        return branches(q, k, v, self.sparsity)
+        return branches(q, k, v, self.sparsity, implementation=implementation)
 
     def project(self, linear: jax.Array) -> jax.Array:
         """What comes of the sums, [B, H, Q, K] float32, through P."""
@@ -165,7 +166,7 @@ def attend_by(
         sums are of these; otherwise pages are read whole, as one set of keys.
       targets: how many of them the queries are of, one after the other; no block has queries of
         two.
-      how: as of `attend`.
+      how: as of `attend`; its `implementation` also says how blocks are, see `nn.chosen.choose`.
 
     Raises:
       InputError: as `attend`; pages with free slots, or sizes of keys, and no digest; or a mesh
@@ -177,7 +178,7 @@ def attend_by(
 
     if sparse is None:
         return dense(q, pages)
-    if views_are_spread():
+    if sharding.views_are_spread():
         raise InputError(
             "mesh: the context axis spreads views over devices, and sparse attention chooses among "
             "all of them; use context:1, or leave out model.attention_sparsity"
@@ -191,15 +192,13 @@ def attend_by(
     fewest = sparse.sparsity.from_keys
     if pages.capacity * pages.page_tokens < fewest:
         return dense(q, pages)
-    if pages.used is None or pages.page_tokens >= fewest:
-        return sparse(q, pages, targets=targets)
-    return jax.lax.cond(
-        pages.used.sum() * pages.page_tokens < fewest,
-        dense,
-        functools.partial(sparse, targets=targets),
-        q,
-        pages,
+    of_blocks = functools.partial(
+        sparse, targets=targets, implementation=how.get("implementation", "auto")
     )
+    if pages.used is None or pages.page_tokens >= fewest:
+        return of_blocks(q, pages)
+    few = pages.used.sum() * pages.page_tokens < fewest
+    return jax.lax.cond(few, dense, of_blocks, q, pages)
 
 
 def sparse_linear(
@@ -210,7 +209,7 @@ def sparse_linear(
     sparsity: Sparsity,
     *,
     valid: jax.Array | None = None,
-    implementation: str = "gather",
+    implementation: str = "auto",
 ) -> jax.Array:
     """Softmax attention to chosen keys plus linear attention through P.
 
@@ -221,14 +220,15 @@ def sparse_linear(
       sparsity: which keys.
       valid: which keys there are, [B, N] bool; None is all. The others are in no softmax, sum or
         mean, but are counted where a density is made a number. With no valid key: NaN.
-      implementation: "mask", whole scores, a reference; or "gather", which computes the scores of
-        chosen blocks alone, a block of queries at a time.
+      implementation: "mask", whole scores, a reference; "gather", which computes the scores of
+        chosen blocks alone, a block of queries at a time; "splash", which does so in a kernel of
+        TPUs; or what else `nn.chosen.choose` takes.
 
     Returns:
       The shape and dtype of `q`.
 
     Raises:
-      InputError: the shapes do not belong together, or there is no such implementation.
+      InputError: the shapes do not belong together, or as `nn.chosen.choose`.
     """
     sparse, linear = branches(q, k, v, sparsity, valid=valid, implementation=implementation)
     return (sparse + linear @ projection.astype(jnp.float32)).astype(q.dtype)
@@ -241,7 +241,7 @@ def branches(
     sparsity: Sparsity,
     *,
     valid: jax.Array | None = None,
-    implementation: str = "gather",
+    implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Both parts of `sparse_linear` before P: of chosen keys and of sums, [B, H, Q, K] float32."""
     batch, heads, _, head_dim = q.shape
@@ -252,13 +252,10 @@ def branches(
             f"{None if valid is None else valid.shape}: expected [B,H,Q,K] queries, equal "
             "[B,H,N,K] keys and values, and [B,N]"
         )
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(
-            f"sparse_linear: implementation {implementation!r}: expected one of "
-            f"{', '.join(IMPLEMENTATIONS)}"
-        )
-    compute = {"mask": _by_mask, "gather": _by_gather}[implementation]
-    return compute(q, k, v, sparsity, valid)
+    if implementation == "mask":
+        return _by_mask(q, k, v, sparsity, valid)
+    name = choose(implementation, sparsity, sharding.platform(), sized=valid is not None)
+    return _by_blocks(q, k, v, sparsity, valid, name)
 
 
 def chosen(
@@ -310,7 +307,7 @@ def _means(x: jax.Array, counts: jax.Array, size: int) -> tuple[jax.Array, jax.A
 
 
 def _of_pages(
-    q: jax.Array, pages: Pages, sparsity: Sparsity, targets: int
+    q: jax.Array, pages: Pages, sparsity: Sparsity, targets: int, implementation: str
 ) -> tuple[jax.Array, jax.Array]:
     """Both parts of attention of q [B, H, targets * N, K] to the blocks of pages in use."""
     digest, used = pages.digest.layer(pages.layer), pages.used
@@ -332,6 +329,9 @@ def _of_pages(
         index,
         counts[-1] if used is None else jnp.asarray(counts, jnp.int32)[used.sum()],
         sparsity.key_block,
+        implementation=choose(
+            implementation, sparsity, sharding.platform(), sized=pages.log_size is not None
+        ),
     )
     mixed = mixed.reshape(*by_target.shape[:3], -1, head_dim)[:, :, :, : by_target.shape[3]]
     linear = digest.total(used).read(q, sparsity)
@@ -360,8 +360,13 @@ def _by_mask(
     return sparse, jnp.einsum("BHQN,BHNK->BHQK", weights / total, v.astype(jnp.float32))
 
 
-def _by_gather(
-    q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, valid: jax.Array | None
+def _by_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sparsity: Sparsity,
+    valid: jax.Array | None,
+    implementation: str,
 ) -> tuple[jax.Array, jax.Array]:
     counts = _counts(k, valid)
     q_blocks = _in_blocks(q, sparsity.query_block)  # [B, H, I, M, K]
@@ -386,7 +391,11 @@ def _by_gather(
     if valid is not None:
         sizes = jnp.broadcast_to(jnp.where(counts, 0.0, -jnp.inf), k.shape[:-1])
         pages = dataclasses.replace(pages, log_size=sizes[:, :, None])
-    sparse = whole(attend_to_chosen(q_blocks, pages, index, count, sparsity.key_block))
+    sparse = whole(
+        attend_to_chosen(
+            q_blocks, pages, index, count, sparsity.key_block, implementation=implementation
+        )
+    )
     if sparsity.by == "block":
         return sparse, KeySums.of(k, v, sparsity, counts).read(q, sparsity)
     marginal = (_classes(block_scores, sparsity) == MARGINAL).astype(jnp.float32)

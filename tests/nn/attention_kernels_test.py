@@ -1,6 +1,7 @@
 """Kernels of accelerators: what they compute (interpreted), and that they are what is compiled."""
 
 import collections
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -18,13 +19,16 @@ from efficient_lvsm_jax.cost.chips import read_topology
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.model import abstract_params, bind
-from efficient_lvsm_jax.nn import attention
+from efficient_lvsm_jax.nn import attention, chosen
 from efficient_lvsm_jax.nn import kernels as attention_kernels
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
+from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, attend_by, branches
+from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.parallel import sharding
 
 FAMILY = "efficient_lvsm"
+BLOCKS = Sparsity(0.4, "block", 16, 128)
 SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM = EfficientLVSMConfig(
     width=128, layers=2, compute_dtype="bfloat16", remat="attention"
 )
@@ -52,6 +56,8 @@ def interpreted(monkeypatch):
         "_splash_kernel",
         lambda *args, **options: kernel(*args, **options | {"interpret": True}),
     )
+    to_blocks = functools.partial(attention_kernels.splash_to_blocks, interpret=True)
+    monkeypatch.setattr(attention_kernels, "splash_to_blocks", to_blocks)
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
 
 
@@ -110,6 +116,65 @@ def test_splash_reads_the_pages_of_each_group_of_queries(interpreted):
     for group, first in ((slice(0, 70), 40), (slice(70, 140), 80)):
         expected, _ = reference(q[:, :, group], k[:, :, first:], v[:, :, first:])
         np.testing.assert_allclose(mixed[:, :, group], expected, atol=2e-6)
+
+
+# Blocks of keys and queries that are whole; that are not, on several calls of the kernel.
+@pytest.mark.parametrize(("sizes", "bytes_"), [((32, 512), 2**19), ((40, 600), 2 * 2 * 2 * 5)])
+def test_splash_reads_the_blocks_that_were_chosen(interpreted, monkeypatch, sizes, bytes_):
+    monkeypatch.setattr(chosen, "LIST_BYTES", bytes_)
+    q, k, v = qkv(*sizes)
+
+    def both(name):
+        def total(*qkv):
+            sparse, linear = branches(*qkv, BLOCKS, implementation=name)
+            return jnp.sum(jnp.sin(3 * sparse + linear)), sparse
+
+        return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+
+    for got, expected in zip(*(jax.tree.leaves(both(n)) for n in ("auto", "mask")), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_splash_reads_the_chosen_blocks_of_pages_in_use(interpreted):
+    q, k, v = qkv(40, 4 * 200)
+    k, v = (x.reshape(1, 1, 2, 4, 200, 64) for x in (k, v))
+    projection = q[0, 0, :1] * jnp.eye(64)
+    digest = Digest.of(k, v, BLOCKS)
+    free = jnp.array([True, False, False, True])[:, None, None]
+    pages = Pages(*(jnp.where(free, jnp.nan, x) for x in (k, v)), ~free[:, 0, 0], digest=digest)
+    pages = dataclasses.replace(pages, layer=jnp.int32(0))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def mixed(implementation, used, projection):
+        sparse = SparseLinear(64, BLOCKS)
+        sparse.kernel[...] = projection
+        read = dataclasses.replace(pages, used=used)
+        return attend_by(sparse, q, read, implementation=implementation)
+
+    for used in (pages.used, jnp.array([False, True, False, False])):
+        got, expected = (mixed(name, used, projection) for name in ("auto", "xla"))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert mixed._cache_size() == 2
+    assert np.isnan(mixed("auto", jnp.zeros(4, bool), projection)).all()
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "words"),
+    [
+        (Sparsity(0.3, "block", 64, 64), "and of 128 keys, not of 64 and 64; set block64x128"),
+        (Sparsity(0.3, "block", 8, 128), "multiple of 16 queries"),
+        (Sparsity(0.3, "token", 64, 128), "not single tokens"),
+    ],
+)
+def test_blocks_that_splash_cannot_read_are_gathered_and_that_is_said(sparsity, words, caplog):
+    chosen.choose.cache_clear()
+    assert chosen.choose("auto", sparsity, "tpu") == "gather"
+    assert words in caplog.text
+    with pytest.raises(InputError, match=f"'splash': sparse attention: .*{words}"):
+        chosen.choose("splash", sparsity, "tpu")
+    with pytest.raises(InputError, match="TPUs only and this is cuda"):
+        chosen.choose("splash", BLOCKS, "cuda")
+    assert chosen.choose("xla", BLOCKS, "tpu") == chosen.choose("auto", BLOCKS, "cuda") == "gather"
 
 
 def test_splash_tiles_are_the_largest_that_divide_the_sequence():
@@ -288,3 +353,27 @@ def test_splash_is_compiled_into_the_loop_over_the_pages_of_a_partly_filled_cach
 
     args = abstract_params(FAMILY, config), cache, views.cameras
     assert compiled_kernels(mesh, render, *(placed(x, mesh, jax.P()) for x in args))["fwd"] >= 2
+
+
+def test_splash_to_chosen_blocks_is_compiled_for_tpus_and_no_scores_of_all_keys(tpus):
+    sparse = "cross=0.3:block64x128,encoder=0.5:block64x128:from0"
+    config = dataclasses.replace(SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, attention_sparsity=sparse)
+    mesh = sharding.make_mesh("data:4", tpus)
+    views = jax.eval_shape(lambda: random_views(4, batch=4, size=(256, 256)))
+    tokens = 32 * 32
+
+    def render(params, views):
+        module = bind(FAMILY, config, params)
+        cache = module.encode(views)
+        cache = dataclasses.replace(cache, used=views.image[0, :, 0, 0, 0] > 0)
+        return module.decode(cache, jax.tree.map(lambda x: x[:, :1], views).cameras)
+
+    params = placed(abstract_params(FAMILY, config), mesh, jax.P())
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(render).lower(params, placed(views, mesh, sharding.BATCH))
+        program = read_program(lowered.compile().as_text(), largest=10**6)
+    kernels = collections.Counter(kernel.name for kernel in program.kernels)
+    assert kernels["splash_mha_fwd_no_residuals"] >= 3  # in views, within the target, to pages
+    for array, _ in program.arrays:
+        dims = [int(n) for n in re.findall(r"\d+", array.text.split("[")[1].split("]")[0])]
+        assert not {tokens, 4 * tokens} <= set(dims) and dims.count(tokens) < 2, array.text

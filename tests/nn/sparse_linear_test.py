@@ -178,8 +178,8 @@ def test_arrays_that_do_not_belong_together_are_refused():
     q, k, v, projection = drawn()
     with pytest.raises(InputError, match=r"expected \[B,H,Q,K\] queries"):
         sparse_linear(q, k, v[:, :, 1:], projection, BLOCKS)
-    with pytest.raises(InputError, match="expected one of mask, gather"):
-        sparse_linear(q, k, v, projection, BLOCKS, implementation="splash")
+    with pytest.raises(InputError, match="expected auto or one of gather"):
+        sparse_linear(q, k, v, projection, BLOCKS, implementation="flash")
     pages = Pages(k[:, :, None], v[:, :, None], used=jnp.ones(1, bool))
     with pytest.raises(InputError, match="not a memory with free slots"):
         SparseLinear(8, BLOCKS)(q, pages)
