@@ -39,13 +39,13 @@ from efficient_lvsm_jax.models.scene_geometry import (
     GeometryConfig,
     SceneGeometry,
     SceneMemory,
+    pages_of,
 )
 from efficient_lvsm_jax.models.vggt import IMAGE_DEVIATION, IMAGE_MEAN
 from efficient_lvsm_jax.nn.blocks import Block, LayerNorm
 from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, level_sizes, read_in_parts
 from efficient_lvsm_jax.nn.flops import Flops, linear
 from efficient_lvsm_jax.nn.initial import draw
-from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.rotary import Rotation, patch_rotation
 from efficient_lvsm_jax.nn.sparse_linear import attend_by
 from efficient_lvsm_jax.nn.stacks import scan_layers
@@ -269,7 +269,8 @@ class DepthAnything3(SceneGeometry):
                 for y in among.heads(inner, flat, groups=2)
             )  # [B, H, R, P, K]
             q = q.reshape(*q.shape[:2], -1, q.shape[-1])
-            mixed = attend_by(among.sparse, q, Pages(k, v), implementation=config.attention)
+            frames = pages_of(k, v, config.sparsity("global"))
+            mixed = attend_by(among.sparse, q, frames, implementation=config.attention)
             outer = among.add(inner.reshape(batch, -1, width), mixed)
             both = (y.reshape(batch, views, tokens, width) for y in (inner, outer))
             return jnp.concatenate(list(both), axis=-1), None

@@ -35,7 +35,7 @@ from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear
 from efficient_lvsm_jax.nn.paged import Pages
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear, attend_by
+from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, attend_by
 from efficient_lvsm_jax.nn.sparsity import Sparsity, attention_flops, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
@@ -58,8 +58,8 @@ class GeometryConfig(Settings):
         norms, softmax and heads stay float32.
       remat: as `view_synthesis.ModelConfig` says.
       attention_sparsity: where attention is sparse, and how, see `nn.sparsity.placed`, of
-        `places`, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Not for
-        streams.
+        `places`, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Of the
+        frames in a memory blocks alone can be chosen, and no block has tokens of two frames.
     """
 
     group = "model"
@@ -170,14 +170,15 @@ class GeometryConfig(Settings):
           reads: of frames that attend together how many they are, and how many they see.
         """
 
-        def attention(place: str, queries: int, keys: int) -> Flops:
+        def attention(place: str, queries: int, keys: int, frames: int = 1) -> Flops:
             shape = self.width, self.head_dim, queries, keys
-            return attention_flops(self.sparsity(place), *shape)
+            made = {"pages": frames, "summed": keys if frames == 1 else queries}
+            return attention_flops(self.sparsity(place), *shape, **made)
 
         patches, width = size[0] // self.patch * (size[1] // self.patch), self.width
         tokens = patches + special
         frames, before = sum(reading for reading, _ in reads), patches + encoder_special
-        seen = (attention("global", asking * tokens, of * tokens) for asking, of in reads)
+        seen = (attention("global", asking * tokens, tokens, of) for asking, of in reads)
         among = sum(seen, layer(width, frames * tokens, 0))
         encoder = (layer(width, before, 0) + attention("encoder", before, before)) * (
             self.encoder_layers
@@ -330,6 +331,15 @@ class SceneGeometry(nnx.Module):
         raise NotImplementedError  # each family has its own
 
 
+def pages_of(k: jax.Array, v: jax.Array, sparsity: Sparsity | None) -> Pages:
+    """Keys and values of frames, [..., R, P, K], with a digest if blocks of them are chosen.
+
+    Frames of one token, as the camera head's, have no blocks.
+    """
+    in_blocks = sparsity is not None and sparsity.by == "block" and k.shape[-2] > 1
+    return Pages(k, v, digest=Digest.of(k, v, sparsity) if in_blocks else None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sight:
     """Which frames see which, and where new ones go in a memory.
@@ -375,16 +385,17 @@ class Sight:
           pages: of all layers in memory, [L, B, H, S, P, K], of any precision, or None without
             memory; gradients flow only then.
           layer: which of them.
-          sparse: computes attention, if it is not dense; not with memory.
+          sparse: computes attention, if it is not dense.
 
         Returns:
           As q; and the pages with k and v in them.
 
         Raises:
-          InputError: sparse attention with a memory.
+          InputError: sparse attention to a memory, but not by blocks.
         """
+        frames = pages_of(k, v, sparse and sparse.sparsity)
         if self.slots is None:
-            return self._attend_among(q, k, v, sparse), None
+            return self._attend_among(q, frames, sparse), None
 
         def put(pool: jax.Array, new: jax.Array) -> jax.Array:
             for index in range(new.shape[3]):
@@ -393,23 +404,25 @@ class Sight:
                 pool = jax.lax.dynamic_update_slice(pool, one, start)
             return pool
 
-        pages = jax.tree.map(put, pages, store(Pages(k[None], v[None]), pages.precision))
+        frames = jax.tree.map(lambda x: x[None], frames)
+        pages = jax.tree.map(put, pages, store(frames, pages.precision))
         used = self.reads[0]
         if len(self.reads) > 1:
             used = jnp.broadcast_to(self.reads, (q.shape[0], *self.reads.shape))
         read = dataclasses.replace(pages, used=used, layer=layer)
         return self._attend(q, read, sparse), pages
 
-    def _attend_among(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, sparse: SparseLinear | None
-    ) -> jax.Array:
+    def _attend_among(self, q: jax.Array, frames: Pages, sparse: SparseLinear | None) -> jax.Array:
         """Of frames by themselves; every frame reads so many whole pages, without a mask."""
-        frames = k.shape[2]
         if not self.causal:
-            return self._attend(q, Pages(k, v), sparse)
+            return self._attend(q, frames, sparse)
+
+        def first(count: int) -> Pages:
+            return jax.tree.map(lambda x: x[:, :, :count], frames)
+
         mixed = [
-            self._attend(one, Pages(k[:, :, :seen], v[:, :, :seen]), sparse)
-            for seen, one in enumerate(jnp.split(q, frames, axis=2), 1)
+            self._attend(one, first(seen), sparse)
+            for seen, one in enumerate(jnp.split(q, frames.capacity, axis=2), 1)
         ]
         return jnp.concatenate(mixed, axis=2)
 

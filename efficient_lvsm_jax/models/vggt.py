@@ -30,6 +30,7 @@ from efficient_lvsm_jax.models.scene_geometry import (
     Sight,
     TrackMaps,
     Tracks,
+    pages_of,
 )
 from efficient_lvsm_jax.models.vggt_camera_head import CACHES, ENCODING, CameraHead
 from efficient_lvsm_jax.models.vggt_tracker import STRIDE, Tracker
@@ -191,10 +192,12 @@ class VGGT(SceneGeometry):
         heads = config.width // config.head_dim
 
         def room(layers: int, heads: int, slots: int, *page: int, precision: str) -> Pages:
-            one = jax.ShapeDtypeStruct((layers, batch, heads, 1, *page), config.dtype)
-            if precision != "computed":
-                one = jax.eval_shape(lambda x: store(Pages(x, x), precision), one)
-            pages = empty(slots, one if isinstance(one, Pages) else Pages(one, one))
+            def one(x: jax.Array) -> Pages:
+                frame = pages_of(x, x, config.sparsity("global"))
+                return frame if precision == "computed" else store(frame, precision)
+
+            shape = jax.ShapeDtypeStruct((layers, batch, heads, 1, *page), config.dtype)
+            pages = empty(slots, jax.eval_shape(one, shape))
             return dataclasses.replace(pages, used=None)
 
         page = tokens, config.head_dim

@@ -144,7 +144,8 @@ class SparseLinear(nnx.Module):
         if not pages.is_plain:
             raise InputError(
                 "model.attention_sparsity: sparse attention reads whole pages of one set of keys, "
-                "not a memory with free slots; leave it out for streams"
+                "not a memory with free slots, unless blocks of its frames are chosen, as by "
+                "global=0.3:block64; otherwise leave it out for streams"
             )
         k, v = pages.whole_layer(q.dtype)
         k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))

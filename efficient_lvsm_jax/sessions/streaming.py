@@ -60,8 +60,8 @@ class Stream:
             so that a stream of any length takes the same memory and time for every frame: as a
             "window" the oldest frame; by "confidence" the one whose depth the model was least sure
             of; by "similarity" of every layer and head so many keys as a frame has, those most like
-            the mean of all (InfiniteVGGT; the camera head then remembers a window). The first
-            frame stays, whose camera is the world.
+            the mean of all (InfiniteVGGT; the camera head then remembers a window; not with sparse
+            attention among frames). The first frame stays, whose camera is the world.
           precision: how keys and values are stored, one of `nn.paged.PRECISIONS`; None is as
             `model.config.cache` says. int8 and fp8 pages do not go with "similarity".
           camera_cache: what the camera head sees of frames before, as the model's setting of this
@@ -109,6 +109,12 @@ class Stream:
                 f"when_full='similarity' with keys stored as {config.cache}: a page of these has "
                 "one scale and its keys cannot leave alone; choose bf16 or fp32, or another "
                 "when_full"
+            )
+        if when_full == "similarity" and config.sparsity("global"):
+            raise InputError(
+                f"when_full='similarity' with model.attention_sparsity={config.attention_sparsity}:"
+                " blocks of a frame are chosen by their means, and keys cannot leave them; choose "
+                "another when_full, or leave out global"
             )
         self._model = dataclasses.replace(model, config=config)
         self._options = {

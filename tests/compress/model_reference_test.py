@@ -1,9 +1,7 @@
 """VGGT with sparse attention equals what Lite3R recorded, and says where it cannot be sparse."""
 
-import dataclasses
 import logging
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDENS, golden
@@ -13,10 +11,6 @@ from efficient_lvsm_jax.compress.reference import compare
 from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import with_projections
-from efficient_lvsm_jax.models.scene_geometry import Sight
-from efficient_lvsm_jax.models.vggt import VGGT
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear
-from efficient_lvsm_jax.nn.sparsity import Sparsity
 from efficient_lvsm_jax.weights.load import load
 from efficient_lvsm_jax.weights.published import bring_out
 
@@ -81,13 +75,3 @@ def test_a_converted_model_keeps_where_it_is_sparse(tmp_path):
 def test_places_that_the_model_lacks_are_refused():
     with pytest.raises(InputError, match="of encoder, frame, global, camera"):
         configured(attention_sparsity="cross=0.3")
-
-
-def test_streams_are_refused():
-    config = dataclasses.replace(configured(), attention_sparsity="global=0.3")
-    memory = VGGT.start(config, 2, (28, 28))
-    sight = Sight.of(memory, 1, causal=True, implementation="auto")
-    tokens = memory.tokens.k.shape[4]
-    q, k = jnp.ones((1, 2, tokens, 16)), jnp.ones((1, 2, 1, tokens, 16))
-    with pytest.raises(InputError, match="leave it out for streams"):
-        sight.attend(q, k, k, memory.tokens, 0, SparseLinear(16, Sparsity()))
