@@ -1,4 +1,4 @@
-"""Training P of sparse attention, and nothing else, against the dense model (Lite3R, §3).
+"""Training what sparse attention adds, and nothing else, against the dense model (Lite3R, §3).
 
 What is minimised is the loss of the whole, see `passes`, and the difference of what attentions
 give from the dense model's, whose weight falls over the run. Axes: L layer, K head dim.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.evaluation.scenes import EvaluationScenes
-from efficient_lvsm_jax.compress.fit import Taught, changed, replaced
+from efficient_lvsm_jax.compress.fit import Fit, Taught, changed, replaced
 from efficient_lvsm_jax.compress.passes import Batch, Kind, batch_of
 from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.model import bind
@@ -33,16 +33,16 @@ def distilled(
     family: str,
     config: Any,
     params: dict,
-    projections: Mapping[str, jax.Array],
+    fits: Mapping[str, Fit],
     scenes: EvaluationScenes,
     steps: int,
-) -> dict[str, jax.Array]:
-    """P after so many steps.
+) -> dict[str, Fit]:
+    """Shares and P after so many steps.
 
     Args:
       kind, family, config: of the sparse model.
       params: of the dense one; they stay as they are.
-      projections: P by place, to begin with, [L, K, K].
+      fits: by place, to begin with.
       scenes: gone through in turn, again and again.
       steps: updates.
     """
@@ -57,7 +57,7 @@ def distilled(
     @jax.jit
     def teach(params: dict, batch: Batch) -> tuple[Any, list[jax.Array]]:
         # The sparse network with dense attention: its tokens are in the same order.
-        return watch(changed(bind(family, config, replaced(params, projections)), Taught), batch)
+        return watch(changed(bind(family, config, replaced(params, fits)), Taught), batch)
 
     @jax.jit
     def update(
@@ -78,7 +78,7 @@ def distilled(
         rate = learning_rate(settings, step + 1)  # from 0 the first would change nothing
         return jax.tree.map(lambda p, u: p + rate * u, trained, updates), moments
 
-    trained = {place: jnp.float32(kernel) for place, kernel in projections.items()}
+    trained = jax.tree.map(jnp.float32, dict(fits))
     moments = optimizer.init(trained)
     with Progress("distilling", steps, "steps") as progress:
         for step in range(steps):

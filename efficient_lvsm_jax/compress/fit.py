@@ -1,10 +1,10 @@
-"""P of sparse-linear attention in closed form, and how far attention is from a dense one with it.
+"""Sparse-linear attention fitted in closed form, and how far it then is from dense attention.
 
 The dense model is what runs: its attention gives O*, and beside it are computed, of the same
 queries, keys and values, what chosen keys and what sums give, O_s and O_l (`nn.sparse_linear`).
-Products of these three, added up over tokens and pictures, are all that is kept. The P that brings
-O_s + O_l P nearest to O*, and the distance that any P leaves, follow from them without another pass
-and without a gradient.
+Products of these three, added up over tokens and pictures, are all that is kept. The share α and
+the P that bring α O_s + O_l P nearest to O*, and the distance that any leave, follow from them
+without another pass and without a gradient.
 
 Axes: L layer, B scene, H head, Q query, K head dim, M 2·K: what sums give, then what keys give.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,8 +28,12 @@ from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import SparseLinear
 from efficient_lvsm_jax.nn.watching import show, watched
 
-RIDGE = 1e-3  # of the mean diagonal of O_lᵀ O_l
+# How much a fit is held to a share of 1 and P = 0, see `Products.fitted`; 1 is altogether.
+RIDGES = np.array([1, 0.5, 0.1, 1e-2, 1e-3, 1e-4])
 
+# The parameters of a `SparseLinear` of all layers: share [L] and kernel, P, [L, K, K]; or of every
+# head its own, [L, H] and [L, H, K, K].
+Fit = dict[str, np.ndarray | jax.Array]
 # What a bound network does with a batch; `fit` is for any.
 Pass = Callable[[nnx.Module, Any], Any]
 
@@ -49,27 +53,82 @@ class Products:
     wanted: np.ndarray | jax.Array
     total: np.ndarray | jax.Array
 
-    def fitted(self, *, per_head: bool = False) -> np.ndarray:
-        """P of every layer, [L, K, K]; `per_head` one of every head, [L, H, K, K]. float64."""
-        size = self.wanted.shape[-1]
-        sums = self.both[..., :size, :size]
-        rest = self.wanted[..., :size, :] - self.both[..., :size, size:]
-        if not per_head:
-            sums, rest = sums.sum(axis=1), rest.sum(axis=1)
-        mean = np.trace(sums, axis1=-2, axis2=-1) / size
-        # Where nothing is in the sums P changes nothing, and is 0.
-        ridge = np.where(mean > 0, RIDGE * mean, 1.0)
-        return np.linalg.solve(sums + ridge[..., None, None] * np.eye(size), rest)
+    def fitted(self, ridge: np.ndarray | float, *, per_head: bool = False) -> Fit:
+        """The fit that is least of (1 − r) |α O_s + O_l P − O*|² + r (d |P|² + s (α − 1)²).
 
-    def errors(self, projection: np.ndarray) -> np.ndarray:
-        """|O_s + O_l P − O*| / |O*| of every layer, [L], for P as of `fitted`."""
-        size, total = self.wanted.shape[-1], self.total.sum((-3, -2, -1))
-        if projection.ndim == 3:
-            projection = projection[:, None]
-        keys = np.broadcast_to(np.eye(size), self.wanted[..., :size, :].shape)
-        how = np.concatenate([np.broadcast_to(projection, keys.shape), keys], axis=-2)
-        left = (how * (self.both @ how - 2 * self.wanted)).sum((-3, -2, -1)) + total
-        return np.sqrt(np.maximum(left, 0) / total)
+        d is the mean diagonal of O_lᵀ O_l and s is |O_s|², so r has no unit.
+
+        Args:
+          ridge: r, above 0 and at most 1, of all layers or of each, [L].
+          per_head: whether every head has a fit of its own.
+        """
+        both, wanted = self.both, self.wanted
+        if not per_head:
+            both, wanted = (x.sum(axis=1, keepdims=True) for x in (both, wanted))
+        size = wanted.shape[-1]
+        sums, across, keys = (
+            both[..., :size, :size],
+            both[..., :size, size:],
+            both[..., size:, size:],
+        )
+        ridge = np.reshape(ridge, (-1, 1, 1, 1))
+
+        def energy(x: np.ndarray) -> np.ndarray:  # of nothing 1: the fit is then α = 1 or P = 0
+            total = np.trace(x, axis1=-2, axis2=-1)[..., None, None]
+            return np.where(total > 0, total, 1)
+
+        held = (1 - ridge) * sums + ridge * energy(sums) / size * np.eye(size)
+        targets = np.concatenate([wanted[..., :size, :], across], axis=-1)
+        # P is of_wanted − α of_keys; α is what is left to find.
+        of_wanted, of_keys = np.split(np.linalg.solve(held, (1 - ridge) * targets), 2, axis=-1)
+
+        def left(x: np.ndarray, explained: np.ndarray) -> np.ndarray:
+            trace = np.trace(x, axis1=-2, axis2=-1)[..., None, None]
+            trace = trace - (across * explained).sum((-2, -1), keepdims=True)
+            return (1 - ridge) * trace + ridge * energy(keys)
+
+        share = left(wanted[..., size:, :], of_wanted) / left(keys, of_keys)
+        fit = {"kernel": of_wanted - share * of_keys, "share": share[..., 0, 0]}
+        return fit if per_head else {name: x[:, 0] for name, x in fit.items()}
+
+    def left(self, fit: Fit) -> np.ndarray:
+        """|α O_s + O_l P − O*|² of every layer, [L]."""
+        kernel, share = fit["kernel"], fit["share"]
+        if kernel.ndim == 3:
+            kernel, share = kernel[:, None], share[:, None]
+        keys = share[..., None, None] * np.eye(kernel.shape[-1])
+        how = np.concatenate([kernel, keys], axis=-2)
+        return (how * (self.both @ how - 2 * self.wanted)).sum((-3, -2, -1)) + self._total
+
+    def errors(self, fit: Fit) -> np.ndarray:
+        """|α O_s + O_l P − O*| / |O*| of every layer, [L]."""
+        return np.sqrt(np.maximum(self.left(fit), 0) / self._total)
+
+    @property
+    def _total(self) -> np.ndarray:
+        return self.total.sum((-3, -2, -1))
+
+
+def fitted(parts: Sequence[Products], *, per_head: bool = False) -> tuple[Fit, np.ndarray]:
+    """The fit to all parts, and the ridge of every layer, [L]: of `RIDGES` the one that does best.
+
+    What it does is seen on each part by a fit to the others. Where none helps, P is 0.
+
+    Args:
+      parts: products of different scenes, two or more.
+      per_head: as of `Products.fitted`.
+    """
+    every = functools.reduce(functools.partial(jax.tree.map, np.add), parts)
+    others = [jax.tree.map(np.subtract, every, part) for part in parts]
+    left = [
+        sum(
+            part.left(other.fitted(ridge, per_head=per_head))
+            for part, other in zip(parts, others, strict=True)
+        )
+        for ridge in RIDGES
+    ]
+    ridge = RIDGES[np.argmin(left, axis=0)]
+    return every.fitted(ridge, per_head=per_head), ridge
 
 
 class Taught(SparseLinear):
@@ -125,21 +184,29 @@ def changed(network: nnx.Module, to: type[SparseLinear]) -> nnx.Module:
 
 
 def places(family: str, config: Any) -> dict[str, tuple[int, ...]]:
-    """Where in a model's parameters there is a P, and the shapes [L, K, K]."""
+    """Where in a model's parameters attention is sparse, and the shapes [L, K, K] of P."""
     end = "/sparse/kernel"
     shapes = jax.tree_util.tree_leaves_with_path(abstract_params(family, config))
     named = ((jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in shapes)
     return {path.removesuffix(end): x.shape for path, x in named if path.endswith(end)}
 
 
-def replaced(params: dict, projections: Mapping[str, Any]) -> dict:
-    """Parameters with other P, by place; everything else is the very same."""
+def unfitted(family: str, config: Any) -> dict[str, Fit]:
+    """A share of 1 and P = 0 in all places."""
+    return {
+        place: {"kernel": np.zeros(shape, np.float32), "share": np.ones(shape[:1], np.float32)}
+        for place, shape in places(family, config).items()
+    }
+
+
+def replaced(params: dict, fits: Mapping[str, Fit]) -> dict:
+    """Parameters with other fits, by place; everything else is the very same."""
     params = jax.tree.map(lambda x: x, params)  # its dicts, to add to
-    for place, kernel in projections.items():
+    for place, fit in fits.items():
         here = params
         for folder in place.split("/"):
             here = here[folder]
-        here["sparse"] = {"kernel": kernel}
+        here["sparse"] = {**here.get("sparse", {}), **fit}
     return params
 
 
@@ -152,7 +219,7 @@ def products(
 
     Args:
       family, config: of the sparse model.
-      params: of it; its P is not looked at.
+      params: of it; its fit is not looked at.
       through: what the network does with a batch.
       batches: at least one; of other shapes they compile anew.
     """

@@ -27,10 +27,12 @@ import numpy as np
 
 from efficient_lvsm_jax.compress import step_reference
 from efficient_lvsm_jax.compress.eight_bit_model import in_eight_bits
+from efficient_lvsm_jax.compress.fit import replaced
 from efficient_lvsm_jax.compress.lines import Arrays, Line
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import settings_told
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.models.model import with_projections
 from efficient_lvsm_jax.models.running import bound, floats, normalised, run
 from efficient_lvsm_jax.models.vggt import VGGT, VGGTConfig
 from efficient_lvsm_jax.models.vggt_camera_head import normed
@@ -122,15 +124,13 @@ def _replaced(model: GeometryModel, arrays: Arrays, text: str, variant: str) -> 
     """The model with attention replaced at some places, and the recorded projections there."""
     start = "fp8_P:" if variant == "fp8" else "P:"
     config = dataclasses.replace(model.config, attention_sparsity=text)
-    params = jax.tree.map(lambda x: x, model.params)
+    fits = {}
     for (theirs, (ours, depth)), place in zip(STACKS.items(), VGGTConfig.places, strict=True):
         if config.sparsity(place) is not None:
             names = [f"{start}{theirs}.{layer}.attn" for layer in range(getattr(config, depth))]
-            here = params
-            for folder in ours.split("/"):
-                here = here[folder]
             kernels = [np.float32(arrays[name]).T for name in names]
-            here["sparse"] = {"kernel": np.stack(kernels)}
+            fits[ours] = {"kernel": np.stack(kernels)}
+    params = with_projections(replaced(model.params, fits), model.family, config)
     return dataclasses.replace(model, config=config, params=params)
 
 

@@ -1,4 +1,4 @@
-"""A dense model made sparse: P fitted on some scenes, and what that costs shown on others.
+"""A dense model made sparse: fitted on some scenes, and what that costs shown on others.
 
 Axes: B scene, V view, L layer, K head dim.
 """
@@ -19,7 +19,15 @@ from data_pipeline.evaluation.scenes import EvaluationScenes, Preparation, held_
 from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import Scenes, scene_of_arrays
 from efficient_lvsm_jax.compress.distill import distilled
-from efficient_lvsm_jax.compress.fit import AtRandom, changed, places, products, replaced
+from efficient_lvsm_jax.compress.fit import (
+    AtRandom,
+    Fit,
+    changed,
+    fitted,
+    products,
+    replaced,
+    unfitted,
+)
 from efficient_lvsm_jax.compress.passes import Batch, batch_of, kind_of
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import json_safe, reporting_writes, write_json
@@ -30,10 +38,11 @@ from efficient_lvsm_jax.weights.folder import SIZES, save_weights
 from efficient_lvsm_jax.weights.published import unshown
 
 REPORT = "compress.json"  # in the folder of the weights
-# What P may be; the last is fitted as well, but any blocks are chosen.
+# What a fit may be; the last is fitted as well, but any blocks are chosen.
 NOTHING, FITTED, BY_HEAD, DISTILLED = "P = 0", "fitted", "fitted, by head", "distilled"
 RANDOM = "random blocks"
 HELD_OUT_EVERY = 4  # scenes: one of so many is never fitted on
+PARTS = 4  # of the scenes that are fitted on; on each a fit to the others is looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +86,6 @@ class ViewsOf:
 def split_of(scenes: Scenes, views: ViewsOf) -> Split:
     """Every fourth scene is held out, the last of fewer."""
     count = len(scenes)
-    if count < 2:
-        raise InputError(
-            f"{scenes.path}: {count} scene; expected two or more, as one in {HELD_OUT_EVERY} is "
-            "held out and never fitted on"
-        )
     held_out = range(min(count, HELD_OUT_EVERY) - 1, count, HELD_OUT_EVERY)
     rest = [index for index in range(count) if index not in held_out]
     return Split(views.some(scenes, rest), views.some(scenes, held_out))
@@ -122,9 +126,9 @@ class Fitted:
     """A sparse model and what is known of it.
 
     Attributes:
-      model: with P.
-      report: JSON values: `attention`, relative errors by place, of every layer; `scores` of
-        held-out scenes by what was done; what it was made of.
+      model: the sparse one.
+      report: JSON values: `attention`, relative errors by place, of every layer, and `ridge` and
+        `share` of the fit; `scores` of held-out scenes by what was done; what it was made of.
     """
 
     model: Model | GeometryModel
@@ -133,7 +137,7 @@ class Fitted:
     def __str__(self) -> str:
         report = self.report
         lines = [
-            f"{report['sparsity']}: {report['trained values']} values of P fitted on "
+            f"{report['sparsity']}: {report['trained values']} values fitted on "
             f"{len(report['fitted on'])} scenes, the other {report['other values']} as they were",
             f"attention, |error| / |dense| on {len(report['held out'])} held-out scenes",
         ]
@@ -141,8 +145,11 @@ class Fitted:
             lines.append(f"  {place}")
             for what, values in errors.items():
                 lines.append(f"    {what:<20}" + " ".join(f"{value:6.3f}" for value in values))
+            for what in ("share", "ridge"):
+                values = report[what][place]
+                lines.append(f"    {what:<20}" + " ".join(f"{value:6.4g}" for value in values))
         few = "; fitted on more scenes it would be better" if report["lowered"] < 0.5 else ""
-        lines.append(f"  fitted P lowers it in {report['lowered']:.0%} of layers{few}")
+        lines.append(f"  the fit lowers it in {report['lowered']:.0%} of layers{few}")
         for name in next(iter(report["scores"].values())):
             lines.append(name)
             for what, scores in report["scores"].items():
@@ -152,7 +159,7 @@ class Fitted:
 
 
 def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps: int = 0) -> Fitted:
-    """A dense model with sparse attention whose P is fitted, and then perhaps distilled.
+    """A dense model with sparse attention that is fitted, and then perhaps distilled.
 
     Args:
       model: the dense one.
@@ -161,44 +168,57 @@ def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps:
       steps: of distillation.
 
     Raises:
-      InputError: another text, fewer than no steps, or pictures too small for it.
+      InputError: another text, fewer than no steps, too few scenes, or pictures too small for it.
     """
     if steps < 0:
         raise InputError(f"--steps {steps}: expected 0, for none, or more")
+    count, kept = len(split.fitted), len(split.held_out)
+    if count < 2:
+        raise InputError(
+            f"scenes: {count} to fit on and {kept} held out; expected two or more to fit on, as on "
+            "each is seen whether a fit to the others helps"
+        )
     sparse = dataclasses.replace(model.config, attention_sparsity=text)
     kind = kind_of(model)
-    zeros = {place: np.zeros(s, np.float32) for place, s in places(model.family, sparse).items()}
-    blank = replaced(model.params, zeros)
-    found, elsewhere = (
-        products(model.family, sparse, blank, kind.through, map(batch_of, scenes))
-        for scenes in (split.fitted, split.held_out)
-    )
-    if not found:
+    nothing = unfitted(model.family, sparse)
+    blank = replaced(model.params, nothing)
+
+    def seen(scenes: EvaluationScenes, which: range) -> dict:
+        batches = (batch_of(scenes[index]) for index in which)
+        return products(model.family, sparse, blank, kind.through, batches)
+
+    elsewhere = seen(split.held_out, range(kept))
+    if not elsewhere:
         size = split.fitted[0].inputs.image.shape[1]
         raise InputError(
             f"model.attention_sparsity={text!r}: pictures of {size} pixels have too few keys for "
             "any place to be sparse; take larger ones, smaller blocks, or :from0"
         )
-    fits = {
-        what: zeros | {place: np.float32(of[at].fitted()) for place, of in found.items()}
-        for at, what in enumerate((FITTED, RANDOM))
-    }
-    by_head = {place: of[0].fitted(per_head=True) for place, of in found.items()}
-    made = {NOTHING: zeros, FITTED: fits[FITTED]}
+    each = [seen(split.fitted, range(part, count, PARTS)) for part in range(min(PARTS, count))]
+    fits, by_head, ridges = {FITTED: dict(nothing), RANDOM: dict(nothing)}, {}, {}
+    for place in elsewhere:
+        chosen, at_random = zip(*(part[place] for part in each), strict=True)
+        fits[FITTED][place], ridges[place] = fitted(chosen)
+        fits[RANDOM][place], _ = fitted(at_random)
+        by_head[place], _ = fitted(chosen, per_head=True)
+    fits = jax.tree.map(np.float32, fits)
+    made = {NOTHING: nothing, FITTED: fits[FITTED]}
     if steps:
         made[DISTILLED] = distilled(
             kind, model.family, sparse, model.params, made[FITTED], split.fitted, steps
         )
     last = list(made)[-1]
     errors = {
-        place: {what: chosen.errors(p[place]) for what, p in (made | {BY_HEAD: by_head}).items()}
+        place: {
+            what: chosen.errors(fit[place]) for what, fit in (made | {BY_HEAD: by_head}).items()
+        }
         | {RANDOM: at_random.errors(fits[RANDOM][place])}
         for place, (chosen, at_random) in elsewhere.items()
     }
     lowered = np.concatenate([of[FITTED] < of[NOTHING] for of in errors.values()])
     report = {
         "sparsity": text,
-        "trained values": sum(zeros[place].size for place in found),
+        "trained values": sum(x.size for place in elsewhere for x in nothing[place].values()),
         "other values": sum(x.size for x in jax.tree.leaves(model.params)),
         "distillation steps": steps,
         "fitted on": list(split.fitted.names),
@@ -207,6 +227,8 @@ def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps:
             place: {what: values.tolist() for what, values in of.items()}
             for place, of in errors.items()
         },
+        "share": {place: made[last][place]["share"].tolist() for place in elsewhere},
+        "ridge": {place: ridge.tolist() for place, ridge in ridges.items()},
         "lowered": float(lowered.mean()),
         "scores": scored(model, sparse, made | {RANDOM: fits[RANDOM]}, split.held_out),
     }
@@ -217,10 +239,10 @@ def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps:
 def scored(
     model: Model | GeometryModel,
     sparse: Any,
-    projections: Mapping[str, Mapping[str, np.ndarray]],
+    fits: Mapping[str, Mapping[str, Fit]],
     scenes: EvaluationScenes,
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean and standard error over scenes of the dense model, and with each P; by score."""
+    """Mean and standard error over scenes of the dense model, and with each fit; by score."""
     kind = kind_of(model)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -229,9 +251,9 @@ def scored(
 
     score = jax.jit(kind.scores)
     models = {"dense": (model.config, SparseLinear, model.params)}
-    for what, p in projections.items():
+    for what, fit in fits.items():
         chosen = AtRandom if what == RANDOM else SparseLinear
-        models[what] = sparse, chosen, replaced(model.params, p)
+        models[what] = sparse, chosen, replaced(model.params, fit)
     rows: dict[str, list] = {what: [] for what in models}
     for batch in map(batch_of, scenes):
         dense = through(*models["dense"], batch)

@@ -93,7 +93,8 @@ def steps(
     update = jax.jit(optimizer.update)
     ready = student.ready
     largest = float(rows[0, COLUMNS.index("weight")])
-    trained = {ours: _at(ready, ours)["sparse"]["kernel"] for ours, _ in STACKS.values()}
+    places = (ours for ours, _ in STACKS.values())
+    trained = {place: {"kernel": _at(ready, place)["sparse"]["kernel"]} for place in places}
     moments = optimizer.init(trained)
     for step, row in enumerate(rows):
         weight = attention_weight(jnp.float32(step), config.decay_end, largest, LEAST)
@@ -129,7 +130,7 @@ def _projections(
     quantity: str, start: str, tree: dict, arrays: Arrays, limit: float
 ) -> Iterator[Line]:
     for theirs, (ours, _) in STACKS.items():
-        for layer, kernel in enumerate(np.asarray(tree[ours])):
+        for layer, kernel in enumerate(np.asarray(tree[ours]["kernel"])):
             if (name := f"{start}{theirs}.{layer}.attn") in arrays:
                 yield shares(quantity, name, kernel.T, arrays, limit)
 

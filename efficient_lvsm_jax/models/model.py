@@ -86,9 +86,10 @@ def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
 
 
 def with_projections(params: dict, family: str, config: Settings) -> dict:
-    """Parameters with zeros as P of sparse attention where they lack it, see `nn.sparse_linear`.
+    """Parameters with those of sparse attention where they lack them, see `nn.sparse_linear`.
 
-    What a query does not attend to exactly is then forgotten, which is said.
+    P is then 0, so what a query does not attend to exactly is forgotten, which is said. The share
+    of chosen keys is 1, as it was before there was one.
     """
     if not getattr(config, "attention_sparsity", ""):
         return params
@@ -101,8 +102,8 @@ def with_projections(params: dict, family: str, config: Settings) -> dict:
             for folder in folders:
                 here = here.setdefault(folder, {})
             if name not in here:
-                here[name] = np.zeros(leaf.shape, leaf.dtype)
-                lacking.append("/".join(folders[:-1]))
+                here[name] = np.full(leaf.shape, name == "share", leaf.dtype)
+                lacking += ["/".join(folders[:-1])] * (name == "kernel")
     if lacking:
         logging.warning(
             "model.attention_sparsity: no projection was fitted in %s: it is 0, so what is not "

@@ -119,26 +119,29 @@ class Digest:
 
 
 class SparseLinear(nnx.Module):
-    """The sparse-linear attention of a place in a model, with its P, [K, K] from sums to outputs.
+    """The sparse-linear attention of a place in a model, with what of both parts is added up.
 
-    P is made as zeros: what is beyond the chosen keys is then as good as forgotten.
+    Of the chosen keys that is a share, a number, since their softmax knows of no others; of the
+    sums what P, [K, K], makes of it. They are made as 1 and zeros: what is beyond the chosen keys
+    is then as good as forgotten.
     """
 
     def __init__(self, head_dim: int, sparsity: Sparsity):
         self.sparsity = sparsity
         self.kernel = nnx.Param(jnp.zeros((head_dim, head_dim)))
+        self.share = nnx.Param(jnp.ones(()))
 
     def __call__(
         self, q: jax.Array, pages: Pages, *, targets: int = 1, implementation: str = "auto"
     ) -> jax.Array:
         """As `attend_by`, however few the keys are; in the dtype of q."""
         sparse, linear = self.branches(q, pages, targets=targets, implementation=implementation)
-        return (sparse + self.project(linear)).astype(q.dtype)
+        return (self.share[...] * sparse + self.project(linear)).astype(q.dtype)
 
     def branches(
         self, q: jax.Array, pages: Pages, *, targets: int = 1, implementation: str = "auto"
     ) -> tuple[jax.Array, jax.Array]:
-        """Both parts of it before P, of chosen keys and of sums, [B, H, Q, K] float32."""
+        """Both parts of it as they are, of chosen keys and of sums, [B, H, Q, K] float32."""
         if pages.digest is not None:
             return _of_pages(q, pages, self.sparsity, targets, implementation)
         if not pages.is_plain:

@@ -36,7 +36,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"tokenizer/kernel$", PartitionSpec(None, "fsdp")),  # [P, D]
     (r"head/kernel$", PartitionSpec("fsdp")),  # [D, P]
     (r"norm/scale$", PartitionSpec()),  # [L, K], [L, D] or [D]
-    (r"sparse/kernel$", PartitionSpec()),  # [L, K, K]
+    (r"sparse/(kernel|share)$", PartitionSpec()),  # [L, K, K], [L]
     (r"latents$", PartitionSpec(None, "fsdp")),  # [Z, D], of LVSM
     (r"projectors/.*kernel$", PartitionSpec("fsdp")),  # [D, F], of REPA
     (r"projectors/.*bias$", PartitionSpec()),  # [F]

@@ -22,7 +22,7 @@ from efficient_lvsm_jax.files.writing import (
     write_json,
 )
 from efficient_lvsm_jax.models.families import configure
-from efficient_lvsm_jax.models.model import abstract_params, digest
+from efficient_lvsm_jax.models.model import abstract_params, digest, with_projections
 
 WEIGHTS_FILE = "weights.json"
 SIZES = "trained_sizes"  # in JSON files, see `Model`
@@ -62,7 +62,8 @@ def load_weights(folder: str | Path) -> tuple[dict, dict]:
     """
     info = read_weights_info(folder)
     config = configure(info["family"], info["config"])
-    return restore_weights(folder, info, abstract_params(info["family"], config)), info
+    params = restore_weights(folder, info, abstract_params(info["family"], config))
+    return with_projections(params, info["family"], config), info
 
 
 def read_weights_info(folder: str | Path) -> dict:
@@ -96,7 +97,7 @@ def read_sizes(stored: dict, path: Path) -> tuple[tuple[int, int], ...]:
 
 
 def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
-    """The parameters of a weights folder.
+    """The parameters of a weights folder, as `restore_item`.
 
     Args:
       folder, info: the folder and its info.
@@ -118,12 +119,16 @@ def restore_weights(folder: str | Path, info: dict, abstract: dict) -> dict:
 def restore_item(folder: Path, abstract: dict) -> dict:
     """One item as arrays like `abstract` on the default device, strictly.
 
+    What was written before sparse attention had a share of chosen keys is read without it;
+    `models.model.with_projections` adds it.
+
     Raises:
       InputError: damaged files, or other parameters than `abstract` says (names some).
     """
     # Asked to restore what is not there, the library would say so a hundred lines long.
     try:
         stored = ocp.StandardCheckpointHandler().metadata(folder.absolute()).tree
+        abstract = _without_shares(abstract, stored)
         differences = _differences(stored, abstract)
     except Exception as error:
         raise _unreadable(folder, error) from error
@@ -143,6 +148,14 @@ def restore_item(folder: Path, abstract: dict) -> dict:
             return checkpointer.restore(folder.absolute(), target)
     except Exception as error:
         raise _unreadable(folder, error) from error
+
+
+def _without_shares(abstract: dict, stored: dict) -> dict:
+    return {
+        name: _without_shares(x, stored.get(name, {})) if isinstance(x, dict) else x
+        for name, x in abstract.items()
+        if name != "share" or name in stored
+    }
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:

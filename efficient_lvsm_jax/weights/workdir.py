@@ -16,7 +16,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.manifest import find_damage, read_manifest
 from efficient_lvsm_jax.files.writing import read_json, reporting_writes, write_json
 from efficient_lvsm_jax.models.families import configure
-from efficient_lvsm_jax.models.model import abstract_params
+from efficient_lvsm_jax.models.model import abstract_params, with_projections
 from efficient_lvsm_jax.weights.folder import SIZES, read_sizes, restore_item
 
 MODEL_FILE = "model.json"
@@ -103,7 +103,7 @@ def load_workdir(workdir: Path) -> tuple[str, Any, dict, tuple[tuple[int, int], 
         damage = find_damage(folder, {"step": step}, under=item)
         if damage is None:
             params = restore_item(folder / item, abstract_params(family, config))
-            return family, config, params, sizes
+            return family, config, with_projections(params, family, config), sizes
         log.warning("%s: passed over, not as it was written: %s", folder, damage)
     if steps:
         raise InputError(

@@ -48,17 +48,20 @@ def test_p_alone_is_trained_and_the_report_says_what_was_lost(given, small_model
     model = elvsm.load(tmp_path / "out")
     assert model.config.attention_sparsity == SPARSE
     before, after = leaves(small_model.params), leaves(model.params)
-    trained = {name for name in after if name.endswith("sparse/kernel")}
+    place = "decoder/cross_attention"
+    trained = {f"{place}/sparse/{name}" for name in ("kernel", "share")}
     assert after.keys() - before.keys() == trained
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, name)
-    assert all(np.any(after[name]) for name in trained)
+    assert all(np.any(after[name] != (name.endswith("share"))) for name in trained)
 
     report = json.loads((tmp_path / "out/compress.json").read_text())
     layers, size = small_model.config.layers, small_model.config.head_dim
-    assert report["trained values"] == layers * size**2
+    assert report["trained values"] == layers * (size**2 + 1)
     assert report["fitted on"] == ["place0", "place1"] and report["held out"] == ["place2"]
-    assert set(report["attention"]) == {name.removesuffix("/sparse/kernel") for name in trained}
+    assert {*report["attention"]} == {*report["share"]} == {*report["ridge"]} == {place}
+    np.testing.assert_allclose(report["share"][place], after[f"{place}/sparse/share"])
+    assert len(report["ridge"][place]) == layers
     for errors in report["attention"].values():
         assert set(errors) == {"P = 0", "fitted", "fitted, by head", "distilled", "random blocks"}
         assert all(len(values) == layers for values in errors.values())
@@ -68,7 +71,7 @@ def test_p_alone_is_trained_and_the_report_says_what_was_lost(given, small_model
     assert 0 < scores["fitted"]["PSNR to the dense model, dB"][0] < 100
     assert scores["fitted"] != scores["distilled"]
     shown = capsys.readouterr().out
-    assert f"{report['trained values']} values of P fitted on 2 scenes" in shown
+    assert f"{report['trained values']} values fitted on 2 scenes" in shown
     assert all(what in shown for what in scores)
 
     with pytest.raises(InputError, match="still dense"):  # what is sparse already
@@ -81,7 +84,7 @@ def test_bad_input_is_a_line(given, tmp_path):
     for flags, data, expected in (
         (("--density", "1.5"), "captures", "density=1.5"),
         (some, "nowhere", "nowhere: no such file"),
-        (some, "captures/place0", "place0: 1 scene; expected two or more"),
+        (some, "captures/place0", "0 to fit on and 1 held out; expected two or more to fit on"),
         (("--density", "0.3"), "captures", "too few keys for any place"),
         ((*some, "--inputs", "9"), "captures", "9 inputs asked for"),
         (("--sparsity", "window=0.3"), "captures", "'window=0.3': expected PLACE=DENSITY"),

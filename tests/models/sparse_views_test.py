@@ -13,10 +13,14 @@ from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.model import Model, _call, bind, init_params, with_projections
 from efficient_lvsm_jax.nn import cache as pages
+from efficient_lvsm_jax.weights.folder import save_weights
+from efficient_lvsm_jax.weights.load import load
+from efficient_lvsm_jax.weights.published import unshown
 
 FAMILY = "efficient_lvsm"
 # 6 x 5 patches: of blocks of four the last ones lie in two strips, or have two tokens.
 VIEWS, CAMERAS = random_views(4, size=(48, 40)), random_views(2, seed=1, size=(48, 40)).cameras
+PLACES = ("encoder", "attention"), ("decoder", "self_attention"), ("decoder", "cross_attention")
 EVERYWHERE = "encoder={0}:block4:from0,decoder={0}:block4:from0,cross={0}:block4:from0"
 
 
@@ -27,7 +31,7 @@ def made(params, text, family=FAMILY, config=SMALL, scale=0.0):
     draw = np.random.default_rng(0)
 
     def drawn(path, x):
-        is_projection = any(getattr(key, "key", "") == "sparse" for key in path)
+        is_projection = jax.tree_util.keystr(path, simple=True).endswith("sparsekernel")
         return scale * draw.normal(size=x.shape).astype(np.float32) if is_projection else x
 
     return Model(family, config, jax.tree_util.tree_map_with_path(drawn, params))
@@ -52,13 +56,41 @@ def test_all_blocks_and_no_projection_render_as_dense_attention(small_model):
 
 
 def test_every_place_is_sparse_and_has_a_projection_for_each_layer(small_model, sparse):
-    names = ("encoder", "attention"), ("decoder", "self_attention"), ("decoder", "cross_attention")
-    for part, place in names:
+    for part, place in PLACES:
         assert sparse.params[part][place]["sparse"]["kernel"].shape == (2, 16, 16)
     dense = small_model.decode(small_model.encode(VIEWS), CAMERAS)
     for place in ("encoder", "decoder", "cross"):
         model = made(small_model.params, f"{place}=0.3:block4:from0")
         assert np.abs(model.decode(model.encode(VIEWS), CAMERAS) - dense).max() > 1e-3
+
+
+def test_a_share_is_that_of_the_chosen_keys_alone(small_model):
+    model = made(small_model.params, "cross=0.3:block4:from0")
+    params = jax.tree.map(lambda x: x, model.params)
+    params["decoder"]["cross_attention"]["sparse"]["share"] = np.zeros(2, np.float32)
+    none = dataclasses.replace(model, params=params)
+    params = jax.tree.map(lambda x: x, small_model.params)
+    out = params["decoder"]["cross_attention"]["out"]
+    out["kernel"] = np.zeros_like(out["kernel"])
+    deaf = dataclasses.replace(small_model, params=params)
+    found, expected = (x.decode(x.encode(VIEWS), CAMERAS) for x in (none, deaf))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - model.decode(model.encode(VIEWS), CAMERAS)).max() > 1e-2
+
+
+def test_weights_from_before_there_was_a_share_have_one_of_1(sparse, tmp_path, caplog):
+    params = jax.tree.map(lambda x: x, sparse.params)
+    for part, place in PLACES:
+        del params[part][place]["sparse"]["share"]
+    config = {**sparse.config.architecture, **unshown(sparse.config)}
+    save_weights(tmp_path / "old", params, {"family": FAMILY, "config": config})
+    found = load(tmp_path / "old").params
+    jax.tree.map(np.testing.assert_array_equal, found, sparse.params)
+    assert "projection" not in caplog.text
+    del params["decoder"]["cross_attention"]["sparse"]["kernel"]
+    save_weights(tmp_path / "damaged", params, {"family": FAMILY, "config": config})
+    with pytest.raises(InputError, match="cross_attention/sparse/kernel is absent"):
+        load(tmp_path / "damaged")
 
 
 def test_views_one_by_one_in_any_order_are_all_of_them_at_once(sparse):
@@ -113,7 +145,8 @@ def test_projections_learn_through_the_cache_and_tokens_are_tapped_row_by_row(sm
 
     found, taps = gradients(sparse.params)
     for part, place in (("encoder", "attention"), ("decoder", "cross_attention")):
-        assert np.all(np.abs(found[part][place]["sparse"]["kernel"]).max(axis=(1, 2)) > 0)
+        learnt = found[part][place]["sparse"]
+        assert np.all(np.abs(learnt["kernel"]).max(axis=(1, 2)) > 0) and np.all(learnt["share"])
     # Dense but for what is beyond the first layer's attention: the order alone could differ.
     whole = made(small_model.params, "encoder=1:block4:from0")
     pairs = [bind(FAMILY, model.config, model.params) for model in (whole, small_model)]
