@@ -271,7 +271,7 @@ def chosen(
     """
     counts = _counts(k, valid)
     if sparsity.by == "token":
-        scores = jnp.where(counts[..., None, :], _scores(q, k), -jnp.inf)
+        scores = _token_scores(q, k, counts)
     else:
         scores = _block_scores(q, k, sparsity, counts)
     return _highest(scores, sparsity.kept(scores.shape[-1]))
@@ -412,8 +412,13 @@ def _by_blocks(
 def _of_chosen_tokens(
     q: jax.Array, k: jax.Array, v: jax.Array, sparsity: Sparsity, counts: jax.Array
 ) -> jax.Array:
-    keep = _marked(chosen(q, k, sparsity, valid=counts[:, 0]), k.shape[2])
-    return _mixed(jnp.where(keep & counts[..., None, :], _scores(q, k), -jnp.inf), v)
+    scores = _token_scores(q, k, counts)
+    keep = _marked(_highest(scores, sparsity.kept(k.shape[2])), k.shape[2])
+    return _mixed(jnp.where(keep, scores, -jnp.inf), v)
+
+
+def _token_scores(q: jax.Array, k: jax.Array, counts: jax.Array) -> jax.Array:
+    return jnp.where(counts[..., None, :], _scores(q, k), -jnp.inf)
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -84,7 +84,7 @@ def attention_flops(
     pages: int = 1,
     summed: int | None = None,
 ) -> Flops:
-    """Of attention at a place over all heads; of a sparse one by "block", P included.
+    """Of attention at a place over all heads, with P where it is sparse.
 
     Args:
       sparsity: of the place; None, or fewer keys than its `from_keys`: it is dense.
@@ -96,12 +96,17 @@ def attention_flops(
     """
     if sparsity is None or keys * pages < sparsity.from_keys:
         return scores(width, queries, keys * pages)
-    size = min(sparsity.key_block, keys)
-    blocks = pages * -(-keys // size)
-    choosing = 2 * -(-queries // sparsity.query_block) * blocks * width
     reading = 2 * queries * (head_dim + 1) * width
     sums = 2 * (keys * pages if summed is None else summed) * head_dim * width
-    exact = scores(width, queries, sparsity.kept(blocks) * size)
+    size = min(sparsity.key_block, keys)
+    blocks = pages * -(-keys // size)
+    pairs = -(-queries // sparsity.query_block) * blocks
+    if sparsity.by == "token":  # all scores are there to choose from, and all values are read
+        exact, choosing = scores(width, queries, keys * pages), 0
+    else:
+        exact, choosing = scores(width, queries, sparsity.kept(blocks) * size), 2 * pairs * width
+    if sparsity.by == "class":  # sums of blocks are added up for each block of queries
+        sums += 2 * pairs * (head_dim + 1) * width
     return exact + Flops(2 * queries * head_dim * width, choosing + reading + sums)
 
 
