@@ -21,35 +21,21 @@ from efficient_lvsm_jax.nn.sparse_linear import SparseLinear
 CONVOLUTIONS = ("patches", "map")  # which are written as linear maps here: of DINOv2, of heads
 
 
-class RoundedLinear(Linear):
-    """A linear map of rounded operands."""
-
-    def __call__(self, axes: str, x: jax.Array) -> jax.Array:
-        """As of `Linear`."""
-        operands, output = axes.split("->")
-        inputs, weight = operands.split(",")
-        summed = [axis for axis in inputs if axis in weight and axis not in output]
-        x = _rounded(x, [inputs.index(axis) for axis in summed])
-        kernel = _rounded(self.kernel[...], [weight.index(axis) for axis in summed])
-        return jnp.einsum(axes, x, kernel) + self.bias[...]
-
-
-class RoundedSparseLinear(SparseLinear):
-    """Sparse-linear attention with a rounded P."""
-
-    def project(self, linear: jax.Array) -> jax.Array:
-        """As of `SparseLinear`."""
-        return fake_fp8(linear) @ _rounded(self.kernel[...], [0])
-
-
 def in_eight_bits(network: VGGT) -> VGGT:
     """The network, whose modules are changed, with its linear maps rounded; but not its tracker."""
-    for path, module in list(nnx.iter_modules(network)):
-        if type(module) is Linear and path[-1] not in CONVOLUTIONS:
-            module.__class__ = RoundedLinear
-        elif type(module) is SparseLinear:
-            module.__class__ = RoundedSparseLinear
+    for path, module in nnx.iter_modules(network):
+        if type(module) in (Linear, SparseLinear) and path[-1] not in CONVOLUTIONS:
+            module.product = _rounded_product
     return network
+
+
+def _rounded_product(axes: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """An einsum of rounded operands."""
+    operands, output = axes.split("->")
+    inputs, weight = operands.split(",")
+    summed = [axis for axis in inputs if axis in weight and axis not in output]
+    x = _rounded(x, [inputs.index(axis) for axis in summed])
+    return jnp.einsum(axes, x, _rounded(kernel, [weight.index(axis) for axis in summed]))
 
 
 def _rounded(x: jax.Array, summed: Sequence[int]) -> jax.Array:

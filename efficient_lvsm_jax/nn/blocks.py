@@ -24,7 +24,12 @@ QK_EPSILON = 1e-5  # of norms of queries and keys, whatever that of the others i
 
 
 class Linear(nnx.Module):
-    """A linear map with bias; the caller names the axes. Computed in the dtype of its kernel."""
+    """A linear map with bias; the caller names the axes. Computed in the dtype of its kernel.
+
+    `product` may be another einsum, of rounded operands for instance.
+    """
+
+    product = staticmethod(jnp.einsum)
 
     def __init__(self, kernel: tuple[int, ...], bias: tuple[int, ...]):
         self.kernel = nnx.Param(jnp.zeros(kernel))
@@ -32,9 +37,8 @@ class Linear(nnx.Module):
 
     def __call__(self, axes: str, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
-        return jnp.einsum(axes, x.astype(kernel.dtype), kernel) + self.bias[...].astype(
-            kernel.dtype
-        )
+        bias = self.bias[...].astype(kernel.dtype)
+        return self.product(axes, x.astype(kernel.dtype), kernel) + bias
 
 
 class LayerNorm(nnx.Module):

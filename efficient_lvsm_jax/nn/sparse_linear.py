@@ -123,8 +123,10 @@ class SparseLinear(nnx.Module):
 
     Of the chosen keys that is a share, a number, since their softmax knows of no others; of the
     sums what P, [K, K], makes of it. They are made as 1 and zeros: what is beyond the chosen keys
-    is then as good as forgotten.
+    is then as good as forgotten. `product` is that of P, as of `blocks.Linear`.
     """
+
+    product = staticmethod(jnp.einsum)
 
     def __init__(self, head_dim: int, sparsity: Sparsity):
         self.sparsity = sparsity
@@ -136,7 +138,9 @@ class SparseLinear(nnx.Module):
     ) -> jax.Array:
         """As `attend_by`, however few the keys are; in the dtype of q."""
         sparse, linear = self.branches(q, pages, targets=targets, implementation=implementation)
-        return (self.share[...] * sparse + self.project(linear)).astype(q.dtype)
+        kernel = from_bits(self.kernel[...]).astype(jnp.float32)
+        mapped = self.product("BHQK,KC->BHQC", linear, kernel)
+        return (self.share[...] * sparse + mapped).astype(q.dtype)
 
     def branches(
         self, q: jax.Array, pages: Pages, *, targets: int = 1, implementation: str = "auto"
@@ -153,10 +157,6 @@ class SparseLinear(nnx.Module):
         k, v = pages.whole_layer(q.dtype)
         k, v = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
         return branches(q, k, v, self.sparsity, implementation=implementation)
-
-    def project(self, linear: jax.Array) -> jax.Array:
-        """What comes of the sums, [B, H, Q, K] float32, through P."""
-        return linear @ from_bits(self.kernel[...]).astype(jnp.float32)
 
 
 def attend_by(
