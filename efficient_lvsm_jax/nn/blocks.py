@@ -102,10 +102,10 @@ class Block(nnx.Module):
         qkv = self.qkv("ITD,DCHK->ITCHK", self.norm1(x))
         q, k, v = jnp.einsum("ITCHK->CIHTK", qkv)
         if self.q_norm is not None:
-            q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation, groups), rotate(k, rotation, groups)
-        return q, k, v
+        return q.astype(v.dtype), k.astype(v.dtype), v
 
     def add(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """x [I, T, D] with what attention gathered, [I, H, T, K], and then an MLP added."""
