@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
             "family": "vggt",
             "steps": 97_500,
             "init_from": "weights/vggt",
-            "model": {"compute_dtype": "bfloat16"},
+            # A clip of ten frames would keep 85 GiB otherwise.
+            "model": {"compute_dtype": "bfloat16", "remat": "attention"},
             "losses": {"teacher": "weights/vggt", "dtype": "bfloat16"},  # its weights are published
             "optimizer": {
                 "learning_rate": 1e-5,

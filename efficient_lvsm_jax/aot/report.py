@@ -49,7 +49,6 @@ def report(
         "remat": asked.recipe.model.remat,
         **_found(compiled, memory, expected.bytes),
         "estimated_bytes": expected.total,
-        "within_a_step_is_counted": compiled is not None or expected.whole,
         "flops": {part: getattr(flops, part).total for part in ("model", "recompute")}
         | {"losses": asked.loss_flops()},
     }
@@ -163,8 +162,6 @@ def lines(answer: dict[str, Any]) -> list[str]:
         f"  {'total':<28}{answer['total_bytes'] / GIB:8.2f} GiB of "
         f"{answer['memory_bytes'] / GIB:.2f}: {verdict}",
     ]
-    if not answer.get("within_a_step_is_counted", True):
-        out += ["  and what is kept within a step, of which this family has no formula: compile it"]
     if answer["compiled"]:
         out += _compiled_lines(answer)
     flops = answer["flops"]

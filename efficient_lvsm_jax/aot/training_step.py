@@ -85,6 +85,8 @@ class Question:
             platform=platform,
             micro_batches=self.recipe.micro_batches,
             teacher=self.frozen.geometry,
+            queries=self.data.queries if getattr(self.recipe.losses, "tracks", 0) else 0,
+            frozen=self.recipe.optimizer.frozen,
         )
 
     def flops(self, inputs: int | None = None) -> TrainFlops:

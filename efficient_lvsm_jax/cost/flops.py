@@ -108,7 +108,7 @@ def observing_step(
     """A training step of a model of geometry on clips; tracks are left out.
 
     Args:
-      config: of the model; with any `remat` all attention within and among frames counts again.
+      config: of the model; with any `remat` the rounds and maps count again, as of large pictures.
       scenes: B.
       frames: R, of a clip.
       size: (Y, X) in pixels.
@@ -120,7 +120,7 @@ def observing_step(
     trained = once + parts["encoder"] * -1 if "encoder" in frozen else once
     again = Flops(0, once.attention // 2 if fused_attention else 0)
     if config.remat != "none":
-        again = parts["within frames"] + parts["among frames"]
+        again = parts["within frames"] + parts["among frames"] + parts["maps"]
     return TrainFlops(once * scenes, trained * 2 * scenes, again * scenes)
 
 

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,10 @@ class Estimate:
         gradients (with parameters in the compute dtype), teacher of geometry, batch, kept for the
         backward pass, in use at once.
       scenes: of one device, in one micro-batch.
-      whole: whether what is kept within a step is counted: of some families there is no formula.
     """
 
     bytes: dict[str, int]
     scenes: int
-    whole: bool = True
 
     @property
     def total(self) -> int:
@@ -63,9 +61,8 @@ class Estimate:
         largest = sorted(self.bytes.items(), key=lambda item: -item[1])[:3]
         unit, name = self._unit()
         parts = ", ".join(f"{kind} {size / unit:.1f}" for kind, size in largest)
-        about = "about" if self.whole else "more than"
         return (
-            f"{about} {self.total / unit:.1f} {name} a device ({parts}, …), {self.scenes} scenes "
+            f"about {self.total / unit:.1f} {name} a device ({parts}, …), {self.scenes} scenes "
             "at once"
         )
 
@@ -82,6 +79,8 @@ def estimate(
     platform: str,
     micro_batches: int = 1,
     teacher: Any = None,
+    queries: int = 0,
+    frozen: Container[str] = (),
 ) -> Estimate:
     """Memory of a training step on each device.
 
@@ -97,6 +96,8 @@ def estimate(
         elsewhere than on a CPU, attention without a fused kernel keeps all scores.
       teacher: shapes of a model of geometry that says the truth, if one does; it is placed as the
         student is. Other networks of losses are left out.
+      queries: points of a clip that are tracked.
+      frozen: names of parts without gradients.
 
     Returns:
       An estimate: within a quarter of what compilers say for the published model on TPUs and CPUs,
@@ -117,9 +118,10 @@ def estimate(
     scenes = batch_size // places
     inputs = math.ceil(inputs / mesh_sizes.get("context", 1))
     at_once = scenes // micro_batches
-    whole = isinstance(model, ModelConfig)
-    kept, working = 0, 0
-    if whole:
+    if isinstance(model, GeometryConfig):
+        size, lanes = (math.isqrt(pixels),) * 2, lanes_padding(model.head_dim, platform)
+        kept, working = model.activation_bytes(inputs, size, queries, lanes=lanes, frozen=frozen)
+    else:
         kept, working = activations(model, inputs, targets, pixels, platform=platform)
     compute_bytes = model.dtype.itemsize
     share = between["parameters"] // 4  # parameters are float32
@@ -136,8 +138,14 @@ def estimate(
             "in use at once": at_once * working,
         },
         scenes=at_once,
-        whole=whole,
     )
+
+
+def lanes_padding(head_dim: int, platform: str) -> float:
+    """How many times as large arrays of heads [..., K] are: a TPU pads them to whole lanes."""
+    if platform != "tpu":
+        return 1
+    return math.ceil(head_dim / TPU_LANES) * TPU_LANES / head_dim
 
 
 def activations(
@@ -153,9 +161,7 @@ def activations(
     """
     tokens = pixels // config.patch**2
     unit = tokens * config.width * config.dtype.itemsize
-    # Arrays of heads [..., K] are padded to whole lanes.
-    heads = math.ceil(config.head_dim / TPU_LANES) * TPU_LANES / config.head_dim
-    heads = heads if platform == "tpu" else 1
+    heads = lanes_padding(config.head_dim, platform)
     if config.remat == "full":
         with_self_attention = with_both = 1.0
     elif config.remat == "attention":

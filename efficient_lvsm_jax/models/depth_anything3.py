@@ -10,7 +10,7 @@ H head, K head dim.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,21 @@ class DepthAnything3Config(GeometryConfig):
             "cameras": cameras * frames,
             "maps": maps * frames,
         }
+
+    def activation_bytes(
+        self,
+        frames: int,
+        size: tuple[int, int],
+        queries: int = 0,
+        *,
+        lanes: float = 1.0,
+        frozen: Container[str] = (),
+    ) -> tuple[int, int]:
+        """As `GeometryConfig` says; no loss looks at rays, so nothing is kept for them."""
+        is_frozen = "encoder" in frozen
+        return self.rounds_bytes(
+            frames, size, (2,), lanes=lanes, encoder_is_kept=False, encoder_is_frozen=is_frozen
+        )
 
 
 class DepthAnything3(SceneGeometry):
@@ -286,7 +301,7 @@ class DepthAnything3(SceneGeometry):
             depth = head.finish(head.fuse(levels)[-1], size)
             return depth, self.ray_head(levels, size) if self.config.rays == "kept" else None
 
-        return read_in_parts(read, taps, size)
+        return read_in_parts(read, taps, size, remat=self.config.remat != "none")
 
 
 def one_place(tokens: int, head_dim: int) -> Rotation:

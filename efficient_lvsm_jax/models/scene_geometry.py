@@ -18,7 +18,8 @@ K head dim, L layer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -33,11 +34,15 @@ from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
 from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
+from efficient_lvsm_jax.nn.dpt import dpt_kept
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, attend_by
 from efficient_lvsm_jax.nn.sparsity import Sparsity, attention_flops, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
+
+# What losses keep of a pixel, its maps among it, for every output of a head that says it.
+LOSS_BYTES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,8 @@ class GeometryConfig(Settings):
       attention: as `view_synthesis.ModelConfig` says.
       compute_dtype: "float32" or "bfloat16" for matmuls outside of heads. The residual stream,
         norms, softmax and heads stay float32.
-      remat: as `view_synthesis.ModelConfig` says.
+      remat: as `view_synthesis.ModelConfig` says, "products" being "attention" here; with any but
+        "none", heads keep nothing of large pictures.
       attention_sparsity: where attention is sparse, and how, see `nn.sparsity.placed`, of
         `places`, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Of the
         frames in a memory blocks alone can be chosen, and no block has tokens of two frames.
@@ -189,6 +195,71 @@ class GeometryConfig(Settings):
             "within frames": within * (frames * self.rounds),
             "among frames": among * self.rounds,
         }
+
+    def activation_bytes(
+        self,
+        frames: int,
+        size: tuple[int, int],
+        queries: int = 0,
+        *,
+        lanes: float = 1.0,
+        frozen: Container[str] = (),
+    ) -> tuple[int, int]:
+        """Of a training step on a clip, as `view_synthesis.ModelConfig.activation_units` says.
+
+        Args:
+          frames, size: as in `observe_flops`.
+          queries: points that are tracked.
+          lanes: by which factor a device pads arrays of heads.
+          frozen: names of parts without gradients.
+
+        Returns:
+          Bytes kept for the backward pass, and in use at once at its peak.
+        """
+        raise NotImplementedError  # each family has its own
+
+    def rounds_bytes(
+        self,
+        frames: int,
+        size: tuple[int, int],
+        maps: Sequence[int],
+        *,
+        lanes: float,
+        encoder_is_kept: bool,
+        encoder_is_frozen: bool,
+    ) -> tuple[int, int]:
+        """`activation_bytes` of all but tracks; bytes were read off traces of a layer and a head.
+
+        Args:
+          frames, size, lanes: as there.
+          maps: outputs of each DPT head.
+          encoder_is_kept: whether its layers keep all, whatever `remat` says.
+          encoder_is_frozen: whether there is no way back through it.
+        """
+        patches, dtype = math.prod(side // self.patch for side in size), self.dtype.itemsize
+        stream = frames * patches * self.width  # the numbers of a frame's tokens, of all frames
+        # Of a layer what is D wide, and what is of heads; norms and residuals are float32.
+        wide, attention = 32 + 10 * dtype, lanes * 4 * dtype
+        within_a_round = 2 * (wide + attention + lanes * 28)
+        carried = 8  # what leaves both layers of a round, float32
+        kept = {"none": carried + within_a_round, "full": carried}
+        of_encoder = {"none": wide + attention, "full": 4}
+        of_mixed = 2 * lanes * dtype
+        each = kept.get(self.remat, carried + of_mixed) * self.rounds
+        if not encoder_is_frozen:
+            name = "none" if encoder_is_kept else self.remat
+            each += of_encoder.get(name, 4 + of_mixed / 2) * self.encoder_layers
+        taps = carried * (len(self.taps) + 1) * stream
+        heads = [
+            dpt_kept(2 * self.width, self.channels, self.features, outputs, size, self.patch)
+            for outputs in maps
+        ]
+        compared = LOSS_BYTES * sum(maps) * frames * math.prod(size)
+        total = each * stream + taps + compared
+        at_once = 2 * within_a_round * stream + taps
+        if self.remat == "none":
+            return int(total + frames * sum(heads)), int(at_once + max(heads))
+        return int(total), int(max(at_once, taps + 3 * max(heads)))
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ frame (camera, registers, patches), D width, H head, K head dim, L round.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Container
 from typing import ClassVar
 
 import jax
@@ -35,7 +37,7 @@ from efficient_lvsm_jax.models.scene_geometry import (
 from efficient_lvsm_jax.models.vggt_camera_head import CACHES, ENCODING, CameraHead
 from efficient_lvsm_jax.models.vggt_tracker import STRIDE, Tracker
 from efficient_lvsm_jax.nn.cache import empty, store
-from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, read_in_parts
+from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, dpt_kept, read_in_parts
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
@@ -45,6 +47,7 @@ from efficient_lvsm_jax.nn.stacks import scan_layers
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
 MAPS = (2, 4)  # numbers of a pixel: depth, a point, and of both the confidence
+TRACK_BYTES = 270  # kept of a channel of a track's token in every layer of every iteration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +137,35 @@ class VGGTConfig(GeometryConfig):
             "cameras": (trunk * self.camera_layers + once * frames) * self.camera_iterations,
             "maps": sum(maps, Flops()) * frames,
         }
+
+    def activation_bytes(
+        self,
+        frames: int,
+        size: tuple[int, int],
+        queries: int = 0,
+        *,
+        lanes: float = 1.0,
+        frozen: Container[str] = (),
+    ) -> tuple[int, int]:
+        """As `GeometryConfig` says; the tracker keeps all, whatever `remat` says, its map apart."""
+        kept, working = self.rounds_bytes(
+            frames,
+            size,
+            MAPS,
+            lanes=lanes,
+            encoder_is_kept=True,
+            encoder_is_frozen="encoder" in frozen,
+        )
+        if not queries:
+            return kept, working
+        tokens = (queries + self.virtual_tracks) * frames * self.track_width
+        kept += TRACK_BYTES * self.track_iterations * self.track_layers * tokens
+        maps = frames * math.prod(side // STRIDE for side in size) * self.track_features
+        kept += 4 * 4 * maps
+        if self.remat == "none":
+            sizes = 2 * self.width, self.channels, self.track_features, 0, size, self.patch
+            kept += frames * dpt_kept(*sizes)
+        return kept, working
 
 
 class VGGT(SceneGeometry):
@@ -328,7 +360,10 @@ class VGGT(SceneGeometry):
     def map(self, head: DPT, taps: jax.Array, size: tuple[int, int]) -> jax.Array:
         """A head's map [B, R, …, …, C] of `taps` [4, B, R, P, 2·D]."""
         taps = taps[:, :, :, 1 + self.config.registers :]
-        return read_in_parts(lambda taps: head(taps, size, self.config.patch), taps, size)
+        config = self.config
+        return read_in_parts(
+            lambda taps: head(taps, size, config.patch), taps, size, remat=config.remat != "none"
+        )
 
 
 register(Family("vggt", VGGTConfig, VGGT))

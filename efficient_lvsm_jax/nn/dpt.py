@@ -7,6 +7,7 @@ Axes: I image, Y X pixel, y x patch, N patch token, E channels of a token, C cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -183,25 +184,26 @@ class DPT(Fusions):
 
 
 def read_in_parts(
-    read: Callable[[jax.Array], Maps], taps: jax.Array, size: tuple[int, int]
+    read: Callable[[jax.Array], Maps], taps: jax.Array, size: tuple[int, int], *, remat: bool
 ) -> Maps:
     """What a head makes of taps [4, B, R, N, E]: arrays [B, R, …].
 
-    Large pictures are read one by one, which bounds memory. Small ones are read at once: on a CPU
-    gradients of convolutions take 17 times as long in a loop, even in one of a single turn.
+    Large pictures are read frame by frame, which bounds memory, and all scenes at once, as a mesh
+    spreads them. Small ones are read together: on a CPU gradients of convolutions take 17 times as
+    long in a loop, even in one of a single turn.
 
     Args:
       read: [4, I, N, E] to arrays [I, …], or None for one that is not wanted.
       taps: of pictures of `size`, (Y, X).
+      remat: nothing of a frame is kept for the backward pass, which reads it again.
     """
     batch, frames = taps.shape[1:3]
-    images = taps.reshape(4, -1, *taps.shape[3:])
-    if images.shape[1] * size[0] * size[1] <= PIXELS_AT_ONCE:
-        maps = read(images)
-    else:
-        one = jax.lax.map(read, jnp.moveaxis(images, 1, 0)[:, :, None])
-        maps = jax.tree.map(lambda x: x[:, 0], one)
-    return jax.tree.map(lambda x: x.reshape(batch, frames, *x.shape[1:]), maps)
+    if batch * frames * size[0] * size[1] <= PIXELS_AT_ONCE:
+        maps = read(taps.reshape(4, -1, *taps.shape[3:]))
+        return jax.tree.map(lambda x: x.reshape(batch, frames, *x.shape[1:]), maps)
+    read = jax.checkpoint(read, prevent_cse=False) if remat else read
+    maps = jax.lax.map(read, jnp.moveaxis(taps, 2, 0))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), maps)
 
 
 def placed(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -264,6 +266,28 @@ def dpt_flops(
         return total + resized(neck, last, (size[0] // 2, size[1] // 2))
     total += resized(neck, last, size) + convolution(3, neck, LAST_CHANNELS, size)
     return total + convolution(1, LAST_CHANNELS, outputs, size)
+
+
+def dpt_kept(
+    width: int,
+    channels: tuple[int, ...],
+    features: int,
+    outputs: int,
+    size: tuple[int, int],
+    patch: int,
+) -> int:
+    """Bytes that a `DPT` head keeps of a picture for the backward pass; arguments as `dpt_flops`.
+
+    Read off the trace: numbers are float32, and a ReLU's mask is a quarter of one.
+    """
+    grid = size[0] // patch, size[1] // patch
+    patches, sizes = math.prod(grid), [math.prod(level) for level in level_sizes(grid)]
+    numbers = 16 * patches * width + patches * (sum(channels) - channels[2])
+    numbers += sum(count * level for count, level in zip(channels, sizes, strict=True))
+    numbers += features * (10 * sum(sizes[:3]) + 4.5 * sizes[3] + 8 * sizes[0])
+    if outputs:
+        numbers += math.prod(size) * (features / 2 + 2.25 * LAST_CHANNELS)
+    return int(4 * numbers)
 
 
 def fusion_flops(features: int, sizes: list[tuple[int, int]]) -> Flops:

@@ -1,12 +1,14 @@
 """Parts of a DPT head that need no weights."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small_vggt import recorded
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.nn.dpt import coordinates, positions
+from efficient_lvsm_jax.nn.dpt import DPT, coordinates, dpt_kept, positions
 from efficient_lvsm_jax.nn.resize import bilinear_aligned
 
 
@@ -31,3 +33,23 @@ def test_aligned_resizing_keeps_corners_and_straight_lines():
     np.testing.assert_array_equal(bilinear_aligned(plane, (1, 1))[0, 0], [0])
     with pytest.raises(InputError, match="at least 1"):
         bilinear_aligned(plane, (0, 3))
+
+
+@pytest.mark.parametrize("outputs", [0, 4])
+def test_bytes_that_a_head_keeps_are_those_of_its_trace(outputs):
+    sizes = 64, (16, 32, 64, 64), 16, outputs
+    size, patch = (84, 112), 14
+    graph, params = nnx.split(DPT(*sizes))
+
+    def kept(params, taps):
+        def read(params, taps):
+            return nnx.merge(graph, params)(taps, size, patch)
+
+        return jax.vjp(read, params, taps)[1]
+
+    taps = jax.ShapeDtypeStruct((4, 1, 6 * 8, 64), jnp.float32)
+    found = jax.tree.leaves(jax.eval_shape(kept, params, taps))
+    of_pictures = sum(
+        x.size * x.dtype.itemsize for x in found if x.ndim > 2 and x.shape[0] == 1 < x.shape[1]
+    )
+    assert dpt_kept(*sizes, size, patch) == pytest.approx(of_pictures, rel=0.02)

@@ -16,6 +16,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Views
 from efficient_lvsm_jax.geometry.pose_encoding import USUAL_CAMERA
 from efficient_lvsm_jax.models.model import abstract_params, bind, prepared
+from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, state_shardings
 from efficient_lvsm_jax.training.geometry_losses import losses_of
 from efficient_lvsm_jax.training.geometry_objective import (
     GeometryLossConfig,
@@ -24,7 +25,7 @@ from efficient_lvsm_jax.training.geometry_objective import (
     true_geometry,
 )
 from efficient_lvsm_jax.training.optimizer import make_optimizer
-from efficient_lvsm_jax.training.step import start_from, train_step
+from efficient_lvsm_jax.training.step import abstract_state, start_from, train_step
 from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 STEPS = 12
@@ -72,13 +73,19 @@ def batch(asked):
 
 
 @pytest.fixture(scope="module")
-def trained(asked, batch):
+def compiled(asked, batch):
+    """A step on the batch."""
+    return train_step.lower(asked.recipe, abstract_state(asked.recipe), batch).compile()
+
+
+@pytest.fixture(scope="module")
+def trained(asked, batch, compiled):
     """Parameters before and after some steps on one batch, and their metrics."""
     state = start_from(asked.recipe, drawn(asked.recipe), jax.random.key(0))
     before = jax.tree.map(np.asarray, state.params)
     rows = []
     for _ in range(STEPS):
-        state, metrics = train_step(asked.recipe, state, batch)
+        state, metrics = compiled(state, batch)
         rows.append({name: float(value) for name, value in metrics.items()})
     return before, state, rows
 
@@ -92,6 +99,18 @@ def test_a_step_learns_and_names_its_losses(trained):
     assert rows[-1]["skipped"] == 0
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert rows[-1]["loss/cameras"] < rows[0]["loss/cameras"]
+
+
+def test_two_devices_train_the_same_numbers(asked, batch, trained):
+    mesh = make_mesh("fsdp:2", jax.devices()[:2])
+    state = start_from(asked.recipe, drawn(asked.recipe), jax.random.key(0))
+    places = state_shardings(mesh, jax.eval_shape(lambda: state))
+    state = jax.device_put(state, places)
+    with jax.set_mesh(mesh):
+        for row in trained[2][:2]:
+            state, metrics = train_step(asked.recipe, state, put_batch(mesh, batch))
+            for name in ("loss", "loss/cameras", "loss/depth", "grad_norm"):
+                np.testing.assert_allclose(metrics[name], row[name], rtol=1e-5)
 
 
 def test_frozen_parameters_stay_and_have_no_moments(asked, trained):
@@ -214,7 +233,12 @@ def test_what_a_step_costs_is_counted(asked):
     config.losses.teacher = "somewhere"
     taught = question(config, 1)
     assert clips < taught.loss_flops() < 1.01 * clips  # the teacher sees later frames, too
-    assert not taught.estimate("cpu").whole and "more than" in str(taught.estimate("cpu"))
+
+
+def test_the_memory_of_a_small_step_is_within_a_quarter_of_what_is_compiled(asked, compiled):
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    assert asked.estimate("cpu").total == pytest.approx(needed, rel=0.25)
 
 
 def test_a_workdir_is_known_again_by_a_model_whose_settings_are_tuples(asked, tmp_path):
