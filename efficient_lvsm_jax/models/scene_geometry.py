@@ -256,10 +256,10 @@ class GeometryConfig(Settings):
         ]
         compared = LOSS_BYTES * sum(maps) * frames * math.prod(size)
         total = each * stream + taps + compared
-        at_once = 2 * within_a_round * stream + taps
+        at_once = within_a_round * stream + taps
         if self.remat == "none":
             return int(total + frames * sum(heads)), int(at_once + max(heads))
-        return int(total), int(max(at_once, taps + 3 * max(heads)))
+        return int(total), int(max(at_once, taps + 2 * max(heads)))
 
     @property
     def architecture(self) -> dict[str, Any]:
