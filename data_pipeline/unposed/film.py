@@ -16,6 +16,7 @@ import numpy as np
 from data_pipeline.unposed.photos import BLANK, LEAST_SIDE
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
+from efficient_lvsm_jax.media.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def choose_frames(
 def read_frames(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """The frames of these numbers, ascending, uint8 [Y, X, 3], upright."""
     left = set(wanted)
-    for number, frame in enumerate(_decoded(path)):
+    for number, frame in enumerate(_decoded(path, None)):
         if number in left:
             yield _upright(frame, frame.to_ndarray(format="rgb24"))
             left.remove(number)
@@ -94,7 +95,7 @@ def read_frames(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
 
 def _judged(path: Path) -> Judged:
     size, before, rows = None, None, []
-    for number, frame in enumerate(_decoded(path)):
+    for number, frame in enumerate(_decoded(path, "looking")):
         found = frame.width, frame.height
         if min(found) < LEAST_SIDE:
             raise InputError(
@@ -122,8 +123,11 @@ def _judged(path: Path) -> Judged:
     return Judged(size[::-1] if turned else size, sharp, moved, blank)
 
 
-def _decoded(path: Path) -> Iterator:
-    """PyAV's frames of the first video stream, up to the first that is damaged."""
+def _decoded(path: Path, what: str | None) -> Iterator:
+    """PyAV's frames of the first video stream, up to the first that is damaged.
+
+    `what` is done with them, if how far that is shall be said.
+    """
     try:
         import av
     except ImportError as error:
@@ -140,12 +144,17 @@ def _decoded(path: Path) -> Iterator:
         stream = file.streams.video[0]
         stream.thread_type = "AUTO"
         count, damage = 0, ""
-        try:
-            for frame in file.decode(stream):
-                yield frame
-                count += 1
-        except av.error.FFmpegError as error:
-            damage = f" ({first_line(error)})"
+        # Not all containers say how many there are; then about so many.
+        seconds, rate = (file.duration or 0) / av.time_base, float(stream.average_rate or 0)
+        total = stream.frames or max(1, round(seconds * rate))
+        with Progress(what or "", total, "frames", shown=what is not None) as progress:
+            try:
+                for frame in file.decode(stream):
+                    yield frame
+                    count += 1
+                    progress.advance()
+            except av.error.FFmpegError as error:
+                damage = f" ({first_line(error)})"
         if damage or count < stream.frames:
             of = f" of {stream.frames}" if stream.frames else ""
             log.warning(
