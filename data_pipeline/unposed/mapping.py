@@ -1,7 +1,9 @@
 """Structure from motion: pictures that overlap to their cameras and points, by pycolmap.
 
 Incremental mapping alone: the global one gives wrong cameras without a word where focal lengths are
-not known. All that is drawn at random has a seed, so the same pictures give the same cameras.
+not known. The same pictures give the same cameras, bit for bit: all that is drawn at random has a
+seed, pictures are listed in their order before several threads find features and matches, and one
+thread alone does the mapping, since several begin it with whichever pair they find first.
 """
 
 from __future__ import annotations
@@ -9,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_pipeline.formats.colmap_model import read_cameras, read_images
 from data_pipeline.pictures.distortion import Distortion
@@ -24,6 +25,7 @@ from data_pipeline.pictures.frames import picture_frame
 from data_pipeline.scenes import Frame
 from data_pipeline.unposed.photos import Photos
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.files.writing import written_whole
 from efficient_lvsm_jax.media.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ SHARE = 0.5  # of the pictures that must find a place
 PAIRS_OF_ALL = 150  # frames of a film up to which each is compared with every other
 ENOUGH = 20  # pictures of a lens to say where its middle is
 OFF_CENTRE = 0.1  # of a side, by which that may be off
-AT_ONCE = 4  # pictures, between two words about how far it is
+AT_ONCE, PAIRS_AT_ONCE = 4, 100  # pictures, and pairs, between two words about how far it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,9 @@ def structure_from_motion(photos: Photos, work: Path, *, lens: str = "radial") -
     ENOUGH of them say where it is.
 
     Args:
-      work: an empty folder for files in between, which hold the pictures as long as they are used.
+      photos: of `kept_photos`, as it reads files.
+      work: a folder for files in between. Features and matches are found once: with those that an
+        interrupted call left there, of the same pictures and lens, it goes on.
       lens: a key of LENSES, of all.
 
     Raises:
@@ -81,25 +85,27 @@ def structure_from_motion(photos: Photos, work: Path, *, lens: str = "radial") -
             "structure from motion needs pycolmap: pip install 'efficient-lvsm-jax[colmap]'"
         ) from error
     pycolmap.logging.minloglevel = 3  # what matters is said here
-    folder, database = work / "images", work / "features.db"
-    groups = _written(photos, folder)
-    names = [name for group in groups.values() for name in group]
-    _find_features(pycolmap, database, folder, groups, lens)
-    neighbours_alone = photos.film and len(names) > PAIRS_OF_ALL
-    print(
-        f"matching: {len(names)} pictures, each with "
-        + ("those before and after it" if neighbours_alone else "every other"),
-        file=sys.stderr,
-        flush=True,
-    )
-    _match(pycolmap, database, neighbours_alone)
-    model = _placed(pycolmap, database, folder, len(names))
+    database, groups, files = work / "features.db", {}, {}
+    for photo in photos:
+        lens_of = (*photo.image.shape[1::-1], photo.focal)
+        groups.setdefault(lens_of, []).append(photo.file.name)
+        files[photo.name] = photo.file
+    folder = photo.file.parent
+    if not database.exists():
+        with written_whole(database) as partial:
+            _list(pycolmap, partial, folder, groups, lens)
+    _find_features(pycolmap, database, folder)
+    _match(pycolmap, database, work / "pairs.txt", photos.film and len(files) > PAIRS_OF_ALL)
+    model = _placed(pycolmap, database, folder, work / "models", len(files))
+    names = {file.name: name for name, file in files.items()}
+    for image in model.images.values():
+        image.name = names[image.name]
     placed = {image.name: image.camera_id for image in model.images.values() if image.has_pose}
-    lost = [name for name in names if name not in placed]
-    if len(placed) < max(LEAST, SHARE * len(names)):
-        features = _features(pycolmap, database)
+    lost = [name for name in files if name not in placed]
+    if len(placed) < max(LEAST, SHARE * len(files)):
+        features = {names[file]: count for file, count in _features(pycolmap, database).items()}
         raise InputError(
-            f"{photos.name}: {len(placed)} of {len(names)} pictures found a place, expected "
+            f"{photos.name}: {len(placed)} of {len(files)} pictures found a place, expected "
             f"{SHARE:.0%} and at least {LEAST}; without one: "
             + _shown([f"{name} ({features.get(name, 0)} features)" for name in lost])
             + "; take pictures that overlap, of things with texture, from places apart"
@@ -109,41 +115,25 @@ def structure_from_motion(photos: Photos, work: Path, *, lens: str = "radial") -
             "%s: %d of %d pictures found no place: %s",
             photos.name,
             len(lost),
-            len(names),
+            len(files),
             _shown(lost),
         )
     if min(Counter(placed.values()).values()) >= ENOUGH:
         model = _with_middles(pycolmap, model)
-    return _mapped(model, folder, work / "model")
+    return _mapped(model, files, _empty(work / "model"))
 
 
-def _written(photos: Photos, folder: Path) -> dict[tuple, list[str]]:
-    """Writes the pictures; their names by (width, height, focal length or None)."""
-    folder.mkdir()
-    groups: dict[tuple, list[str]] = {}
-    for photo in photos:
-        if photo.stored is None:
-            Image.fromarray(photo.image).save(folder / photo.name, "PNG")
-        else:
-            (folder / photo.name).write_bytes(photo.stored)
-        lens = (*photo.image.shape[1::-1], photo.focal)
-        groups.setdefault(lens, []).append(photo.name)
-    return groups
-
-
-def _placed(pycolmap, database: Path, folder: Path, count: int) -> Any:
+def _placed(pycolmap, database: Path, folder: Path, models: Path, count: int) -> Any:
     """The largest model of incremental mapping, which may be empty."""
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = SEED
     options.min_model_size = LEAST
-    options.num_threads = _threads()
-    models = database.parent / "models"
-    models.mkdir()
+    options.num_threads = 1
     with Progress("placing", count, "pictures") as progress:
         found = pycolmap.incremental_mapping(
             database,
             folder,
-            models,
+            _empty(models),
             options,
             initial_image_pair_callback=lambda: progress.advance(2),
             next_image_callback=progress.advance,
@@ -158,7 +148,7 @@ def _with_middles(pycolmap, model: Any) -> Any:
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_principal_point = True
     options.print_summary = False
-    options.ceres.solver_options.num_threads = _threads()
+    options.ceres.solver_options.num_threads = 1
     options.ceres.solver_options.function_tolerance = 1e-6
     config = pycolmap.BundleAdjustmentConfig()
     for image in refined.images.values():
@@ -173,36 +163,56 @@ def _with_middles(pycolmap, model: Any) -> Any:
     return refined
 
 
-def _find_features(
+def _list(
     pycolmap, database: Path, folder: Path, groups: Mapping[tuple, Sequence[str]], lens: str
-):
+) -> None:
+    """A new database of pictures and lenses, by (width, height, focal length or None)."""
+    pycolmap.Database.open(database).close()
     model, focals, rest = LENSES[lens]
+    for (width, height, focal), names in groups.items():
+        reader = pycolmap.ImageReaderOptions()
+        reader.camera_model = model
+        if focal is not None:
+            values = [*[focal] * focals, width / 2, height / 2, *[0.0] * rest]
+            reader.camera_params = ",".join(map(str, values))
+        pycolmap.import_images(database, folder, pycolmap.CameraMode.SINGLE, names, reader)
+
+
+def _find_features(pycolmap, database: Path, folder: Path) -> None:
     extraction = pycolmap.FeatureExtractionOptions()
     extraction.num_threads = _threads()
-    with Progress("features", sum(map(len, groups.values())), "pictures") as progress:
-        for number, ((width, height, focal), names) in enumerate(groups.items(), 1):
-            reader = pycolmap.ImageReaderOptions()
-            reader.camera_model = model
-            if focal is not None:
-                values = [*[focal] * focals, width / 2, height / 2, *[0.0] * rest]
-                reader.camera_params = ",".join(map(str, values))
-            for first in range(0, len(names), AT_ONCE):
-                some = names[first : first + AT_ONCE]
-                if first:
-                    reader.existing_camera_id = number
-                pycolmap.extract_features(
-                    database, folder, some, pycolmap.CameraMode.SINGLE, reader, extraction
-                )
-                progress.advance(len(some))
+    found = _features(pycolmap, database)
+    left = [name for name, count in found.items() if not count]
+    with Progress("features", len(found), "pictures", done=len(found) - len(left)) as progress:
+        for first in range(0, len(left), AT_ONCE):
+            some = left[first : first + AT_ONCE]
+            pycolmap.extract_features(database, folder, some, extraction_options=extraction)
+            progress.advance(len(some))
 
 
-def _match(pycolmap, database: Path, neighbours_alone: bool) -> None:
+def _match(pycolmap, database: Path, listed: Path, neighbours_alone: bool) -> None:
+    """Compares each picture with every other, or with those before and after it."""
     matching = pycolmap.FeatureMatchingOptions()
     matching.num_threads = _threads()
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = SEED
-    match = pycolmap.match_sequential if neighbours_alone else pycolmap.match_exhaustive
-    match(database, matching, verification_options=verification)
+    of_pairs = pycolmap.ImportedPairingOptions()
+    of_pairs.match_list_path = str(listed)
+    with pycolmap.Database.open(database) as opened:
+        if neighbours_alone:
+            options = pycolmap.SequentialPairingOptions()
+            pairs = pycolmap.SequentialPairGenerator(options, opened).all_pairs()
+        else:
+            options = pycolmap.ExhaustivePairingOptions()
+            pairs = pycolmap.ExhaustivePairGenerator(options, opened).all_pairs()
+        left = [pair for pair in pairs if not opened.exists_two_view_geometry(*pair)]
+        names = {image.image_id: image.name for image in opened.read_all_images()}
+    with Progress("matching", len(pairs), "pairs", done=len(pairs) - len(left)) as progress:
+        for first in range(0, len(left), PAIRS_AT_ONCE):
+            some = left[first : first + PAIRS_AT_ONCE]
+            listed.write_text("".join(f"{names[one]} {names[other]}\n" for one, other in some))
+            pycolmap.match_image_pairs(database, matching, of_pairs, verification)
+            progress.advance(len(some))
 
 
 def _features(pycolmap, database: Path) -> dict[str, int]:
@@ -214,13 +224,12 @@ def _features(pycolmap, database: Path) -> dict[str, int]:
         }
 
 
-def _mapped(model: Any, pictures: Path, folder: Path) -> Mapped:
-    """Through the files, which our reader of COLMAP's models knows."""
-    folder.mkdir()
+def _mapped(model: Any, pictures: Mapping[str, Path], folder: Path) -> Mapped:
+    """Through files in `folder`, which our reader of COLMAP's models knows."""
     model.write_text(folder)
     cameras = read_cameras(folder)
     images = sorted(read_images(folder), key=lambda image: image.name)
-    files = [pictures / image.name for image in images]
+    files = [pictures[image.name] for image in images]
     lenses = [cameras[image.camera].pinhole(image.name) for image in images]
     frames = [
         picture_frame(file, image.name, image.c2w, fxfycxcy, where=image.name, distortion=bent)
@@ -235,6 +244,13 @@ def _mapped(model: Any, pictures: Path, folder: Path) -> Mapped:
         np.array([point.color for point in points], np.uint8).reshape(-1, 3),
         model,
     )
+
+
+def _empty(folder: Path) -> Path:
+    """The folder, without what an interrupted call left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def _threads() -> int:

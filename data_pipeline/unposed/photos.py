@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -26,12 +27,14 @@ class Photo:
       image: RGB uint8 [Y, X, 3], upright.
       stored: the file that shows exactly this; None if it was turned, blended or decoded.
       focal: its focal length in pixels, if its EXIF says so.
+      file: that shows exactly this, if it is one of `kept_photos`.
     """
 
     name: str
     image: np.ndarray = dataclasses.field(repr=False)
     stored: bytes | None = dataclasses.field(default=None, repr=False)
     focal: float | None = None
+    file: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ photos[3].name, photos[3].image(), photos[3].focal
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ from data_pipeline.unposed.film import choose_frames, read_frames
 from data_pipeline.unposed.photos import ENOUGH, Photo, Photos
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.reading import read_bytes
+from efficient_lvsm_jax.files.writing import read_json, write_json
 
 EXIF, FOCAL_IN_35MM, FOCAL = 0x8769, 0xA405, 0x920A  # tags
 # Pixels of the sensor for each unit of length, that unit, and the width they are counted at.
@@ -42,6 +44,7 @@ def open_photos(
     every: int | None = None,
     count: int | None = None,
     scene: str | None = None,
+    choice: Path | None = None,
 ) -> Photos:
     """The pictures of a folder of photos, a video, or a capture, whose cameras are ignored.
 
@@ -49,6 +52,7 @@ def open_photos(
       source: one of these. Photos are taken in the order of their names.
       every, count: see `film.choose_frames`; of photos `every` alone.
       scene: of a capture with several.
+      choice: a file that keeps which frames of a video were chosen, or has that already.
 
     Raises:
       InputError: none of these, or fewer than two pictures.
@@ -64,7 +68,7 @@ def open_photos(
     if source.is_file() and not formats_of(source):
         if source.suffix.lower() in PICTURE_SUFFIXES:
             raise InputError(f"{source}: a single picture; expected a folder of two or more")
-        photos = _of_film(source, every, count)
+        photos = _of_film(source, every, count, choice)
     else:
         if count is not None:
             raise InputError(f"--count {count}: is about videos; {source} is none")
@@ -82,8 +86,37 @@ def same_name(name: str) -> str:
     return path.name
 
 
-def _of_film(source: Path, every: int | None, count: int | None) -> Photos:
-    chosen, _ = choose_frames(source, every=every, count=count)
+def state_of(source: str | Path, *, but: Path) -> str:
+    """What differs if any file of a source of `open_photos` does: of names, sizes and times.
+
+    Without those in the folder `but`.
+    """
+    source = Path(source).absolute()
+    if source.is_file():
+        files = [source]
+    elif source.is_dir() and formats_of(source):
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        files = [path for path in files if but.absolute() not in path.parents]
+    else:  # what else lies there may change
+        files = _photo_files(source)
+    total = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        total.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return total.hexdigest()
+
+
+def _photo_files(folder: Path) -> list[Path]:
+    return picture_files(folder) or picture_files(folder / "images")
+
+
+def _of_film(source: Path, every: int | None, count: int | None, choice: Path | None) -> Photos:
+    if choice is not None and choice.exists():
+        chosen = read_json(choice)["frames"]
+    else:
+        chosen, _ = choose_frames(source, every=every, count=count)
+        if choice is not None:
+            write_json(choice, {"frames": chosen})
 
     def read() -> Iterator[Photo]:
         for number, image in zip(chosen, read_frames(source, chosen), strict=True):
@@ -94,7 +127,7 @@ def _of_film(source: Path, every: int | None, count: int | None) -> Photos:
 
 def _of_files(source: Path, every: int, scene: str | None) -> Photos:
     """Of a folder of photos, or of a capture: its files, as no camera is to be trusted."""
-    files = picture_files(source) or picture_files(source / "images")
+    files = _photo_files(source)
     if not files and not formats_of(source):
         raise InputError(
             f"{source}: no pictures there; expected a folder of photos (or with images/), a video "

@@ -27,6 +27,7 @@ from data_pipeline.inspect.text import check_line
 from data_pipeline.pictures.transforms import fit, fit_intrinsics, fitting_size
 from data_pipeline.read_options import read_options
 from data_pipeline.scenes import Frame, Scene
+from data_pipeline.unposed.kept import kept_photos
 from data_pipeline.unposed.mapping import structure_from_motion
 from data_pipeline.unposed.sources import open_photos
 from efficient_lvsm_jax.errors import InputError
@@ -88,7 +89,8 @@ def _posed_scene(arguments: argparse.Namespace) -> Iterator[Scene]:
     photos = open_photos(arguments.capture, every=arguments.every, scene=arguments.scene)
     with tempfile.TemporaryDirectory() as work:
         if arguments.geometry == "colmap":
-            frames = structure_from_motion(photos, Path(work)).frames
+            kept = kept_photos(lambda: photos, Path(work, "photos"))
+            frames = structure_from_motion(kept, Path(work)).frames
         else:
             keyframes = Keyframes()
             for seen in see(load_geometry(arguments.geometry), photos):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,10 +26,11 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, SceneFrame, check_cameras
 from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
 from efficient_lvsm_jax.geometry.points import unproject
-from efficient_lvsm_jax.media.progress import counted
+from efficient_lvsm_jax.media.progress import Progress
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.models.scene_geometry import Geometry
+from efficient_lvsm_jax.sessions.kept_stream import KeptStream
 from efficient_lvsm_jax.sessions.session import Session
 from efficient_lvsm_jax.sessions.streaming import Stream
 
@@ -83,6 +85,7 @@ def see(
     *,
     side: int | None = None,
     remember: int | None = None,
+    keep: Path | None = None,
 ) -> Iterator[SeenFrame]:
     """What a network says of pictures: a stream of each as it comes, others of all at the end.
 
@@ -90,18 +93,31 @@ def see(
       model: of any family of geometry.
       side: pixels of the long side that the network sees; None is as its family was trained.
       remember: how many frames a stream remembers at a time, None is all; see `Stream`'s "window".
+      keep: a folder in which a stream is kept, and goes on from where an interrupted call with the
+        same arguments left it; others have nothing to keep.
 
     Raises:
       InputError: pictures of more than one shape; cameras that cannot be, as of damaged weights.
     """
     if model.config.causal:
-        stream = Stream(model, capacity=remember or photos.count, when_full="window")
-        for photo in counted(photos, "seeing", photos.count, "pictures"):
-            try:
-                geometry = stream.observe(fitted(model, photo.image, side))
-            except InputError as error:
-                raise InputError(f"{photo.name} of {photos.name}: {error}") from error
-            yield seen_frame(model, photo, geometry)
+        options = {"capacity": remember or photos.count, "when_full": "window"}
+        kept = None if keep is None else KeptStream(keep, model, **options)
+        stream = Stream(model, **options) if kept is None else kept.stream
+        done = len(stream)
+        with Progress("seeing", photos.count, "pictures", done=done) as progress:
+            for number, photo in enumerate(photos):
+                if number < done:
+                    yield SeenFrame(photo, **kept.said(number))
+                    continue
+                try:
+                    geometry = stream.observe(fitted(model, photo.image, side))
+                except InputError as error:
+                    raise InputError(f"{photo.name} of {photos.name}: {error}") from error
+                seen = seen_frame(model, photo, geometry)
+                if kept is not None:
+                    kept.keep({name: x for name, x in vars(seen).items() if name != "photo"})
+                yield seen
+                progress.advance()
         return
     if remember is not None:
         raise InputError(f"{model.family} sees all pictures at once, and remembers none")

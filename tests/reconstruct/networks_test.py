@@ -4,10 +4,12 @@ drawn at random, show that all is where it belongs, not that it is right.
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from interrupting import contents, interrupted
 from PIL import Image
 from small_depth_anything3 import FILE as SMALL_DA3
 from small_vggt import FILE, seeing_wide
@@ -19,6 +21,9 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.models.scene_geometry import Geometry
 from efficient_lvsm_jax.reconstruct.__main__ import main
+from efficient_lvsm_jax.reconstruct.unfinished import unfinished
+from efficient_lvsm_jax.sessions import kept_stream
+from efficient_lvsm_jax.sessions.streaming import Stream
 from efficient_lvsm_jax.sessions.unposed import seen_frame
 from efficient_lvsm_jax.weights.folder import save_weights
 
@@ -95,6 +100,56 @@ def test_a_stream_writes_cameras_depth_and_points(photos, tmp_path):
     np.testing.assert_allclose(scene.fxfycxcy[:, :2], np.tile(focal, (3, 1)), rtol=1e-5)
     with pytest.raises(InputError, match=r"--with vggt: .* is of stream_vggt"):
         run(photos, tmp_path / "other", "--with", "vggt", "--weights", folder)
+
+
+@pytest.mark.parametrize(("kept", "seen_again"), [(0, [3]), (1e9, [1, 2, 3])])
+def test_an_interrupted_stream_goes_on_to_the_very_same_files(
+    photos, tmp_path, monkeypatch, capsys, kept, seen_again
+):
+    folder = weights(tmp_path / "weights", seeing_wide())
+    options = "--with", "stream_vggt", "--weights", folder, "--size", 56
+    run(photos, tmp_path / "whole", *options)
+    monkeypatch.setattr(kept_stream, "SECONDS", kept)
+    monkeypatch.setattr(kept_stream, "SHARE", 0)
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    with interrupted("seeing", 2):
+        run(photos, out, *options)
+    assert f"{partial} keeps what is done" in capsys.readouterr().err and not out.exists()
+    with pytest.raises(InputError, match=r"out.partial: .* of --size 56, and this one is of 70"):
+        run(photos, out, *options[:-1], 70)
+    seen, observe = [], Stream.observe
+
+    def observed(stream, *arguments):
+        geometry = observe(stream, *arguments)
+        seen.append(len(stream))
+        return geometry
+
+    monkeypatch.setattr(Stream, "observe", observed)
+    run(photos, out, *options)
+    assert f"going on from {partial}" in capsys.readouterr().err
+    assert seen == seen_again
+    assert contents(out) == contents(tmp_path / "whole") and not partial.exists()
+
+
+def test_what_lies_where_work_is_kept_stays_and_is_refused(photos, tmp_path):
+    folder, out = weights(tmp_path / "weights", seeing_wide()), tmp_path / "out"
+    options = "--with", "stream_vggt", "--weights", folder, "--size", 56
+    partial = tmp_path / "out.partial"
+    with unfinished(out, {}), pytest.raises(InputError, match="another process works in it"):
+        run(photos, out, *options)
+    partial.mkdir()
+    (partial / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"out.partial: is there, and no interrupted run left it"):
+        run(photos, out, *options)
+    assert [path.name for path in partial.iterdir()] == ["mine.txt"]
+    shutil.rmtree(partial)
+    some = tmp_path / "photos"
+    shutil.copytree(photos, some)
+    with interrupted("reading", 2):
+        run(some, out, *options)
+    (some / "c.jpg").unlink()
+    with pytest.raises(InputError, match=r"out.partial: .* of files \(SHA-256.*begin anew"):
+        run(some, out, *options)
 
 
 def test_what_a_stream_cannot_use_leaves_nothing_behind(photos, tmp_path, turned):

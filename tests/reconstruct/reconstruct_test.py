@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 
 import numpy as np
+import pycolmap
 import pytest
+from interrupting import contents, interrupted
 from PIL import Image
 
 from data_pipeline.captures.export import CaptureWriter
@@ -14,6 +17,7 @@ from data_pipeline.formats import open_scenes
 from data_pipeline.formats.colmap_model import read_points
 from data_pipeline.procedural.furnished_room import furnished_room
 from data_pipeline.procedural.walk import draw, walk
+from data_pipeline.unposed import mapping
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.alignment import Similarity
 from efficient_lvsm_jax.reconstruct.__main__ import main
@@ -74,6 +78,28 @@ def test_structure_from_motion_finds_the_cameras(capture, mapped):
     assert len({*found.fxfycxcy[:, 0]}) == 2  # those that said their focal length, and the others
     for one, other in zip(found.frames, true.frames, strict=True):
         np.testing.assert_array_equal(one.image(), other.image())
+
+
+def test_mapping_goes_on_from_features_and_matches_to_the_very_same_files(
+    mapped, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mapping, "PAIRS_AT_ONCE", 5)
+    out = tmp_path / "out"
+    calls = [], []  # that came to an end
+    for name, made in zip(("extract_features", "match_image_pairs"), calls, strict=True):
+        original = getattr(pycolmap, name)
+        count = functools.partial(made.append, None)
+        monkeypatch.setattr(
+            pycolmap, name, lambda *a, f=original, c=count, **o: (f(*a, **o), c())[0]
+        )
+    arguments = mapped.parent / "photos", out, "--with", "colmap", "--lens", "pinhole"
+    for job, after in (("reading", 3), ("features", 4), ("matching", 10), ("placing", 3)):
+        with interrupted(job, after):
+            run(*arguments)
+    run(*arguments)
+    assert [len(each) for each in calls] == [2, 5]  # of 7 pictures and 21 pairs
+    assert contents(out) == contents(mapped)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_is_written_reads_as_a_colmap_model_and_a_cloud_too(mapped):
