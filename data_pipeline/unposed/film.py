@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 COUNT = 60  # frames, if not told
 LOOK = 160  # pixels of the long side at which frames are judged
+ABOUT = 0.9  # of the frames that its length and rate promise
 STILL = 1e-4  # of the long side, that are no motion from one frame to the next
 
 
@@ -137,7 +138,8 @@ def _decoded(path: Path, what: str | None) -> Iterator:
     try:
         file = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a video ({first_line(error)})") from error
+        reason = error.strerror or first_line(error)
+        raise InputError(f"{path}: cannot be read as a video ({reason})") from error
     with file:
         if not file.streams.video:
             raise InputError(f"{path}: has no video, only {len(file.streams)} other stream(s)")
@@ -155,8 +157,8 @@ def _decoded(path: Path, what: str | None) -> Iterator:
                     progress.advance()
             except av.error.FFmpegError as error:
                 damage = f" ({first_line(error)})"
-        if damage or count < stream.frames:
-            of = f" of {stream.frames}" if stream.frames else ""
+        if damage or count < (stream.frames or ABOUT * total):
+            of = f" of {stream.frames}" if stream.frames else f" of about {total}"
             log.warning(
                 "%s: damaged or cut off after frame %d%s%s; going on with those before",
                 path,

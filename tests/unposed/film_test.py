@@ -93,6 +93,15 @@ def test_a_tail_that_is_cut_off_is_said_and_left_out(tmp_path, caplog):
     assert "damaged.mp4: damaged or cut off after frame" in caplog.text
 
 
+def test_a_film_that_counts_no_frames_is_known_to_be_cut_off_by_its_length(tmp_path, caplog):
+    film = write(tmp_path / "film.mkv", pan(range(0, 60, 3)))
+    assert len(choose_frames(film)[0]) == 20 and not caplog.records
+    film.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
+    assert 5 < len(choose_frames(film)[0]) < 16
+    assert "film.mkv: damaged or cut off after frame" in caplog.text
+    assert "of about 20;" in caplog.text
+
+
 def test_frames_that_change_their_size_are_refused(tmp_path):
     both = [
         write(tmp_path / f"{height}.h264", [picture[:height] for picture in pan([0, 5])])
