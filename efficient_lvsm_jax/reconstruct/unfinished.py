@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from efficient_lvsm_jax.commands import USED_UP
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import read_json, write_json
 
@@ -26,8 +27,8 @@ def unfinished_folder(out: Path) -> Path:
 def unfinished(out: Path, made_of: Mapping[str, Any]) -> Iterator[Path]:
     """The folder to work in, empty or as an interruption left it.
 
-    It is gone when the block ends, also with an InputError, which would come again. Interruptions,
-    other errors, and those of a system that refuses something leave it; a line says so.
+    It is gone when the block ends, also with an InputError, which would come again, but for one of
+    a full disk. That, interruptions and other errors leave it; a line says so.
 
     Args:
       out: what is to be made.
@@ -45,7 +46,8 @@ def unfinished(out: Path, made_of: Mapping[str, Any]) -> Iterator[Path]:
         try:
             yield folder
         except BaseException as error:
-            if isinstance(error, InputError) and getattr(error.__cause__, "errno", None) is None:
+            no_room = getattr(error.__cause__, "errno", None) in USED_UP
+            if isinstance(error, InputError) and not no_room:
                 shutil.rmtree(folder)
             else:
                 _say(f"{folder} keeps what is done: the same command goes on from it")

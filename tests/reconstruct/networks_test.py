@@ -3,6 +3,7 @@ drawn at random, show that all is where it belongs, not that it is right.
 """
 
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -135,6 +136,9 @@ def test_what_lies_where_work_is_kept_stays_and_is_refused(photos, tmp_path):
     folder, out = weights(tmp_path / "weights", seeing_wide()), tmp_path / "out"
     options = "--with", "stream_vggt", "--weights", folder, "--size", 56
     partial = tmp_path / "out.partial"
+    with pytest.raises(InputError, match="no space"), unfinished(out, {}):
+        raise InputError("no space") from OSError(errno.ENOSPC, "")
+    assert partial.exists()  # where there is room, the same command goes on
     with unfinished(out, {}), pytest.raises(InputError, match="another process works in it"):
         run(photos, out, *options)
     partial.mkdir()
