@@ -108,7 +108,8 @@ def main() -> None:
         for size in asked.sizes:
             for views in asked.views:
                 settings = Settings(size=(size, size))
-                viewer = Viewer(model, scenes, inputs=views, photos=PHOTOS, settings=settings)
+                viewer = Viewer(inputs=views, photos=PHOTOS, settings=settings)
+                viewer.begin(model, scenes)
                 try:
                     with serving(viewer, "127.0.0.1", 0) as (address, _):
                         server = server_times(address, asked.moves)

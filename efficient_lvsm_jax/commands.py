@@ -9,8 +9,10 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from efficient_lvsm_jax.files.writing import first_line
 JAX_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
 # What a system may run out of: space, memory, files or processes.
 USED_UP = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
-OUTPUT_CLOSED = 141  # exit status, as of a program that SIGPIPE ends
+# Exit statuses, as of programs that SIGPIPE and SIGINT end.
+OUTPUT_CLOSED, INTERRUPTED = 141, 130
 WIDTH = 100  # columns of what is printed
 started_by = ""  # "elvsm VERB", if that runs in this process
 
@@ -327,6 +330,7 @@ def main_exit(main: Callable[[], int | None]) -> None:
 
     Warnings of the library become lines on stderr, each said once.
     """
+    sys.unraisablehook = _interrupt_again
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Once())
@@ -342,7 +346,7 @@ def main_exit(main: Callable[[], int | None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         # JAX's error by its name: not every program loads JAX.
         jax_says_so = type(error).__name__ in JAX_ERRORS and "RESOURCE_EXHAUSTED" in str(error)
@@ -358,6 +362,18 @@ def main_exit(main: Callable[[], int | None]) -> None:
         print(f"error: {_printable(said)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status or 0)
+
+
+def _interrupt_again(lost: Any) -> None:
+    """Repeats a Ctrl-C that was lost.
+
+    What is raised in a callback of the garbage collector goes nowhere, and JAX has one, in which a
+    program that traces spends much of its time.
+    """
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _printable(text: str) -> str:

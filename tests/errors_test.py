@@ -2,10 +2,12 @@
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
@@ -138,3 +140,24 @@ def test_a_size_is_a_square_or_height_x_width():
     for wrong in ("0", "x", "256x", "1.5", "-8", "256x384x3"):
         with pytest.raises(argparse.ArgumentTypeError, match=r"256x384 \(HxW\)"):
             picture_size(wrong)
+
+
+def test_ctrl_c_that_the_garbage_collector_swallows_comes_again(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    swallowed = []
+
+    def interrupted(*_):
+        if not swallowed:
+            swallowed.append(True)
+            raise KeyboardInterrupt
+
+    def main():
+        gc.callbacks.append(interrupted)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(interrupted)
+        assert swallowed
+        threading.Event().wait(60)
+
+    assert exit_of(main) == 130

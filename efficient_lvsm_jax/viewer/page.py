@@ -145,13 +145,16 @@ class Page:
         self.ask()
 
     def count(self) -> None:
-        """Says how many frames of a clip were read; while none has a place, shows the last one."""
+        """Says what is done, or how many frames are read; without a place yet, shows the last."""
         if self.gone or self._said is None:
             return
         if self._ready:
             self._say(self._speed)
             return
         clip, camera = self.viewer.clip, self.client.camera
+        if clip is None:
+            self._write(f"{self.viewer.doing}…", "", HELP)
+            return
         if clip.picture is not None:
             window = Window(
                 camera.wxyz, camera.position, camera.fov, camera.aspect, camera.image_height

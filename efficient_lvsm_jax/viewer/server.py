@@ -8,17 +8,21 @@ import contextlib
 import getpass
 import io
 import logging
+import os
 import secrets
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import cv2
 
 from data_pipeline.formats import open_scenes
 from data_pipeline.read_options import read_options
 from data_pipeline.scenes import Scene, Scenes
+from efficient_lvsm_jax.commands import INTERRUPTED
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
 from efficient_lvsm_jax.models.model import Model
@@ -53,7 +57,10 @@ class Viewer:
 
     Attributes:
       worker: the one thread in which the scene is used, and a clip is read.
-      scene: replaced as a whole when another is chosen; None before a clip's cameras fix one.
+      doing: what is done before there is anything to show, in words.
+      scene: replaced as a whole when another is chosen; None before `begin`, and before a clip's
+        cameras fix one.
+      home: the camera that "Reset view" goes back to, of the server if it is open.
       thumbnails: of its photos, as JPEG in base64.
       names: of all scenes.
       clip: that is read, or was; None of scenes that have their cameras.
@@ -62,38 +69,59 @@ class Viewer:
 
     def __init__(
         self,
-        model: Model,
-        scenes: Scenes | Clip,
         *,
-        scene: str | None = None,
         inputs: int | str | Sequence[int] | None = None,
         photos: int,
         settings: Settings,
     ):
-        """Compiles and encodes the first scene; arguments and errors as of `ViewedScene`.
+        """Starts its thread, until `worker.stop`; arguments as of `ViewedScene`."""
+        self.pages: dict[int, Page] = {}
+        self._lock = threading.Lock()  # of the pages
+        self._inputs, self._photos, self._settings = inputs, photos, settings
+        self.doing, self.names = "starting", ()
+        self.clip: Clip | None = None
+        self.scene: ViewedScene | None = None
+        self.home: viser.InitialCameraConfig | None = None
+        self.thumbnails: list[str] = []
+        self.trouble: Exception | None = None
+        self.worker = Worker(self._failed)
+
+    def say(self, doing: str) -> None:
+        """Tells all pages what is being done until there is something to show."""
+        self.doing = doing
+        for page in self._all_pages():
+            page.count()
+
+    def begin(self, model: Model, scenes: Scenes | Clip, scene: str | None = None) -> None:
+        """Compiles and encodes the first scene, and shows it; errors as of `ViewedScene`.
 
         A clip is read from then on, and as many of its keyframes as `inputs` says are inputs.
         """
-        self.clip = scenes if isinstance(scenes, Clip) else None
-        self.names = scenes.names if self.clip is None else (self.clip.name,)
-        self.pages: dict[int, Page] = {}
-        self._lock = threading.Lock()  # of the pages
         self._model, self._scenes = model, scenes
-        self._inputs, self._photos, self._settings = inputs, photos, settings
-        self.scene: ViewedScene | None = None
-        self.thumbnails: list[str] = []
-        self.trouble: Exception | None = None
-        if self.clip is not None:
+        if isinstance(scenes, Clip):
+            settings = self._settings
             Session(model, size=settings.size, precision=settings.precision)  # or it says why not
-        self.worker = Worker(self._failed)
-        if self.clip is not None:
+            self.clip, self.names = scenes, (scenes.name,)
             self.worker.show(CLIP, self._read)
+            self.say("")
             return
-        try:
-            self.worker.call(None, lambda: self._open(scenes.find(scene or "0"), settings, True))
-        except BaseException:
-            self.worker.stop()
-            raise
+        self.names = scenes.names
+
+        def command() -> None:
+            self._open(scenes.find(scene or "0"), self._settings, True)
+            for page in self._all_pages():
+                page.begin()
+
+        self.worker.call(None, command)
+
+    def stand_at_home(self) -> None:
+        """Puts `home` where pages begin: at the first input, or in the middle of those to come."""
+        if self.home is None:
+            return
+        stand = (0, 0, 0), (0, 0, 1), (0, -1, 0)
+        if self.scene is not None:
+            stand = stand_at(self.scene, self.scene.chosen[0])
+        self.home.position, self.home.look_at, self.home.up = stand
 
     def _open(self, index: int, settings: Settings, warm: bool) -> None:
         scene = ViewedScene(
@@ -109,6 +137,7 @@ class Viewer:
     def _take(self, scene: ViewedScene) -> None:
         thumbnails = [scene.thumbnail(photo, THUMBNAIL) for photo in range(len(scene.photos))]
         self.scene, self.thumbnails = scene, [_jpeg(each) for each in thumbnails]
+        self.stand_at_home()
 
     def _read(self) -> None:
         """Sees the next frame of the clip; what is a keyframe becomes a photo."""
@@ -236,26 +265,31 @@ def view(arguments: argparse.Namespace) -> None:
     if arguments.geometry is None:
         options, format = read_options(arguments)
         scenes = open_scenes(arguments.capture, options, format=format)
+        name = scenes.names[scenes.find(arguments.scene or "0")]
     else:
-        scenes = open_clip(arguments)
-    viewer = Viewer(
-        load_renderer(arguments.weights),
-        scenes,
-        scene=arguments.scene,
-        inputs=arguments.count,
-        photos=arguments.photos,
-        settings=Settings(arguments.cache, None, arguments.size),
-    )
+        scenes, name = None, Path(arguments.capture).stem
+    settings = Settings(arguments.cache, None, arguments.size)
+    viewer = Viewer(inputs=arguments.count, photos=arguments.photos, settings=settings)
     try:
         with serving(viewer, arguments.host, arguments.port) as (address, port):
-            name = viewer.names[0] if viewer.scene is None else viewer.scene.name
             print(f"{name}: open {address}")
             how = "whoever knows that address can look, and the connection is not encrypted"
             if _is_local(arguments.host):
                 there = f"{getpass.getuser()}@{socket.gethostname()}"
                 how = f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {there}"
             print(how, flush=True)
+            if scenes is None:
+                viewer.say("looking through the pictures and loading what finds their cameras")
+                scenes = open_clip(arguments)
+            viewer.say("loading the model")
+            model = load_renderer(arguments.weights)
+            viewer.say("compiling")
+            viewer.begin(model, scenes, arguments.scene)
             threading.Event().wait()
+    except KeyboardInterrupt:
+        viewer.worker.stop()
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # Python's own end waits for what XLA is at in threads, or crashes
     finally:
         viewer.worker.stop()
 
@@ -284,18 +318,15 @@ def serving(viewer: Viewer, host: str, port: int) -> Iterator[tuple[str, int]]:
             dark_mode=True, show_logo=False, show_share_button=False, control_width="medium"
         )
         server.gui.main_panel.dock_right()  # beside the picture, not over it
-        start = server.initial_camera  # that "Reset view" goes back to
-        if viewer.scene is None:  # in the middle of those that are to come
-            start.position, start.look_at, start.up = (0, 0, 0), (0, 0, 1), (0, -1, 0)
-        else:
-            stand = stand_at(viewer.scene, viewer.scene.chosen[0])
-            start.position, start.look_at, start.up = stand
+        viewer.home = server.initial_camera
+        viewer.stand_at_home()
         server.on_client_connect(viewer.connect)
         server.on_client_disconnect(viewer.disconnect)
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
         shown = f"[{shown}]" if ":" in shown else shown
         yield f"http://{shown}:{found}/" + (f"?token={token}" if token else ""), found
     finally:
+        viewer.home = None
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
 

@@ -19,6 +19,7 @@ from efficient_lvsm_jax.errors import InputError
 T = TypeVar("T")
 Work = Callable[[], None]
 MOST_COMMANDS = 1000  # that wait
+SECONDS = 2.0  # that `stop` waits for what the thread is at
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Worker:
             except TimeoutError:
                 if result.done():  # the function's own
                     raise
-                if not self._thread.is_alive():
+                if self._stopped:
                     raise InputError("the viewer is stopping") from None
 
     def forget(self, client: Hashable) -> None:
@@ -88,11 +89,11 @@ class Worker:
             self._pictures.pop(client, None)
 
     def stop(self) -> None:
-        """Ends the thread after what it is at; what waits is dropped."""
+        """Ends the thread after what it is at, waiting SECONDS at most; what waits is dropped."""
         with self._turn:
             self._stopped = True
             self._turn.notify()
-        self._thread.join(timeout=30)
+        self._thread.join(SECONDS)
 
     def _run(self) -> None:
         command_next = True

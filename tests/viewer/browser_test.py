@@ -380,7 +380,7 @@ def test_points_are_shown_where_they_are_until_they_are_switched_off(viewer, tab
 def test_a_clip_shows_what_it_reads_and_each_keyframe_as_it_comes(browser, small_model):
     go = threading.Semaphore(0)
     clip = noise_clip(before=lambda: go.acquire(timeout=PATIENCE))
-    viewer = Viewer(small_model, clip, photos=64, settings=Settings(size=SIZE))
+    viewer = Viewer(photos=64, settings=Settings(size=SIZE))
     with contextlib.ExitStack() as stack:
         stack.callback(viewer.worker.stop)
         stack.callback(go.release, 100)
@@ -389,6 +389,10 @@ def test_a_clip_shows_what_it_reads_and_each_keyframe_as_it_comes(browser, small
         stack.callback(window.close)
         window.set_default_timeout(1000 * PATIENCE)
         window.goto(f"{address}?fixedDpr=1")
+        window.wait_for_selector("#badge:has-text('starting…')")
+        viewer.say("loading the model")
+        window.wait_for_selector("#badge:has-text('loading the model…')")
+        viewer.begin(small_model, clip)
         window.wait_for_selector("#badge:has-text('0 of 6 frames')")
         (go.release(2), window.wait_for_selector("#badge:has-text('2 of 6 frames')"))
         tab = Tab(window, next(iter(viewer.pages.values())))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 import threading
 import types
 
@@ -16,7 +17,7 @@ from small_vggt import seeing_wide
 
 from efficient_lvsm_jax import InputError, SceneFrame, Session
 from efficient_lvsm_jax.viewer import __main__ as command
-from efficient_lvsm_jax.viewer import server
+from efficient_lvsm_jax.viewer import server, worker
 from efficient_lvsm_jax.viewer.clip import open_clip
 from efficient_lvsm_jax.viewer.scene import POINTS, Settings
 from efficient_lvsm_jax.viewer.server import Viewer
@@ -32,7 +33,8 @@ def viewing(small_model):
 
     def view(clip, **options):
         options = {"photos": 64, "settings": Settings(size=SIZE), **options}
-        begun.append(Viewer(small_model, clip, **options))
+        begun.append(Viewer(**options))
+        begun[-1].begin(small_model, clip)
         return begun[-1]
 
     yield view
@@ -168,9 +170,12 @@ def test_arguments_that_do_not_go_together(monkeypatch, photos):
             open_clip(arguments(monkeypatch, *words))
 
 
-def test_interrupted_in_the_middle_of_a_frame_it_ends_after_that_frame(monkeypatch, capsys, photos):
+@pytest.fixture
+def interrupted(monkeypatch, photos, capsys):
+    """Views photos until what waits for Ctrl-C gets it; gives the viewers that there were."""
     words = (photos, "--weights", "rooms", "--geometry", photos.parent / "weights", "--port", 0)
-    asked, made = arguments(monkeypatch, *words), []
+    with monkeypatch.context() as patch:
+        asked, made = arguments(patch, *words), []
 
     class Interrupted(threading.Event):
         def wait(self, timeout=None):
@@ -182,11 +187,39 @@ def test_interrupted_in_the_middle_of_a_frame_it_ends_after_that_frame(monkeypat
             made.append(self)
 
     names = types.SimpleNamespace(**{**vars(threading), "Event": Interrupted})
-    monkeypatch.undo()
     monkeypatch.setattr(server, "threading", names)
     monkeypatch.setattr(server, "Viewer", Kept)
-    with pytest.raises(KeyboardInterrupt):
-        server.view(asked)
-    assert capsys.readouterr().out.startswith("photos: open http://127.0.0.1:")
-    (viewer,) = made
-    assert viewer.clip.seen == 1 and not viewer.worker._thread.is_alive()
+
+    def view():
+        with pytest.raises(SystemExit, match="130"), monkeypatch.context() as patch:
+            patch.setattr(server.os, "_exit", sys.exit)
+            server.view(asked)
+        assert capsys.readouterr().err.endswith("interrupted\n")
+        return made
+
+    return view
+
+
+def test_interrupted_in_what_takes_long_it_ends_all_the_same(monkeypatch, interrupted, small_model):
+    go = threading.Semaphore(0)
+    clip = noise_clip(before=lambda: go.acquire(timeout=SECONDS))
+    monkeypatch.setattr(server, "open_clip", lambda _: clip)
+    monkeypatch.setattr(server, "load_renderer", lambda _: small_model)
+    monkeypatch.setattr(worker, "SECONDS", 0.01)
+    interrupted()
+    go.release(100)
+
+
+def test_the_address_is_there_before_the_pictures_are_looked_through(
+    monkeypatch, capsys, interrupted
+):
+    said = []
+
+    def opened(_):
+        said.append(capsys.readouterr().out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "open_clip", opened)
+    (viewer,) = interrupted()
+    assert said[0].startswith("photos: open http://127.0.0.1:")
+    assert viewer.doing.startswith("looking through the pictures")

@@ -25,7 +25,9 @@ def noise_viewer(model, names=("noise",)):
     from efficient_lvsm_jax.viewer.server import Viewer
 
     scenes = Scenes("noise", "nowhere", names, lambda index: noise_scene(names[index], index))
-    return Viewer(model, scenes, inputs=[0, 2], photos=5, settings=Settings(size=SIZE))
+    viewer = Viewer(inputs=[0, 2], photos=5, settings=Settings(size=SIZE))
+    viewer.begin(model, scenes)
+    return viewer
 
 
 def noise_clip(frames=range(6), *, before=lambda: None, count=6, most=64):
