@@ -39,7 +39,7 @@ from efficient_lvsm_jax.models.vggt_tracker import STRIDE, Tracker
 from efficient_lvsm_jax.nn.cache import empty, store
 from efficient_lvsm_jax.nn.dpt import DPT, dpt_flops, dpt_kept, read_in_parts
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
-from efficient_lvsm_jax.nn.initial import draw
+from efficient_lvsm_jax.nn.initial import begin_alike, draw
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
 from efficient_lvsm_jax.nn.stacks import scan_layers
@@ -209,6 +209,7 @@ class VGGT(SceneGeometry):
         )
         if rngs is not None:
             draw(self, rngs, config.rounds)
+            begin_alike(self.among)
             self.camera_head.begin()
 
     @staticmethod

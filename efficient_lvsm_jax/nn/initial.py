@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from efficient_lvsm_jax.nn.blocks import Linear
+from efficient_lvsm_jax.nn.blocks import Block, Linear
 
 TOKEN_DEVIATION = 0.02  # of tokens and tables of positions
 ENCODER_SCALE = 1.0  # LayerScale of the image encoder
 # Of what follows: small where many blocks add up (VGGT). A few of them would learn slower for it.
 DEEP, DEEP_SCALE, SHALLOW_SCALE = 12, 0.01, 1.0
 NOT_DRAWN = ("bias", "mask_token", "empty")  # zeros: empty has no gradient, mask_token no use
+SHARP = 2.0  # of scales of normed queries and keys that begin alike
 NEAR = 0.1  # of kernels whose outputs shall begin near a value
 CUT = 2.0  # deviations, beyond which nothing is drawn
 KEPT_DEVIATION = 0.87962566  # of a normal distribution cut there
@@ -44,6 +45,18 @@ def draw(module: nnx.Module, rngs: nnx.Rngs, rounds: int) -> None:
         return taken
 
     nnx.update(module, _drawn(params, take, later_scale))
+
+
+def begin_alike(blocks: Block) -> None:
+    """Lets drawn queries of stacked blocks with normed ones ask for tokens that are like their own.
+
+    Where the same is seen in two frames has to be found before anything is known of cameras; of
+    unlike maps a small network would first have to learn what is alike.
+    """
+    kernel = blocks.qkv.kernel[...]  # [L, D, (q k v), H, K]
+    blocks.qkv.kernel[...] = kernel.at[:, :, 1].set(kernel[:, :, 0])
+    for norm in (blocks.q_norm, blocks.k_norm):
+        norm.scale[...] *= SHARP
 
 
 def begin_near(part: Linear, value: jax.Array) -> None:

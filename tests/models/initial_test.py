@@ -63,6 +63,15 @@ def test_many_blocks_begin_by_adding_little():
         assert np.all(stack["scale2"] == np.float32(0.01))
 
 
+def test_frames_begin_by_attending_to_what_looks_alike():
+    config = configure("vggt", SETTINGS["vggt"])
+    params = jax.jit(lambda key: init_params("vggt", config, key))(jax.random.key(0))
+    queries, keys, _ = np.moveaxis(params["among"]["qkv"]["kernel"], 2, 0)
+    np.testing.assert_array_equal(queries, keys)
+    queries, keys, _ = np.moveaxis(params["within"]["qkv"]["kernel"], 2, 0)
+    assert np.abs(queries - keys).max() > 0.1
+
+
 def test_cameras_begin_where_a_gradient_moves_them(drawn):
     def encodings(params, tokens):
         network = bind_as_is(drawn.family, drawn.config, params)
