@@ -94,7 +94,8 @@ def test_a_step_learns_and_names_its_losses(trained):
     rows = trained[2]
     named = {name for name in rows[0] if name.startswith("loss/")}
     assert named == {"loss/cameras", "loss/depth"} and "psnr" not in rows[0]
-    total = 5 * rows[0]["loss/cameras"] + rows[0]["loss/depth"]
+    weight = small_config().losses.cameras
+    total = weight * rows[0]["loss/cameras"] + rows[0]["loss/depth"]
     np.testing.assert_allclose(rows[0]["loss"], total, rtol=1e-5)
     assert rows[-1]["skipped"] == 0
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]

@@ -70,7 +70,7 @@ PRESETS = {
     "re10k_512": (3000, 0, 0),
     "re10k_512_finetune": (1000, 0, 0),
     "objaverse_512": (3000, 0, 0),
-    "tiny_geometry": (75, 450, 1500),
+    "tiny_geometry": (80, 960, 1600),
     "stream_vggt_distill": (4875, 0, 97_500),
 }
 
