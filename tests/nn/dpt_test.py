@@ -8,7 +8,7 @@ from flax import nnx
 from small_vggt import recorded
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.nn.dpt import DPT, coordinates, dpt_kept, positions
+from efficient_lvsm_jax.nn.dpt import DPT, coordinates, dpt_kept, positions, read_in_parts
 from efficient_lvsm_jax.nn.resize import bilinear_aligned
 
 
@@ -33,6 +33,30 @@ def test_aligned_resizing_keeps_corners_and_straight_lines():
     np.testing.assert_array_equal(bilinear_aligned(plane, (1, 1))[0, 0], [0])
     with pytest.raises(InputError, match="at least 1"):
         bilinear_aligned(plane, (0, 3))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_large_pictures_are_read_frame_by_frame_to_the_same(remat):
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
+    taps = jnp.asarray(rng.normal(size=(4, 2, 3, 7, 6)), jnp.float32)  # two scenes, three frames
+    at_once = []
+
+    def total(kernel, size):
+        def read(taps):
+            at_once.append(taps.shape[1])
+            return jnp.tanh(taps.sum(0) @ kernel), None
+
+        maps, nothing = read_in_parts(read, taps, size, remat=remat)
+        assert nothing is None
+        return (maps * jnp.arange(6.0).reshape(2, 3, 1, 1)).sum(), maps
+
+    together, large = (
+        jax.value_and_grad(total, has_aux=True)(kernel, size) for size in ((8, 8), (5180, 518))
+    )
+    assert at_once[0] == 6 and {*at_once[1:]} == {2}
+    for got, expected in zip(jax.tree.leaves(large), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("outputs", [0, 4])

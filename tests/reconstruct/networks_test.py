@@ -139,6 +139,9 @@ def test_what_lies_where_work_is_kept_stays_and_is_refused(photos, tmp_path):
     with pytest.raises(InputError, match="no space"), unfinished(out, {}):
         raise InputError("no space") from OSError(errno.ENOSPC, "")
     assert partial.exists()  # where there is room, the same command goes on
+    with pytest.raises(InputError, match="not allowed"), unfinished(out, {}):
+        raise InputError("not allowed") from OSError(errno.EACCES, "")
+    assert not partial.exists()  # as it would not be allowed again
     with unfinished(out, {}), pytest.raises(InputError, match="another process works in it"):
         run(photos, out, *options)
     partial.mkdir()

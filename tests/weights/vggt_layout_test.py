@@ -6,6 +6,7 @@ import pytest
 from small_vggt import FILE, small_vggt
 from torch_files import write_arrays
 
+from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import abstract_params
 from efficient_lvsm_jax.models.vggt import VGGTConfig
@@ -62,6 +63,14 @@ def test_missing_and_misplaced_tensors_are_named(published, tmp_path):
     assert "missing: camera_head.embed_pose.bias" in text
     assert "unexpected: extra" in text
     assert "depth_head.resize_layers.0.weight is (16, 16, 2, 2), expected (16, 16, 4, 4)" in text
+
+
+def test_the_sizes_it_was_trained_at_stay_with_it(tmp_path):
+    convert(FILE, tmp_path / "weights", trained_size=(48, 64))
+    convert(tmp_path / "weights", tmp_path / "file.safetensors")
+    for path in ("weights", "file.safetensors"):
+        assert load(tmp_path / path).trained_sizes == ((48, 64),)
+    assert load(FILE).trained_sizes == ()
 
 
 def test_a_model_of_geometry_renders_no_views():
