@@ -1,7 +1,7 @@
 """Scores cameras, depth and points of pictures without cameras, on captures whose depth is known.
 
     python eval.py --geometry --weights MODEL CAPTURE ...
-    python eval.py --geometry --weights MODEL --generated 48 --frames 6
+    python eval.py --geometry --weights MODEL --generated 48 --frames 6 [--capacity 4]
     python eval.py --geometry --predictions FOLDER CAPTURE     # a capture with cameras and depth
 
 A causal model sees frames one after the other, others see them as a whole. Scored are: depth after
@@ -35,6 +35,7 @@ from efficient_lvsm_jax.metrics.clouds import brought_nearest, cloud_errors, in_
 from efficient_lvsm_jax.metrics.depth import depth_errors, median_scale, weiszfeld_scale
 from efficient_lvsm_jax.metrics.poses import auc, pair_errors, path_errors
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
+from efficient_lvsm_jax.sessions.forgetting import WHEN_FULL
 from efficient_lvsm_jax.sessions.streaming import Stream
 from efficient_lvsm_jax.weights.load import load
 
@@ -152,12 +153,27 @@ def _depth(frame: Frame, scene: str) -> np.ndarray:
     return frame.depth()
 
 
-def seen_by(model: GeometryModel) -> Callable[[Clip], Geometry]:
-    """What a model says of clips: as a stream if it is causal, and otherwise of them as a whole."""
+def seen_by(
+    model: GeometryModel, capacity: int | None = None, when_full: str = "window"
+) -> Callable[[Clip], Geometry]:
+    """What a model says of clips: as a stream if it is causal, and otherwise of them as a whole.
+
+    Args:
+      capacity: frames that the stream has room for; None: all of a clip.
+      when_full: what leaves then, as of `Stream`.
+
+    Raises:
+      InputError: a capacity of a model that is not causal.
+    """
+    if capacity is not None and not model.config.causal:
+        raise InputError(
+            f"--capacity {capacity}: {model.family} sees a clip as a whole and remembers nothing; "
+            "expected a causal model, or leave it out"
+        )
 
     def see(clip: Clip) -> Geometry:
         if model.config.causal:
-            stream = Stream(model, capacity=len(clip.images))
+            stream = Stream(model, capacity=capacity or len(clip.images), when_full=when_full)
             frames = [stream.observe(image) for image in clip.images]
             c2w = np.stack([frame.cameras.c2w for frame in frames])
             fxfycxcy = np.stack([frame.cameras.fxfycxcy for frame in frames])
@@ -297,18 +313,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--size", type=picture_size, metavar="HxW", help="of pictures (default: their own, or 48)"
     )
+    parser.add_argument(
+        "--capacity", type=int, metavar="N", help="frames a stream has room for (default: all)"
+    )
+    parser.add_argument(
+        "--when-full", choices=WHEN_FULL[1:], default="window", help="what leaves (default: window)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="all scores, as JSON")
     flags = parser.parse_args(arguments)
     if not flags.captures and not flags.generated:
         parser.error("name captures with depth, or --generated N walks")
     if flags.generated and (flags.predictions or (flags.size and len({*flags.size}) > 1)):
         parser.error("generated walks are square and for models; name a CAPTURE instead")
+    if flags.predictions and flags.capacity is not None:
+        parser.error("--capacity is of a model's stream; predictions are compared as they are")
     patch, see = 1, None
     if flags.weights:
         model = load(flags.weights)
         if not isinstance(model, GeometryModel):
             raise InputError(f"{flags.weights}: {model!r} sees no geometry; leave out --geometry")
-        patch, see = model.config.patch, seen_by(model)
+        patch, see = model.config.patch, seen_by(model, flags.capacity, flags.when_full)
     else:
         see = read_from(flags.predictions)
     found = score(see, clips(flags, patch)) | {"of": str(flags.weights or flags.predictions)}
