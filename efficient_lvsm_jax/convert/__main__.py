@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
@@ -108,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for reason, count in done.left_out.items():
         print(f"left out {count} tensors: {reason}")
-    if done.family == "vggt" and "causal" not in told:
+    ours = arguments.out.endswith(".safetensors") and Path(source).is_dir()  # which says it
+    if done.family == "vggt" and "causal" not in told and not ours:
         print(
             "read as causal, as StreamVGGT's weights are; VGGT's own have the same tensors: for "
             "them say --setting causal=false"

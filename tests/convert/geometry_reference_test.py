@@ -49,6 +49,9 @@ def test_settings_are_told_and_kept(tmp_path, capsys):
     assert (config.causal, config.camera_heads) == (False, 8)
     main([str(FILE), "--out", str(tmp_path / "stream")])
     assert "--setting causal=false" in capsys.readouterr().out
+    main([str(out), "--out", str(tmp_path / "vggt.safetensors")])  # a folder says what it is
+    assert "read as causal" not in capsys.readouterr().out
+    assert not load(tmp_path / "vggt.safetensors").config.causal
 
 
 @pytest.mark.parametrize(
