@@ -18,9 +18,10 @@ inference_mode, and bf16 autocast of float32 weights where its name says so. Our
 removes through a Session, checks and transfers included. The LVSM models have no cache: they encode
 all views again, and are left out of the long rows with 256 pixels. "More memory" is what a process
 has at its peak above what it had when the run began, which for programs that keep freed memory is
-less than they need. Seconds of compiling are those of a row's new programs. Prints the tables of
-docs/performance.md, writes OUT.json and draws OUT.png; --table prints and draws from OUT.json
-again. Needs the extra [bench].
+less than they need. Seconds of compiling are those of a row's new programs. "Sparse" is ours with
+sparse-linear attention wherever it can be and random P, which decides no time (what it loses of
+pictures: docs/lite3r.md). Prints the tables of docs/performance.md, writes OUT.json and draws
+OUT.png; --table prints and draws from OUT.json again. Needs the extra [bench].
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,15 +51,18 @@ from efficient_lvsm_jax.files.writing import write_json
 OURS, TORCH = "ours", "PyTorch"
 DECODER_ONLY, ENCODER_DECODER = "LVSM decoder-only", "LVSM encoder-decoder"
 HALF = ", bf16"  # at the end of a program's name
+SPARSE = ", sparse"  # likewise: a density of 0.3 everywhere, in blocks of 512 queries and 64 keys
 FAMILIES = {
     OURS: "efficient_lvsm",
     DECODER_ONLY: "lvsm_decoder_only",
     ENCODER_DECODER: "lvsm_encoder_decoder",
 }
 EFFICIENT = (OURS, TORCH, OURS + HALF, TORCH + HALF)
+SPARSITY = ",".join(f"{place}=0.3:block512x64" for place in ("encoder", "decoder", "cross"))
 # Small pictures make no sense of 3,072 latents, as many as three views of 256 pixels have tokens.
 WITH_DECODER_ONLY = (OURS, TORCH, DECODER_ONLY, OURS + HALF, TORCH + HALF)
 EVERY = (OURS, TORCH, DECODER_ONLY, ENCODER_DECODER, OURS + HALF, TORCH + HALF)
+LARGE = (OURS, OURS + SPARSE, TORCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +97,8 @@ ROWS = (
     Row("cached", 2, 1, 256),
     Row("cached", 8, 1, 256),
     Row("remove", 8, 0, 256),
-    Row("whole", 2, 1, 512, (OURS, TORCH)),
+    Row("whole", 2, 1, 512, LARGE),
+    Row("cached", 2, 1, 512, LARGE),
     *(Row("add", views, 8, SMALL, WITH_DECODER_ONLY) for views in (2, 4, 8, 16, 32, 64)),
 )
 
@@ -106,18 +112,26 @@ def random_views(count: int, size: int, seed: int) -> tuple[np.ndarray, ...]:
     return rng.random((count, size, size, 3), np.float32), c2w, fxfycxcy
 
 
+def configured(name: str) -> tuple[str, Any]:
+    """Family and configuration of a program of JAX."""
+    from efficient_lvsm_jax.models.families import configure
+
+    family = FAMILIES[name.removesuffix(HALF).removesuffix(SPARSE)]
+    settings = {"compute_dtype": "bfloat16" if name.endswith(HALF) else "float32"}
+    if SPARSE in name:
+        settings["attention_sparsity"] = SPARSITY
+    return family, configure(family, settings)
+
+
 def jax_program(name: str) -> Callable[[dict], dict]:
     """A program that prepares a row, or runs it once."""
     import jax
 
     from efficient_lvsm_jax import SceneFrame, Session
     from efficient_lvsm_jax.geometry.cameras import Cameras, Views
-    from efficient_lvsm_jax.models.families import configure
     from efficient_lvsm_jax.models.model import Model, init_params
 
-    family = FAMILIES[name.removesuffix(HALF)]
-    dtype = "bfloat16" if name.endswith(HALF) else "float32"
-    config = configure(family, {"compute_dtype": dtype})
+    family, config = configured(name)
     params = jax.jit(lambda: init_params(family, config, jax.random.key(0)))()
     model = Model(family, config, jax.block_until_ready(params))
     compiling = []
@@ -264,10 +278,8 @@ def resident(what: str) -> int:
 
 def work(row: Row, program: str) -> int:
     """Analytic FLOPs of a row."""
-    from efficient_lvsm_jax.models.families import configure
-
-    family = FAMILIES.get(program.removesuffix(HALF), FAMILIES[OURS])
-    config, pixels = configure(family, {}), row.size**2
+    family, config = configured(program.replace(TORCH, OURS))
+    pixels = row.size**2
     parts = []
     if row.kind == "whole" or (row.kind == "add" and family != FAMILIES[OURS]):
         parts.append(config.encode_flops(row.inputs, pixels))
@@ -414,11 +426,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/rendering"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--programs", nargs="+", choices=EVERY, default=EVERY)
+    programs = tuple(dict.fromkeys(EVERY + LARGE))
+    parser.add_argument("--programs", nargs="+", choices=programs, default=programs)
     parser.add_argument("--rows", default="", help="only those with this in their name")
     parser.add_argument("--profile", type=Path, help="folder for a trace of every row, not timed")
     parser.add_argument("--table", action="store_true", help="of results that are there already")
-    parser.add_argument("--serve", choices=EVERY, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=programs, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         make = torch_program if arguments.serve.startswith(TORCH) else jax_program
