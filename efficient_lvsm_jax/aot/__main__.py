@@ -5,12 +5,15 @@
     python -m efficient_lvsm_jax.aot --config configs/re10k_256.py --topology h100:8
     python -m efficient_lvsm_jax.aot --config configs/re10k_256.py --topology h100:1
         --program decode --count 2 --targets 8 --capacity 64 [--cache int8]
+    python -m efficient_lvsm_jax.aot --config configs/stream_vggt_distill.py --topology v5p:2x2x1
+        --program observe [--count 10 | --capacity 50]
 
 Programs are the training step (the default), encode, decode, and append, which writes a view into a
-cache. Prints memory per device, collectives, kernels, FLOPs and the least time. TPUs need the extra
-tpu-aot (libtpu, no TPU), GPUs gpu-aot (CUDA's libraries, no GPU), and a minute or two. --estimate
-needs neither: it answers for the training step from formulas; with --devices N --memory GIB for
-other accelerators, too.
+cache; of models of geometry observe: a clip of --count frames, or with --capacity so many new ones
+(one, if not told) of a stream that has room for so many. Prints memory per device, collectives,
+kernels, FLOPs and the least time. TPUs need the extra tpu-aot (libtpu, no TPU), GPUs gpu-aot
+(CUDA's libraries, no GPU), and a minute or two. --estimate needs neither: it answers for training,
+from formulas; with --devices N --memory GIB for other accelerators, too.
 
 Exit status: 0 it fits, 3 it does not, 2 the question cannot be answered.
 """
@@ -25,7 +28,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from efficient_lvsm_jax.aot import PROGRAMS, TRAIN
+from efficient_lvsm_jax.aot import OBSERVE, PROGRAMS, TRAIN
 from efficient_lvsm_jax.commands import command_line, main_exit
 from efficient_lvsm_jax.cost.chips import GIB, Topology, read_topology
 from efficient_lvsm_jax.errors import InputError
@@ -42,10 +45,16 @@ RENAMED = {
 
 def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", "", "such as v5e:4x4, h100:8 or h100:2x8", flag_values=values)
-    flags.DEFINE_enum("program", TRAIN, (TRAIN, *PROGRAMS), "what is compiled", flag_values=values)
-    flags.DEFINE_integer("count", None, "views, encoded or in the memory", flag_values=values)
+    flags.DEFINE_enum(
+        "program", TRAIN, (TRAIN, *PROGRAMS, OBSERVE), "what is compiled", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "count", None, "views, encoded or in the memory; frames", flag_values=values
+    )
     flags.DEFINE_integer("targets", None, "that are rendered", flag_values=values)
-    flags.DEFINE_integer("capacity", None, "views a cache has room for", flag_values=values)
+    flags.DEFINE_integer(
+        "capacity", None, "views or frames that there is room for", flag_values=values
+    )
     flags.DEFINE_integer("scenes", None, "of all devices; not of train", flag_values=values)
     flags.DEFINE_string("cache", "", "how its numbers are stored, e.g. int8", flag_values=values)
     flags.DEFINE_bool("estimate", False, "answer from formulas", flag_values=values)
@@ -85,7 +94,7 @@ def main() -> int:
         if values.program == TRAIN:
             answer = _train(config, values, topology, memory)
         else:
-            answer = _render(config, values, topology, memory)
+            answer = _forward(config, values, topology, memory)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -105,8 +114,8 @@ def _train(
     for name in ("count", "targets", "capacity", "scenes", "cache"):
         if values[name].value:
             raise InputError(
-                f"--{name} is for --program {', '.join(PROGRAMS)}; training takes its views and "
-                "scenes from --config.data"
+                f"--{name} is for --program {', '.join(PROGRAMS)}, observe; training takes its "
+                "views and scenes from --config.data"
             )
     devices = topology.devices if topology else values.devices
     platform = topology.chip.platform if topology else values.platform
@@ -120,31 +129,47 @@ def _train(
     return report(asked, topology, memory, expected, compiled)
 
 
-def _render(
+def _forward(
     config: ConfigDict, values: flags.FlagValues, topology: Topology, memory: float
 ) -> dict[str, Any]:
+    from efficient_lvsm_jax.aot.observing import ObserveQuestion, compile_observe
     from efficient_lvsm_jax.aot.rendering import RenderQuestion, compile_render
     from efficient_lvsm_jax.aot.report import render_report
     from efficient_lvsm_jax.aot.topologies import topology_devices
     from efficient_lvsm_jax.aot.training_step import question
     from efficient_lvsm_jax.models.families import configure
+    from efficient_lvsm_jax.models.scene_geometry import GeometryConfig
 
     asked = question(config, topology.devices)
     model = asked.recipe.model
     if values.cache:
         model = configure(config.family, {**dataclasses.asdict(model), "cache": values.cache})
+    sees = isinstance(model, GeometryConfig)
+    if sees != (values.program == OBSERVE):
+        expected = OBSERVE if sees else ", ".join(PROGRAMS)
+        raise InputError(f"program {values.program}: of {config.family} expected {expected}")
     views = values.count or asked.views[0]
+    shared = {
+        "size": asked.data.size,
+        "scenes": values.scenes or topology.devices,
+        "mesh": asked.mesh,
+        "devices": topology.devices,
+    }
+    if sees:
+        frames = values.count or (1 if values.capacity else views)
+        seen = ObserveQuestion(
+            config.family, model, frames=frames, slots=values.capacity or 0, **shared
+        )
+        compiled, moved = compile_observe(seen, topology_devices(topology))
+        return render_report(seen, topology, memory, compiled, moved)
     asked = RenderQuestion(
         values.program,
         config.family,
         model,
-        size=asked.data.size,
-        scenes=values.scenes or topology.devices,
         views=views,
         targets=values.targets or asked.views[1],
         slots=values.capacity or views,
-        mesh=asked.mesh,
-        devices=topology.devices,
+        **shared,
     )
     compiled, moved = compile_render(asked, topology_devices(topology))
     return render_report(asked, topology, memory, compiled, moved)

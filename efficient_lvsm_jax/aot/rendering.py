@@ -8,14 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from efficient_lvsm_jax.aot import PROGRAMS
-from efficient_lvsm_jax.aot.training_step import Compiled, placed, what_became_of
-from efficient_lvsm_jax.cost.memory import bytes_per_device
+from efficient_lvsm_jax.aot.training_step import (
+    Compiled,
+    bytes_of_one,
+    placed_alike,
+    what_became_of,
+)
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
 from efficient_lvsm_jax.models.model import abstract_ready, lower
+from efficient_lvsm_jax.models.scene_geometry import SceneMemory
 from efficient_lvsm_jax.models.view_synthesis import ModelConfig
 from efficient_lvsm_jax.nn import cache as pages
 from efficient_lvsm_jax.nn.flops import Flops
@@ -65,6 +70,12 @@ class RenderQuestion:
         if self.slots < self.views:
             raise InputError(f"slots={self.slots}: expected room for all {self.views} views")
 
+    @property
+    def told(self) -> dict[str, int]:
+        """What a report says of it."""
+        names = ("size", "scenes", "views", "targets", "slots")
+        return {name: getattr(self, name) for name in names}
+
     def flops(self) -> Flops:
         """Of all devices."""
         if self.program == "append":
@@ -91,30 +102,26 @@ def compile_render(asked: RenderQuestion, devices: Sequence[jax.Device]) -> tupl
     mesh = make_mesh(asked.mesh, devices)
     check_divides(mesh, "scenes", asked.scenes, tuple(mesh.shape))
 
-    def on_mesh(tree: Any, spec: PartitionSpec) -> Any:
-        return placed(tree, jax.tree.map(lambda _: NamedSharding(mesh, spec), tree))
-
     def cameras(count: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         shapes = ((4, 4), (4,))
         arrays = (jax.ShapeDtypeStruct((asked.scenes, count, *s), jnp.float32) for s in shapes)
-        return tuple(on_mesh(array, BATCH) for array in arrays)
+        return tuple(placed_alike(mesh, BATCH, array) for array in arrays)
 
     def views(count: int) -> Views:
         shape = (asked.scenes, count, asked.size, asked.size, 3)
-        return Views(on_mesh(jax.ShapeDtypeStruct(shape, jnp.float32), BATCH), *cameras(count))
+        return Views(
+            placed_alike(mesh, BATCH, jax.ShapeDtypeStruct(shape, jnp.float32)), *cameras(count)
+        )
 
     def call(method: str, *args: Any) -> jax.stages.Lowered:
         return lower(asked.family, asked.model, method, params, *args)
 
-    def size_of(tree: Any) -> int:
-        return bytes_per_device(tree, jax.tree.map(lambda x: x.sharding, tree))
-
-    params = on_mesh(abstract_ready(asked.family, asked.model), PartitionSpec())
+    params = placed_alike(mesh, PartitionSpec(), abstract_ready(asked.family, asked.model))
     with jax.set_mesh(mesh):
         if asked.program == "encode":
             lowered, images = call("encode", views(asked.views)), views(asked.views)
-            arguments = {"pictures and cameras": size_of(images)}
-            moved = sum(arguments.values()) + _bytes(lowered.out_info) // mesh.size
+            arguments = {"pictures and cameras": bytes_of_one(images)}
+            moved = sum(arguments.values()) + bytes_of(lowered.out_info) // mesh.size
         else:
             count = asked.views if asked.program == "decode" else 1
             memory = call("encode", views(count)).out_info
@@ -122,31 +129,31 @@ def compile_render(asked: RenderQuestion, devices: Sequence[jax.Device]) -> tupl
             if asked.model.paged:
                 memory = jax.eval_shape(lambda x: pages.empty(asked.slots, x), memory)
                 memory = pages.bounded_by(memory, asked.views)
-            memory = _scenes_spread(memory, on_mesh)
-            arguments = {"memory of views": size_of(memory)}
-            in_use = size_of(memory) * (asked.views / asked.slots if asked.model.paged else 1)
+            memory = scenes_spread(mesh, memory)
+            arguments = {"memory of views": bytes_of_one(memory)}
+            in_use = bytes_of_one(memory) * (asked.views / asked.slots if asked.model.paged else 1)
             if asked.program == "append":
-                page = _scenes_spread(page, on_mesh)
+                page = scenes_spread(mesh, page)
                 lowered = pages.lower_append(dataclasses.replace(memory, most=None), page)
-                arguments["page"] = size_of(page)
+                arguments["page"] = bytes_of_one(page)
                 moved = 2 * arguments["page"]
             else:
                 seen = Cameras(*cameras(asked.targets), asked.size, asked.size)
                 lowered = call("decode", memory, seen)
-                arguments["cameras"] = size_of(seen)
-                moved = in_use + _bytes(lowered.out_info) // mesh.size
+                arguments["cameras"] = bytes_of_one(seen)
+                moved = in_use + bytes_of(lowered.out_info) // mesh.size
         compiled = what_became_of(lowered.compile(), arguments, rest=PARAMETERS)
         return compiled, int(moved + max(compiled.bytes[PARAMETERS], 0))
 
 
-def _scenes_spread(memory: Any, on_mesh: Any) -> Any:
-    """A memory as it lies on a mesh that spreads scenes: caches have them on their second axis."""
-    if not isinstance(memory, Pages):
-        return on_mesh(memory, BATCH)
-    return jax.tree.map(
-        lambda x: on_mesh(x, PartitionSpec(None, *BATCH) if x.ndim > 1 else PartitionSpec()), memory
-    )
+def scenes_spread(mesh: Mesh, memory: Any) -> Any:
+    """A memory as it lies on a mesh that spreads scenes: pages have them on their second axis."""
+    if not isinstance(memory, (Pages, SceneMemory)):
+        return placed_alike(mesh, BATCH, memory)
+    specs = {True: PartitionSpec(None, *BATCH), False: PartitionSpec()}
+    return jax.tree.map(lambda x: placed_alike(mesh, specs[x.ndim > 1], x), memory)
 
 
-def _bytes(shapes: Any) -> int:
+def bytes_of(shapes: Any) -> int:
+    """Of arrays, however they are spread."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))

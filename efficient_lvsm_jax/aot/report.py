@@ -8,6 +8,7 @@ from typing import Any
 
 from efficient_lvsm_jax.aot import TRAIN
 from efficient_lvsm_jax.aot.hlo import Program
+from efficient_lvsm_jax.aot.observing import ObserveQuestion
 from efficient_lvsm_jax.aot.rendering import RenderQuestion
 from efficient_lvsm_jax.aot.training_step import Compiled, Question
 from efficient_lvsm_jax.cost.chips import GIB, Topology, read_topology
@@ -71,20 +72,20 @@ def report(
 
 
 def render_report(
-    asked: RenderQuestion, topology: Topology, memory: float, compiled: Compiled, moved_bytes: int
+    asked: RenderQuestion | ObserveQuestion,
+    topology: Topology,
+    memory: float,
+    compiled: Compiled,
+    moved_bytes: int,
 ) -> dict[str, Any]:
-    """All figures of encode, decode or append; arguments as in `report`, and `compile_render`."""
+    """All figures of a forward pass; arguments as in `report`, and of what compiles it."""
     work = asked.flops()
     answer = {
         "program": asked.program,
         "topology": topology.name,
         "devices": asked.devices,
         "mesh": mesh_sizes(asked.mesh, asked.devices),
-        "size": asked.size,
-        "scenes": asked.scenes,
-        "views": asked.views,
-        "targets": asked.targets,
-        "slots": asked.slots,
+        **asked.told,
         **_found(compiled, memory, {}),
         "flops": {"model": work.total, "recompute": 0, "losses": 0},
     }
@@ -151,10 +152,9 @@ def lines(answer: dict[str, Any]) -> list[str]:
             f"{answer['remat']}",
         ]
     else:
-        out += [
-            f"{answer['program']}: {answer['scenes']} scene(s), {answer['views']} views, "
-            f"{answer['targets']} targets, {answer['slots']} slots, {answer['size']} px"
-        ]
+        names = ("views", "targets", "frames", "slots")
+        counts = ", ".join(f"{answer[name]} {name}" for name in names if name in answer)
+        out += [f"{answer['program']}: {answer['scenes']} scene(s), {counts}, {answer['size']} px"]
     out += [
         "",
         "memory of each device",
@@ -214,7 +214,7 @@ def _roofline_lines(answer: dict[str, Any], bound: dict[str, float]) -> list[str
     moved = (
         "parameters, moments and gradients"
         if answer["program"] == TRAIN
-        else "parameters, pages in use and pictures"
+        else "parameters, memory in use and pictures"
     )
     return [
         f"a step takes at least {_duration(parts.step_s)} ({scenes / parts.step_s:.0f} scenes/s, "

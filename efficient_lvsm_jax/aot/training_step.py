@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipeline.batches.settings import DataConfig
@@ -282,6 +282,16 @@ def placed(shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
+
+
+def placed_alike(mesh: Mesh, spec: PartitionSpec, shapes: Any) -> Any:
+    """Abstract arrays, all of them spread over a mesh in one way."""
+    return placed(shapes, jax.tree.map(lambda _: NamedSharding(mesh, spec), shapes))
+
+
+def bytes_of_one(tree: Any) -> int:
+    """Of placed arrays, on one device."""
+    return bytes_per_device(tree, jax.tree.map(lambda x: x.sharding, tree))
 
 
 def _abstract_batch(mesh: Mesh, asked: Question) -> Batch:

@@ -142,9 +142,7 @@ class GeometryModel:
             )
 
     def _check_memory(self, memory: SceneMemory, shape: tuple[int, ...]) -> None:
-        expected = jax.eval_shape(
-            lambda: _start(self.family, self.config, memory.capacity, shape[2:4], shape[0])
-        )
+        expected = abstract_memory(self.family, self.config, memory.capacity, shape[2:4], shape[0])
         if memory.tokens.k.shape != expected.tokens.k.shape:
             raise InputError(
                 f"images of shape {shape} do not fit the memory: it holds frames of "
@@ -179,6 +177,20 @@ def _start(
 ) -> SceneMemory:
     module = family_named(family).module
     return module.start(config, capacity, size, batch, track_frames)
+
+
+def abstract_memory(
+    family: str, config: GeometryConfig, capacity: int, size: tuple[int, int], batch: int = 1
+) -> SceneMemory:
+    """Shapes of a memory, as `GeometryModel.start` makes it."""
+    return jax.eval_shape(lambda: _start(family, config, capacity, size, batch))
+
+
+def lower_observe(
+    family: str, config: GeometryConfig, ready: dict, memory: SceneMemory | None, images: jax.Array
+) -> jax.stages.Lowered:
+    """The program that `GeometryModel.observe` runs, to be compiled; all may be abstract."""
+    return _observe.lower(family, config, ready, memory, images, None, None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
