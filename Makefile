@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo view train-demo model captures test test-quick lint docs fuzz torture accelerator bench bench-data bench-train bench-sparse lock clean
+.PHONY: demo view train-demo model geometry-model captures test test-quick lint docs fuzz torture accelerator bench bench-data bench-train bench-sparse lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -32,6 +32,12 @@ model: $(VENV)/installed ## train the model that ships, for hours; started again
 	$(RUN) train.py --config configs/rooms.py --workdir runs/rooms
 	rm -f $(SHIPPED)/rooms.safetensors
 	$(RUN) -m efficient_lvsm_jax.convert runs/rooms --half --out $(SHIPPED)/rooms.safetensors
+
+geometry-model: $(VENV)/installed ## likewise the one that finds cameras and depth, an hour
+	$(RUN) train.py --config configs/rooms_geometry.py --workdir runs/rooms_geometry
+	rm -f $(SHIPPED)/rooms-geometry.safetensors
+	$(RUN) -m efficient_lvsm_jax.convert runs/rooms_geometry --half \
+	  --out $(SHIPPED)/rooms-geometry.safetensors
 
 captures: $(VENV)/installed ## draw the captures that ship
 	rm -rf $(SHIPPED)/captures

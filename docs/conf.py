@@ -24,7 +24,11 @@ napoleon_use_ivar = True  # attributes in a list
 html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}  # 98 columns
 
 # Pages whose text lies elsewhere, because it is shown there, too.
-ELSEWHERE = {"index": ROOT / "README.md", "rooms": ROOT / "efficient_lvsm_jax/shipped/rooms.md"}
+SHIPPED = ROOT / "efficient_lvsm_jax/shipped"
+ELSEWHERE = {
+    "index": ROOT / "README.md",
+    **{name: SHIPPED / f"{name}.md" for name in ("rooms", "rooms-geometry")},
+}
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)")  # to a file
 
 

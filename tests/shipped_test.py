@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 
 import efficient_lvsm_jax as elvsm
-from configs import rooms
+from configs import rooms, rooms_geometry
 from data_pipeline.captures.inputs import open_scene
+from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
+from data_pipeline.scenes import scene_of_arrays
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.demo.first_views import INPUTS, SHOWN, first_views
+from efficient_lvsm_jax.evaluation.geometry import clip_of, score, seen_by
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from efficient_lvsm_jax.models.vggt import VGGTConfig
 from efficient_lvsm_jax.shipped import CAPTURES, FOLDER, models
 from efficient_lvsm_jax.weights.published import unshown
 
 SCORED = 8  # scenes, the first of those that the card tells of
+WALKS = 4  # likewise of the geometry model
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def model():
 
 
 def test_the_model_is_the_one_of_its_configuration_and_small(model):
-    assert list(models()) == ["rooms"]
+    assert list(models()) == ["rooms", "rooms-geometry"]
     trained = build(EfficientLVSMConfig, rooms.get_config().model.to_dict(), "model")
     assert model.config.architecture == trained.architecture
     assert unshown(model.config) == unshown(trained) == {"positions": "prope"}
@@ -47,6 +52,51 @@ def test_its_scores_on_rooms_it_never_saw_are_those_of_its_card(model):
     card = (FOLDER / "rooms.md").read_text()
     said = re.search(rf"first {SCORED} of them ([\d.]+) dB", card)
     assert scores.mean() == pytest.approx(float(said[1]), abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def geometry():
+    return elvsm.load("rooms-geometry")
+
+
+def test_the_geometry_model_is_the_one_of_its_configuration_and_small(geometry):
+    trained = build(VGGTConfig, rooms_geometry.get_config().model.to_dict(), "model")
+    assert geometry.config.architecture == trained.architecture
+    assert unshown(geometry.config) == unshown(trained) and geometry.config.causal
+    assert geometry.trained_sizes == ((48, 48),)
+    assert models()["rooms-geometry"].stat().st_size < 7e6
+
+
+def test_its_scores_on_walks_it_never_saw_are_those_of_its_card(geometry):
+    recipe = SceneRecipe(views=6)
+    walks = map(dict, ProceduralScenes(WALKS, seed=0, split="heldout", recipe=recipe, depth=True))
+    clips = (clip_of(scene_of_arrays(walk.pop("scene"), **walk)) for walk in walks)
+    found = score(seen_by(geometry), clips)
+    card = (FOLDER / "rooms-geometry.md").read_text()
+    said = re.search(rf"first {WALKS} of them: AbsRel ([\d.]+), AUC@30 ([\d.]+)", card)
+    assert found["seen"]["depth_abs_rel"] == pytest.approx(float(said[1]), abs=2e-3)
+    assert found["seen"]["pose_auc"] == pytest.approx(float(said[2]), abs=1e-2)
+
+
+def test_both_together_show_an_example_of_which_no_camera_is_told(model, geometry):
+    """By found cameras pictures are nearly those by true ones, and much nearer than any input."""
+    frames = open_scene(elvsm.example("room")).frames
+    scene = elvsm.UnposedScene(model, elvsm.Stream(geometry, capacity=len(frames)))
+    found = []
+    for frame in frames:
+        scene.add(frame.image())
+        found.append(scene.newest.posed)
+    inputs, targets = (0, 6, 12, 18, 23), (3, 9, 15, 21)
+    truth = np.stack([frames[target].image() for target in targets]) / np.float32(255)
+    scores = {"nearest": psnr(np.stack([frames[x - 3].image() for x in targets]) / 255, truth)}
+    for name, posed in (("found", found), ("true", frames)):
+        session = elvsm.Session(model, check_poses=False)
+        for index in inputs:
+            session.add(posed[index])
+        pictures = np.stack([session.render(posed[target]) for target in targets])
+        scores[name] = psnr(pictures, truth)
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    assert means["nearest"] + 3 < means["found"] and means["true"] - 1.5 < means["found"], means
 
 
 def test_examples_are_captures_and_get_better_with_every_input(model):

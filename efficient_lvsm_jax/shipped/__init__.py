@@ -1,7 +1,7 @@
 """What comes with the package: models by name, and captures to try them on.
 
-`NAME.safetensors` is a model, `NAME.md` its card, `captures/` the captures. `make model` and
-`make captures` made them.
+`NAME.safetensors` is a model, `NAME.md` its card, `captures/` the captures. `make model`,
+`make geometry-model` and `make captures` made them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ CAPTURES = FOLDER / "captures"
 
 def models() -> dict[str, Path]:
     """The file of every model by its name, which `elvsm.load` takes."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+    files = {path.stem: path for path in FOLDER.glob("*.safetensors")}
+    return dict(sorted(files.items()))
 
 
 def example(name: str = "room") -> Path:

@@ -60,11 +60,11 @@ def load(
     """A model by its name, from a weights folder, a training workdir or a PyTorch checkpoint file.
 
     Args:
-      path: "rooms", the model that comes with the package ("./rooms" is a folder of that name); or
-        a folder written by `python -m efficient_lvsm_jax.convert`; or the `--workdir` of train.py
-        (its newest step; the averaged parameters if it keeps them); or a `.pt`, `.pth`, `.ckpt` or
-        `.safetensors` file in the published layout (converted in memory on every load), or several
-        with an index (`model.safetensors.index.json`), by their folder or the index; or
+      path: "rooms" or "rooms-geometry", which come with the package ("./rooms" is a folder of that
+        name); or a folder written by `python -m efficient_lvsm_jax.convert`; or the `--workdir` of
+        train.py (its newest step; the averaged parameters if it keeps them); or a `.pt`, `.pth`,
+        `.ckpt` or `.safetensors` file in the published layout (converted in memory on every load),
+        or several with an index (`model.safetensors.index.json`), by their folder or the index; or
         hf://OWNER/REPO/FILE, one of these on the hub, downloaded and converted once (but read as it
         is if it is in eight bits).
       entry: which entry of a published file is taken, e.g. `ema`; by default what was trained.

@@ -24,8 +24,8 @@ TORCH = (".pt", ".pth", ".ckpt")
 def fetch(source: str | Path) -> Path:
     """The local file of `source`: a path, hf://OWNER/REPO/FILE, or what comes with the package.
 
-    Of the hub it is downloaded once; "rooms" comes with the package. Of a folder with an index of
-    weights it is the index; of an index of the hub all files come.
+    Of the hub it is downloaded once; "rooms" and "rooms-geometry" come with the package. Of a
+    folder with an index of weights it is the index; of an index of the hub all files come.
 
     Downloads go through the `huggingface_hub` library and its cache; its variables HF_ENDPOINT and
     HF_HOME apply.

@@ -116,6 +116,21 @@ def test_what_a_masked_model_sees_of_a_walk_its_stream_sees(model):
     np.testing.assert_allclose(seen.points, whole.points[0], rtol=1e-4, atol=1e-4)
 
 
+def test_streams_are_scored_with_the_memory_they_are_given():
+    """With room for two frames the third does not see the second."""
+    model = load("rooms-geometry")
+    source = ProceduralScenes(1, seed=0, recipe=SceneRecipe(views=3), depth=True)
+    example = dict(source[0])
+    clip = clip_of(scene_of_arrays(example.pop("scene"), **example))
+    seen = {room: seen_by(model, room)(clip).depth for room in (None, 2, 3)}
+    np.testing.assert_array_equal(seen[3], seen[None])
+    np.testing.assert_allclose(seen[2][:2], seen[None][:2], rtol=1e-4)
+    assert np.abs(seen[2][2] / seen[None][2] - 1).max() > 1e-3
+    whole = dataclasses.replace(model, config=dataclasses.replace(model.config, causal=False))
+    with pytest.raises(InputError, match="--capacity 2: vggt sees a clip as a whole"):
+        seen_by(whole, 2)
+
+
 def test_what_is_not_finite_is_refused(capture):
     clip = clip_of(open_scenes(capture)[0])
     broken = dataclasses.replace(clip.truth, depth=clip.truth.depth * np.nan)
@@ -139,6 +154,7 @@ def test_what_cannot_be_scored_is_said(tmp_path, capture):
             scored(tmp_path, *arguments)
     for arguments in (
         ["--predictions", truth],
+        ["--predictions", truth, capture, "--capacity", "2"],
         ["--weights", "x", "--generated", "1", "--size", "8x16"],
     ):
         with pytest.raises(SystemExit):

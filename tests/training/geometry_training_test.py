@@ -24,8 +24,10 @@ from efficient_lvsm_jax.training.geometry_objective import (
     geometry_objective,
     true_geometry,
 )
+from efficient_lvsm_jax.training.objective import frozen_shardings
 from efficient_lvsm_jax.training.optimizer import make_optimizer
 from efficient_lvsm_jax.training.step import abstract_state, start_from, train_step
+from efficient_lvsm_jax.weights.folder import save_weights
 from efficient_lvsm_jax.weights.workdir import claim_workdir
 
 STEPS = 12
@@ -112,6 +114,36 @@ def test_two_devices_train_the_same_numbers(asked, batch, trained):
             state, metrics = train_step(asked.recipe, state, put_batch(mesh, batch))
             for name in ("loss", "loss/cameras", "loss/depth", "grad_norm"):
                 np.testing.assert_allclose(metrics[name], row[name], rtol=1e-5)
+
+
+def test_student_and_teacher_divided_among_devices_train_the_same_numbers(batch, tmp_path):
+    config = small_config()
+    config.losses.teacher = str(tmp_path / "teacher")
+    config.data.depth = False
+    recipe = question(config, 1).recipe
+    params = drawn(recipe)
+    told = {"family": "vggt", "config": config.model.to_dict()}
+    save_weights(tmp_path / "teacher", jax.tree.map(np.asarray, params), told)
+    asked = question(config, 1, abstract=False)
+    batch = dataclasses.replace(batch, depth=None)
+    # A student that has its teacher's weights is near it, and the difference rounding.
+    params = jax.tree.map(lambda x: 1.1 * x, params)
+    rows = []
+    for spec in ("data:1", "fsdp:2"):
+        mesh = make_mesh(spec, jax.devices()[: int(spec[-1])])
+        state = start_from(asked.recipe, jax.tree.map(jnp.array, params), jax.random.key(0))
+        state = jax.device_put(state, state_shardings(mesh, jax.eval_shape(lambda x=state: x)))
+        frozen = jax.device_put(asked.frozen, frozen_shardings(mesh, asked.frozen))
+        with jax.set_mesh(mesh):
+            rows.append(train_step(asked.recipe, state, put_batch(mesh, batch), frozen)[1])
+    for name in ("loss", "loss/cameras", "loss/depth", "grad_norm"):
+        np.testing.assert_allclose(rows[1][name], rows[0][name], rtol=1e-4)
+        assert rows[0][name] > 1e-3
+    for tree in (frozen.geometry.params, state_shardings(mesh, params)):
+        kernel = tree["within"]["up"]["kernel"]
+        divided = getattr(kernel, "sharding", kernel)
+        size = params["within"]["up"]["kernel"].shape
+        assert 2 * np.prod(divided.shard_shape(size)) == np.prod(size)
 
 
 def test_frozen_parameters_stay_and_have_no_moments(asked, trained):

@@ -71,6 +71,7 @@ PRESETS = {
     "re10k_512_finetune": (1000, 0, 0),
     "objaverse_512": (3000, 0, 0),
     "tiny_geometry": (80, 960, 1600),
+    "rooms_geometry": (200, 2400, 4000),
     "stream_vggt_distill": (4875, 0, 97_500),
 }
 
