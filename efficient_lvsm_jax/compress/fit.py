@@ -131,7 +131,15 @@ def fitted(parts: Sequence[Products], *, per_head: bool = False) -> tuple[Fit, n
     return every.fitted(ridge, per_head=per_head), ridge
 
 
-class Taught(SparseLinear):
+class Instead(SparseLinear):
+    """Another kind of sparse attention with the parameters of one, which knows its place."""
+
+    def __init__(self, of: SparseLinear, place: str):
+        self.sparsity, self.kernel, self.share = of.sparsity, of.kernel, of.share
+        self.place = place
+
+
+class Taught(Instead):
     """Sparse-linear attention that gives what dense attention gives, and shows its `Products`."""
 
     def __call__(
@@ -154,7 +162,7 @@ class Taught(SparseLinear):
         return dense
 
 
-class AtRandom(SparseLinear):
+class AtRandom(Instead):
     """A control: every query attends to as many blocks of keys as it would, but to any."""
 
     def branches(
@@ -174,12 +182,11 @@ class AtRandom(SparseLinear):
 CHOSEN = (SparseLinear, AtRandom)
 
 
-def changed(network: nnx.Module, to: type[SparseLinear]) -> nnx.Module:
+def changed(network: nnx.Module, to: type[Instead]) -> nnx.Module:
     """The network, whose modules are changed, with another kind of sparse attention."""
     for path, module in list(nnx.iter_modules(network)):
-        if isinstance(module, SparseLinear):
-            module.place = "/".join(map(str, path[:-1]))
-            module.__class__ = to
+        if isinstance(getattr(module, "sparse", None), SparseLinear):
+            module.sparse = to(module.sparse, "/".join(map(str, path)))
     return network
 
 

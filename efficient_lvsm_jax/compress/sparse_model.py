@@ -33,7 +33,6 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import json_safe, reporting_writes, write_json
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.model import USUAL_SIZE, Model, bind
-from efficient_lvsm_jax.nn.sparse_linear import SparseLinear
 from efficient_lvsm_jax.weights.folder import SIZES, save_weights
 from efficient_lvsm_jax.weights.published import unshown
 
@@ -246,14 +245,14 @@ def scored(
     kind = kind_of(model)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def through(config: Any, chosen: type[SparseLinear], params: dict, batch: Batch) -> Any:
-        return kind.through(changed(bind(model.family, config, params), chosen), batch)
+    def through(config: Any, at_random: bool, params: dict, batch: Batch) -> Any:
+        network = bind(model.family, config, params)
+        return kind.through(changed(network, AtRandom) if at_random else network, batch)
 
     score = jax.jit(kind.scores)
-    models = {"dense": (model.config, SparseLinear, model.params)}
+    models = {"dense": (model.config, False, model.params)}
     for what, fit in fits.items():
-        chosen = AtRandom if what == RANDOM else SparseLinear
-        models[what] = sparse, chosen, replaced(model.params, fit)
+        models[what] = sparse, what == RANDOM, replaced(model.params, fit)
     rows: dict[str, list] = {what: [] for what in models}
     for batch in map(batch_of, scenes):
         dense = through(*models["dense"], batch)
