@@ -19,10 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.attention import attend, in_groups
 from efficient_lvsm_jax.nn.chosen import attend_to_chosen, choose
+from efficient_lvsm_jax.nn.kernels import SAVED_NAME
 from efficient_lvsm_jax.nn.paged import Pages, from_bits
 from efficient_lvsm_jax.nn.sparsity import FEATURES, Sparsity
 from efficient_lvsm_jax.parallel import sharding
@@ -138,6 +140,7 @@ class SparseLinear(nnx.Module):
     ) -> jax.Array:
         """As `attend_by`, however few the keys are; in the dtype of q."""
         sparse, linear = self.branches(q, pages, targets=targets, implementation=implementation)
+        sparse = checkpoint_name(sparse.astype(q.dtype), SAVED_NAME)
         kernel = from_bits(self.kernel[...]).astype(jnp.float32)
         mapped = self.product("BHQK,KC->BHQC", linear, kernel)
         return (self.share[...] * sparse + mapped).astype(q.dtype)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.attention import attend
@@ -18,6 +19,7 @@ from efficient_lvsm_jax.nn.sparse_linear import (
     sparse_linear,
 )
 from efficient_lvsm_jax.nn.sparsity import FEATURES, FROM_BLOCKS, Sparsity, placed
+from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
 QUERIES, KEYS = 13, 22  # neither is a whole number of blocks
 BLOCKS = Sparsity(0.4, "block", 5, 4)
@@ -128,6 +130,22 @@ def test_what_is_chosen_has_no_gradient_of_its_own():
     q, k, _, _ = drawn()
     total = jax.jit(jax.grad(lambda q: jnp.sum(chosen(q, k, BLOCKS).astype(jnp.float32))))
     assert not np.any(total(q))
+
+
+def test_where_outputs_of_attention_are_kept_chosen_keys_are_not_gone_through_again():
+    q, k, v, _ = drawn()
+    graph, params = nnx.split(SparseLinear(8, BLOCKS))
+    given = nnx.to_pure_dict(params), q, k[:, :, None], v[:, :, None]
+
+    def loops(remat):
+        @functools.partial(jax.checkpoint, policy=REMAT_POLICIES[remat])
+        def layer(params, q, k, v):
+            return jnp.sin(nnx.merge(graph, params)(q, Pages(k, v)))
+
+        both = jax.jit(jax.value_and_grad(lambda given: layer(*given).sum()))
+        return both.lower(given).as_text().count("stablehlo.while")
+
+    assert loops("attention") < loops("full")
 
 
 def test_features_rise_by_one_at_zero():
