@@ -1,8 +1,8 @@
-"""What sparse attention costs in pictures, over its density: P = 0, P fitted, and any blocks.
+"""What sparse attention costs in pictures, over its density: α and P fitted or not, any blocks.
 
     python benchmarks/sparse_fit.py --weights rooms --out FOLDER [--sizes 48 96] [--scenes 192]
 
-Drawn rooms: P is fitted on those of the training split and judged on a fourth as many held-out
+Drawn rooms: both are fitted on those of the training split and judged on a fourth as many held-out
 ones, as `elvsm compress --generated` does. Sparse are the places of `--places`, in blocks of
 `--block` tokens, however few keys there are. FOLDER gets sparse_fit.json, and sparse_fit.png with a
 panel for each size of pictures. Printed is a table, in dB.
@@ -33,7 +33,11 @@ from efficient_lvsm_jax.media.plots import save_png
 from efficient_lvsm_jax.weights.load import load
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-HOW = (FITTED, NOTHING, RANDOM)
+HOW = {
+    FITTED: "α and P fitted",
+    NOTHING: "α = 1, P = 0: chosen blocks alone",
+    RANDOM: "any blocks, α and P fitted",
+}
 TRUTH, DENSE = "PSNR, dB", "PSNR to the dense model, dB"
 
 
@@ -72,17 +76,19 @@ def main() -> None:
         dense = of_size[1.0].report["scores"]["dense"][TRUTH][0]
         percent = 100 * np.array(DENSITIES)
         curves = {
-            how: (percent, [of_size[x].report["scores"][how][TRUTH][0] for x in DENSITIES])
-            for how in HOW
+            shown: (percent, [of_size[x].report["scores"][how][TRUTH][0] for x in DENSITIES])
+            for how, shown in HOW.items()
         }
-        title = f"PSNR in dB at {size} pixels, dense {dense:.2f}"
+        title = f"PSNR in dB at {size} pixels; of dense attention {dense:.2f}"
         panels.append(Panel(title, curves, along="density, % of the blocks of keys"))
         found[size] = {f"{density:g}": of.report for density, of in of_size.items()}
     asked.out.mkdir(parents=True, exist_ok=True)
     write_json(asked.out / "sparse_fit.json", json_safe(found))
     places = ", ".join(asked.places or model.config.places)
     save_png(
-        draw_curves(panels, HOW, [f"sparse: {places}, in blocks of {asked.block} tokens"]),
+        draw_curves(
+            panels, list(HOW.values()), [f"sparse: {places}, in blocks of {asked.block} tokens"]
+        ),
         asked.out / "sparse_fit.png",
     )
 
