@@ -195,8 +195,9 @@ class Checkpoints:
         except Exception as error:
             raise InputError(
                 f"{self._path(step)}: cannot be restored ({first_line(error)}); its files are as "
-                "they were written, so it is of other settings: use those it was trained with, or "
-                "name another --workdir"
+                "they were written, so it is of other settings, or from before the model had a "
+                "parameter that it has now: use the settings it was trained with, or name another "
+                f"--workdir, and config.init_from={self.workdir} to begin with its weights"
             ) from error
         return {name: restored[name] for name in items}
 

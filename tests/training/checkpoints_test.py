@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import efficient_lvsm_jax as elvsm
 from data_pipeline.batches.pipeline import TrainingBatches
 from data_pipeline.batches.settings import DataConfig
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.models.model import abstract_params
+from efficient_lvsm_jax.models.model import abstract_params, with_projections
 from efficient_lvsm_jax.parallel.sharding import make_mesh, state_shardings
 from efficient_lvsm_jax.training.checkpoints import Checkpoints
 from efficient_lvsm_jax.weights.workdir import claim_workdir
@@ -123,6 +124,23 @@ def test_without_a_good_step_training_does_not_begin_again(tmp_path):
             (folder / step).rename(folder / f"{step}.damaged")
         with pytest.raises(InputError, match=r"1\.damaged; 2\.damaged"):
             checkpoints.latest()
+
+
+def test_a_run_from_before_sparse_attention_had_a_share_is_gone_on_with_from_its_weights(
+    small_model, tmp_path
+):
+    config = dataclasses.replace(SMALL, attention_sparsity="cross=0.3:block4:from0")
+    now = with_projections(small_model.params, "efficient_lvsm", config)
+    before = jax.tree.map(lambda x: x, now)
+    del before["decoder"]["cross_attention"]["sparse"]["share"]
+    claim_workdir(tmp_path, "efficient_lvsm", config)
+    saved(tmp_path, [1], before)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        expected = f"a parameter that it has now: .*config.init_from={re.escape(str(tmp_path))}"
+        with pytest.raises(InputError, match=expected):
+            checkpoints.restore(1, {"params": jax.eval_shape(lambda: now)})
+    found = elvsm.load(tmp_path).params  # what init_from begins with
+    assert (found["decoder"]["cross_attention"]["sparse"]["share"] == 1).all()
 
 
 def test_what_an_interrupted_save_left_is_removed(tmp_path):
