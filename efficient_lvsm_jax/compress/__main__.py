@@ -1,13 +1,15 @@
 """Weights in eight bits, or with sparse attention; and how near Lite3R's parts come to published.
 
-    python -m efficient_lvsm_jax.compress WEIGHTS OUT.safetensors --bits fp8|int8
+    python -m efficient_lvsm_jax.compress WEIGHTS OUT.safetensors --bits fp8|int8 [--steps 200 …]
     python -m efficient_lvsm_jax.compress WEIGHTS OUT --density 0.3 --data CAPTURES [--steps 200]
     python -m efficient_lvsm_jax.compress --reference FILE.npz [--weights CHECKPOINT]
 
-The second fits the projections of sparse-linear attention on some scenes of the data, without
-gradients; --steps trains them further, against the dense model. OUT is a folder that `load` takes,
-with compress.json: what attention and pictures of the scenes that were held out lose. The third
-prints the largest error of every quantity with its limit, and which arrays were not compared.
+--bits with --steps trains weights to be rounded, on scenes of --data or --generated, against the
+model in floats; OUT.compress.json says what held-out pictures gain. --density fits the projections
+of sparse-linear attention on some scenes, without gradients; --steps trains them further, against
+the dense model. OUT is a folder that `load` takes, with compress.json: what attention and pictures
+of the scenes that were held out lose. --reference prints the largest error of every quantity with
+its limit, and which arrays were not compared.
 
 Exit status: 0 done and within the limits, 2 wrong input, 3 a limit was exceeded.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from data_pipeline.read_options import add_read_options, read_options
 from efficient_lvsm_jax.commands import Parser, main_exit
@@ -49,19 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_sparsity(parser)
     arguments = parser.parse_args(argv)
     sparse = arguments.density is not None or arguments.sparsity is not None
-    if not sparse and (arguments.data or arguments.generated or arguments.steps):
-        parser.error("--data, --generated and --steps are of --density or --sparsity: name one")
+    on_scenes = sparse or arguments.steps
+    if not on_scenes and (arguments.data or arguments.generated):
+        parser.error("--data and --generated are of --density, --sparsity or --steps: name one")
     if arguments.reference is None:
         if len(arguments.paths) != 2 or sparse == bool(arguments.bits) or arguments.weights:
             parser.error(
                 "expected WEIGHTS OUT.safetensors --bits fp8|int8, WEIGHTS OUT --density D, or "
                 "--reference FILE"
             )
-        if not sparse:
-            return _store(*arguments.paths, arguments.bits)
-        if bool(arguments.data) == bool(arguments.generated):
-            parser.error("--density: name scenes to fit on by --data CAPTURES or --generated N")
-        return _make_sparse(arguments)
+        if on_scenes and bool(arguments.data) == bool(arguments.generated):
+            parser.error(
+                "--density and --steps: name scenes to fit on by --data CAPTURES or --generated N"
+            )
+        return _make_sparse(arguments) if sparse else _store(arguments)
     if arguments.paths or arguments.bits or sparse:
         parser.error("--reference takes no WEIGHTS, OUT, --bits and --density: nothing is written")
 
@@ -77,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_sparsity(parser: Parser) -> None:
-    group = parser.add_argument_group("sparse attention")
+    group = parser.add_argument_group("sparse attention, and training")
     how = group.add_mutually_exclusive_group()
     how.add_argument(
         "--density", type=float, metavar="D", help="share of keys read exactly, in blocks of 64"
@@ -91,13 +95,26 @@ def _add_sparsity(parser: Parser) -> None:
     group.add_argument("--targets", type=int, default=2, help="of a scene (default: %(default)s)")
     group.add_argument("--size", type=int, help="of pictures (default: that of training)")
     group.add_argument(
-        "--steps", type=int, default=0, help="of distillation (default: %(default)s, none)"
+        "--steps",
+        type=int,
+        default=0,
+        help="of training against the model as it was (default: %(default)s, none)",
     )
     add_read_options(parser)
 
 
-def _make_sparse(arguments: argparse.Namespace) -> int:
+def _scenes(arguments: argparse.Namespace, model: Any) -> Any:
     from data_pipeline.formats import open_scenes
+    from efficient_lvsm_jax.compress import sparse_model
+
+    views = sparse_model.ViewsOf.of(model, arguments.inputs, arguments.targets, arguments.size)
+    if arguments.generated:
+        return sparse_model.drawn(arguments.generated, views)
+    options, form = read_options(arguments)
+    return sparse_model.split_of(open_scenes(arguments.data, options, format=form), views)
+
+
+def _make_sparse(arguments: argparse.Namespace) -> int:
     from efficient_lvsm_jax.compress import sparse_model
     from efficient_lvsm_jax.weights.load import load
 
@@ -105,23 +122,23 @@ def _make_sparse(arguments: argparse.Namespace) -> int:
     sparse_model.check_new(destination)
     model = load(source)
     text = sparse_model.sparsity_of(model, arguments.sparsity, arguments.density)
-    views = sparse_model.ViewsOf.of(model, arguments.inputs, arguments.targets, arguments.size)
-    if arguments.data:
-        options, form = read_options(arguments)
-        split = sparse_model.split_of(open_scenes(arguments.data, options, format=form), views)
-    else:
-        split = sparse_model.drawn(arguments.generated, views)
+    split = _scenes(arguments, model)
     made = sparse_model.made_sparse(model, text, split, steps=arguments.steps)
     sparse_model.write(destination, made)
     print(f"{destination}: {made}")
     return 0
 
 
-def _store(source: str, destination: str, bits: str) -> int:
-    from efficient_lvsm_jax.compress.storage import store
+def _store(arguments: argparse.Namespace) -> int:
+    from efficient_lvsm_jax.compress.storage import Training, store
     from efficient_lvsm_jax.weights.scaled import check_products
 
-    print(f"{destination}: {store(source, destination, bits)}")
+    def training(model: Any) -> Training:
+        return Training(_scenes(arguments, model), arguments.steps)
+
+    (source, destination), bits = arguments.paths, arguments.bits
+    done = store(source, destination, bits, training if arguments.steps else None)
+    print(f"{destination}: {done}")
     try:
         check_products(bits)
         print(

@@ -1,12 +1,12 @@
-"""Training what sparse attention adds, and nothing else, against the dense model (Lite3R, §3).
+"""Training a compressed model against the one that it was made of (Lite3R, §3).
 
 What is minimised is the loss of the whole, see `passes`, and the difference of what attentions
-give from the dense model's, whose weight falls over the run. Axes: L layer, K head dim.
+give from that model's, whose weight falls over the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.evaluation.scenes import EvaluationScenes
-from efficient_lvsm_jax.compress.fit import Fit, Taught, changed, replaced
 from efficient_lvsm_jax.compress.passes import Batch, Kind, batch_of
 from efficient_lvsm_jax.media.progress import Progress
-from efficient_lvsm_jax.models.model import bind
 from efficient_lvsm_jax.nn.watching import Shown, watched
 from efficient_lvsm_jax.training.distillation import (
     OPTIMIZER,
@@ -25,29 +23,32 @@ from efficient_lvsm_jax.training.distillation import (
     attention_weight,
     matched,
 )
-from efficient_lvsm_jax.training.optimizer import learning_rate, make_optimizer
+from efficient_lvsm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
 
 def distilled(
     kind: Kind,
-    family: str,
-    config: Any,
+    teacher: Callable[[dict], nnx.Module],
+    student: Callable[[dict, Any], nnx.Module],
     params: dict,
-    fits: Mapping[str, Fit],
+    start: Any,
     scenes: EvaluationScenes,
     steps: int,
-) -> dict[str, Fit]:
-    """Shares and P after so many steps.
+    optimizer: OptimizerConfig = OPTIMIZER,
+) -> Any:
+    """What is trained, after so many steps.
 
     Args:
-      kind, family, config: of the sparse model.
-      params: of the dense one; they stay as they are.
-      fits: by place, to begin with.
+      kind: of model.
+      teacher, student: the bound networks, of parameters, and of these and what is trained.
+      params: of the teacher; they stay as they are.
+      start: what is trained, a tree, to begin with.
       scenes: gone through in turn, again and again.
       steps: updates.
+      optimizer: its settings; those of a run of `steps` are made of them.
     """
-    settings = OPTIMIZER.over(max(steps, OPTIMIZER.warmup_steps + 1))
-    optimizer = make_optimizer(settings)
+    settings = optimizer.over(max(steps, optimizer.warmup_steps + 1))
+    rule = make_optimizer(settings)
 
     def watch(network: nnx.Module, batch: Batch) -> tuple[Any, list[jax.Array]]:
         with watched() as shown:
@@ -56,16 +57,14 @@ def distilled(
 
     @jax.jit
     def teach(params: dict, batch: Batch) -> tuple[Any, list[jax.Array]]:
-        # The sparse network with dense attention: its tokens are in the same order.
-        return watch(changed(bind(family, config, replaced(params, fits)), Taught), batch)
+        return watch(teacher(params), batch)
 
     @jax.jit
     def update(
-        trained: dict, moments: Any, params: dict, batch: Batch, taught: tuple, step: jax.Array
+        trained: Any, moments: Any, params: dict, batch: Batch, taught: tuple, step: jax.Array
     ) -> tuple:
-        def objective(trained: dict) -> jax.Array:
-            network = bind(family, config, replaced(params, trained))
-            result, given = watch(network, batch)
+        def objective(trained: Any) -> jax.Array:
+            result, given = watch(student(params, trained), batch)
             of_attention = attention_loss(matched(given, taught[1]))
             weight = attention_weight(step, steps)
             return kind.loss(result, batch, taught[0]) + weight * of_attention
@@ -74,12 +73,12 @@ def distilled(
         norm = jnp.sqrt(sum(jnp.square(x).sum() for x in jax.tree.leaves(gradient)))
         clip = jnp.minimum(1.0, settings.clip_norm / (norm + 1e-6))
         gradient = jax.tree.map(lambda x: clip * x, gradient)
-        updates, moments = optimizer.update(gradient, moments, trained)
+        updates, moments = rule.update(gradient, moments, trained)
         rate = learning_rate(settings, step + 1)  # from 0 the first would change nothing
         return jax.tree.map(lambda p, u: p + rate * u, trained, updates), moments
 
-    trained = jax.tree.map(jnp.float32, dict(fits))
-    moments = optimizer.init(trained)
+    trained = jax.tree.map(jnp.float32, start)
+    moments = rule.init(trained)
     with Progress("distilling", steps, "steps") as progress:
         for step in range(steps):
             batch = batch_of(scenes[step % len(scenes)])

@@ -6,7 +6,7 @@ Axes: B scene, V view, Y X pixel.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline.evaluation.scenes import EvaluationScene
+from data_pipeline.evaluation.scenes import EvaluationScene, EvaluationScenes
 from efficient_lvsm_jax.geometry.cameras import Views
 from efficient_lvsm_jax.metrics.pictures import psnr
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
@@ -52,6 +52,45 @@ def kind_of(model: Model | GeometryModel) -> Kind:
 def batch_of(scene: EvaluationScene) -> Batch:
     """A scene as a batch of one."""
     return jax.tree.map(lambda x: np.asarray(x)[None], (scene.inputs, scene.targets))
+
+
+def scored(
+    kind: Kind, models: Mapping[str, Callable[[Batch], Any]], scenes: EvaluationScenes
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Mean and standard error over scenes of every model, by score.
+
+    Args:
+      kind: of the models.
+      models: what gives what came of a batch, by name; the first is what others are compared with.
+      scenes: one or more.
+    """
+    score = jax.jit(kind.scores)
+    rows: dict[str, list] = {what: [] for what in models}
+    for batch in map(batch_of, scenes):
+        first = next(iter(models.values()))(batch)
+        for what, through in models.items():
+            rows[what].append(score(through(batch), batch, first))
+
+    def told(values: list[Any]) -> tuple[float, float]:
+        several = len(values) > 1 and np.isfinite(values).all()  # of equal pictures PSNR is not
+        spread = np.std(values, ddof=1) / len(values) ** 0.5 if several else 0.0
+        return float(np.mean(values)), float(spread)
+
+    return {
+        what: {name: told([float(one[name]) for one in each]) for name in each[0]}
+        for what, each in rows.items()
+    }
+
+
+def score_lines(scores: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[str]:
+    """Lines of `scored`, score by score."""
+    lines = []
+    for name in next(iter(scores.values())):
+        lines.append(name)
+        for what, of in scores.items():
+            mean, error = of[name]
+            lines.append(f"    {what:<20}{mean:9.3f} ± {error:.3f}")
+    return lines
 
 
 def _render(network: nnx.Module, batch: Batch) -> jax.Array:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from data_pipeline.evaluation.scenes import EvaluationScenes, Preparation, held_out_views
 from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
@@ -22,13 +23,14 @@ from efficient_lvsm_jax.compress.distill import distilled
 from efficient_lvsm_jax.compress.fit import (
     AtRandom,
     Fit,
+    Taught,
     changed,
     fitted,
     products,
     replaced,
     unfitted,
 )
-from efficient_lvsm_jax.compress.passes import Batch, batch_of, kind_of
+from efficient_lvsm_jax.compress.passes import Batch, batch_of, kind_of, score_lines, scored
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import json_safe, reporting_writes, write_json
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
@@ -149,12 +151,7 @@ class Fitted:
                 lines.append(f"    {what:<20}" + " ".join(f"{value:6.4g}" for value in values))
         few = "; fitted on more scenes it would be better" if report["lowered"] < 0.5 else ""
         lines.append(f"  the fit lowers it in {report['lowered']:.0%} of layers{few}")
-        for name in next(iter(report["scores"].values())):
-            lines.append(name)
-            for what, scores in report["scores"].items():
-                mean, error = scores[name]
-                lines.append(f"    {what:<20}{mean:9.3f} ± {error:.3f}")
-        return "\n".join(lines)
+        return "\n".join(lines + score_lines(report["scores"]))
 
 
 def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps: int = 0) -> Fitted:
@@ -203,8 +200,17 @@ def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps:
     fits = jax.tree.map(np.float32, fits)
     made = {NOTHING: nothing, FITTED: fits[FITTED]}
     if steps:
+
+        def student(params: dict, fit: Mapping[str, Fit]) -> nnx.Module:
+            return bind(model.family, sparse, replaced(params, fit))
+
+        def teacher(params: dict) -> nnx.Module:
+            # The sparse network with dense attention: its tokens are in the same order.
+            return changed(student(params, nothing), Taught)
+
+        start = made[FITTED]
         made[DISTILLED] = distilled(
-            kind, model.family, sparse, model.params, made[FITTED], split.fitted, steps
+            kind, teacher, student, model.params, start, split.fitted, steps
         )
     last = list(made)[-1]
     errors = {
@@ -229,45 +235,30 @@ def made_sparse(model: Model | GeometryModel, text: str, split: Split, *, steps:
         "share": {place: made[last][place]["share"].tolist() for place in elsewhere},
         "ridge": {place: ridge.tolist() for place, ridge in ridges.items()},
         "lowered": float(lowered.mean()),
-        "scores": scored(model, sparse, made | {RANDOM: fits[RANDOM]}, split.held_out),
+        "scores": scored(
+            kind, _models(model, sparse, made | {RANDOM: fits[RANDOM]}), split.held_out
+        ),
     }
     config = {"config": sparse, "params": replaced(model.params, made[last])}
     return Fitted(dataclasses.replace(model, **config), report)
 
 
-def scored(
-    model: Model | GeometryModel,
-    sparse: Any,
-    fits: Mapping[str, Mapping[str, Fit]],
-    scenes: EvaluationScenes,
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean and standard error over scenes of the dense model, and with each fit; by score."""
-    kind = kind_of(model)
+def _models(
+    model: Model | GeometryModel, sparse: Any, fits: Mapping[str, Mapping[str, Fit]]
+) -> dict[str, Callable[[Batch], Any]]:
+    """The dense model, and it with each fit, as functions of a batch."""
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def through(config: Any, at_random: bool, params: dict, batch: Batch) -> Any:
         network = bind(model.family, config, params)
-        return kind.through(changed(network, AtRandom) if at_random else network, batch)
+        network = changed(network, AtRandom) if at_random else network
+        return kind_of(model).through(network, batch)
 
-    score = jax.jit(kind.scores)
-    models = {"dense": (model.config, False, model.params)}
+    models = {"dense": functools.partial(through, model.config, False, model.params)}
     for what, fit in fits.items():
-        models[what] = sparse, what == RANDOM, replaced(model.params, fit)
-    rows: dict[str, list] = {what: [] for what in models}
-    for batch in map(batch_of, scenes):
-        dense = through(*models["dense"], batch)
-        for what, known in models.items():
-            rows[what].append(score(through(*known, batch), batch, dense))
-
-    def told(values: list[Any]) -> tuple[float, float]:
-        several = len(values) > 1 and np.isfinite(values).all()  # of equal pictures PSNR is not
-        spread = np.std(values, ddof=1) / len(values) ** 0.5 if several else 0.0
-        return float(np.mean(values)), float(spread)
-
-    return {
-        what: {name: told([float(one[name]) for one in each]) for name in each[0]}
-        for what, each in rows.items()
-    }
+        params = replaced(model.params, fit)
+        models[what] = functools.partial(through, sparse, what == RANDOM, params)
+    return models
 
 
 def check_new(destination: str | Path) -> None:

@@ -172,6 +172,23 @@ def to_kernel(kernel: jax.Array, inputs: int, bits: str) -> Kernel:
     return Kernel(jnp.swapaxes(codes, 1, 2).reshape(kernel.shape), scale.reshape(layers, *outputs))
 
 
+def fake_kernel(kernel: jax.Array, inputs: int, bits: str) -> jax.Array:
+    """Stacked kernels rounded as `to_kernel` rounds them, in floats; straight through.
+
+    Args: as there.
+    """
+
+    def values(kernel: jax.Array) -> jax.Array:
+        rounded = to_kernel(kernel, inputs, bits)
+        codes = rounded.codes
+        if bits == "fp8":
+            codes = jax.lax.bitcast_convert_type(codes, FP8)
+        scale = jnp.expand_dims(rounded.scale, tuple(range(1, 1 + inputs)))
+        return codes.astype(jnp.float32) * scale
+
+    return _straight_through(values, kernel)
+
+
 def multiply(rows: jax.Array, kernel: Kernel) -> jax.Array:
     """Rows [..., I] by a kernel of codes [I, O], as eight-bit numbers: [..., O].
 

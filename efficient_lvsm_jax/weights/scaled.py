@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors
 from efficient_lvsm_jax.files.stored import DTYPES, ScaledTensor, StoredTensor, printable
 from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.nn.eight_bits import codes_of, to_kernel
+from efficient_lvsm_jax.nn.eight_bits import codes_of, fake_kernel, to_kernel
 from efficient_lvsm_jax.weights.layouts import layout_named
 from efficient_lvsm_jax.weights.table import Places
 
@@ -95,16 +95,35 @@ def in_eight_bits(model: Model, bits: str) -> Model:
     Raises:
       InputError: no such number of bits.
     """
-    params = jax.tree.map(lambda x: x, model.params)
-    for rule in _kernels(model.family, model.config, bits):
-        *folders, leaf = rule.target.split("/")
-        folder = functools.reduce(lambda tree, key: tree[key], folders, params)
-        inputs = len(rule.source_axes.split(",")[1])
-        folder[leaf] = _to_kernel(folder[leaf], inputs, bits)
+    params = _with_kernels(_to_kernel, model.params, model.family, model.config, bits)
     return dataclasses.replace(model, params=params)
 
 
 _to_kernel = jax.jit(to_kernel, static_argnums=(1, 2))
+
+
+def rounded(params: dict, family: str, config: Any, bits: str) -> dict:
+    """A renderer's parameters with the values that they have once they were `scaled`.
+
+    Their gradients are those of the parameters (straight through). In a compiled program a few of
+    100,000 values, which lie between two, are the other one.
+
+    Raises:
+      InputError: no such number of bits.
+    """
+    return _with_kernels(fake_kernel, params, family, config, bits)
+
+
+def _with_kernels(
+    change: Callable[[jax.Array, int, str], Any], params: dict, family: str, config: Any, bits: str
+) -> dict:
+    """Parameters with the kernels of layers changed, of so many axes of inputs, to bits."""
+    params = jax.tree.map(lambda x: x, params)
+    for rule in _kernels(family, config, bits):
+        *folders, leaf = rule.target.split("/")
+        folder = functools.reduce(lambda tree, key: tree[key], folders, params)
+        folder[leaf] = change(folder[leaf], len(rule.source_axes.split(",")[1]), bits)
+    return params
 
 
 def check_products(bits: str) -> None:

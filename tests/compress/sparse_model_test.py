@@ -78,6 +78,26 @@ def test_p_alone_is_trained_and_the_report_says_what_was_lost(given, small_model
         main([str(tmp_path / "out"), str(tmp_path / "o"), "--density", "0.3", "--generated", "2"])
 
 
+def test_weights_are_trained_to_be_rounded_and_the_report_says_what_that_gains(
+    given, small_model, tmp_path, capsys
+):
+    out = tmp_path / "out.safetensors"
+    assert command(given, out, "--bits", "fp8", "--steps", "12") == 0
+    report = json.loads((tmp_path / "out.compress.json").read_text())
+    assert report["fitted on"] == ["place0", "place1"] and report["held out"] == ["place2"]
+    shown, scores = capsys.readouterr().out, report["scores"]
+    assert list(scores) == ["float32", "eight bits", "trained"]
+    assert all(what in shown for what in scores)
+    near = {what: of["PSNR to the float model, dB"][0] for what, of in scores.items()}
+    assert near["eight bits"] < near["trained"]
+    before, after = leaves(small_model.params), leaves(elvsm.load(out).params)
+    assert all(np.any(after[name] != value) for name, value in before.items())
+
+    with pytest.raises(InputError, match=r"out\.compress\.json already exists"):
+        out.unlink()
+        command(given, out, "--bits", "fp8", "--steps", "1")
+
+
 def test_bad_input_is_a_line(given, tmp_path):
     out = tmp_path / "out"
     some = ("--sparsity", SPARSE)
@@ -103,7 +123,8 @@ def test_flags_of_other_ways_are_refused(given, tmp_path, capsys):
     for flags, expected in (
         (("--density", "0.3", "--bits", "int8"), "expected WEIGHTS OUT"),
         (("--density", "0.3"), "name scenes to fit on"),
-        (("--bits", "int8", "--steps", "9"), "--density or --sparsity"),
+        (("--bits", "int8", "--steps", "9"), "name scenes to fit on"),
+        (("--bits", "int8", "--generated", "9"), "--density, --sparsity or --steps"),
         ((), "expected WEIGHTS OUT"),
     ):
         with pytest.raises(SystemExit):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -11,8 +12,9 @@ from efficient_lvsm_jax.compress.__main__ import main
 from efficient_lvsm_jax.compress.storage import store
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors, write_safetensors
+from efficient_lvsm_jax.nn.eight_bits import fake_kernel
 from efficient_lvsm_jax.weights import kept
-from efficient_lvsm_jax.weights.scaled import in_eight_bits
+from efficient_lvsm_jax.weights.scaled import in_eight_bits, rounded
 
 
 @pytest.fixture(scope="module", params=["fp8", "int8"])
@@ -40,6 +42,17 @@ def test_kernels_of_layers_are_near_and_everything_else_is_as_it_was(stored):
     # A small model has larger tokenizers for its size than one of 199 M parameters.
     assert done.nbytes < 0.32 * 4 * done.parameters
     assert "tensors in eight bits" in str(done)
+
+
+def test_trained_is_with_the_very_values_that_are_stored_and_gradients_pass(stored):
+    bits, path, _ = stored
+    model, after = elvsm.load("rooms"), dict(leaves(elvsm.load(path)))
+    found = rounded(model.params, model.family, model.config, bits)
+    for name, value in leaves(dataclasses.replace(model, params=found)):
+        np.testing.assert_array_equal(value, after[name], name)
+    kernel = model.params["encoder"]["attention"]["out"]["kernel"][:, :, :2, :3]
+    slope = jax.grad(lambda kernel: fake_kernel(kernel, 2, bits).sum())(kernel)
+    assert (slope == 1).all()
 
 
 def test_a_file_of_the_hub_gets_no_float_copy(stored, monkeypatch):
