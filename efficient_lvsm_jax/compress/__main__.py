@@ -66,8 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--density and --steps: name scenes to fit on by --data CAPTURES or --generated N"
             )
         return _make_sparse(arguments) if sparse else _store(arguments)
-    if arguments.paths or arguments.bits or sparse:
-        parser.error("--reference takes no WEIGHTS, OUT, --bits and --density: nothing is written")
+    if arguments.paths or arguments.bits or on_scenes:
+        parser.error(
+            "--reference takes no WEIGHTS, OUT, --bits, --density and --steps: nothing is written"
+        )
 
     # Here, so that --help need not wait for it.
     from efficient_lvsm_jax.compress.reference import compare

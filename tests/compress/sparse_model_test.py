@@ -130,3 +130,6 @@ def test_flags_of_other_ways_are_refused(given, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([str(given / "weights"), str(tmp_path / "out"), *flags])
         assert expected in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--reference", "recorded.npz", "--steps", "9"])
+    assert "--reference takes no" in capsys.readouterr().err
