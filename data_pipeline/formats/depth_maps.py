@@ -50,11 +50,16 @@ def read_depth(path: Path, size: tuple[int, int], where: str) -> np.ndarray:
         _check(stored, size, str(path))
     except InputError as error:
         raise InputError(f"{where}: {FIELD}: {error}") from None
+    return (UNIT * nearest(stored, size)).astype(np.float32)
+
+
+def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Values [y, x] of a whole picture at so many rows and columns: of each, the nearest."""
     rows, columns = (
         (np.arange(wanted) + 0.5) * there / wanted
-        for wanted, there in zip(size, stored.shape, strict=True)
+        for wanted, there in zip(size, values.shape, strict=True)
     )
-    return (UNIT * stored[rows.astype(int)[:, None], columns.astype(int)]).astype(np.float32)
+    return values[rows.astype(int)[:, None], columns.astype(int)]
 
 
 def _grey(path: Path) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from data_pipeline.captures.export import CaptureWriter
 from data_pipeline.captures.inputs import open_scene
 from data_pipeline.formats import point_clouds
+from data_pipeline.formats.depth_maps import nearest
 from data_pipeline.pictures.images import load_image
 from data_pipeline.scenes import Cloud
 from data_pipeline.unposed.kept import kept_photos
@@ -136,12 +137,14 @@ def _by_network(
     keep = work / "seen"
     for seen in see(model, photos, side=arguments.side, remember=arguments.remember, keep=keep):
         photo, confidence = seen.photo, f"{CONFIDENCE}/{seen.photo.name}.npy"
-        np.save(capture.partial / confidence, seen.confidence)
+        # Of a photo that the network saw enlarged, no more numbers than it has pixels.
+        size = np.minimum(seen.depth.shape, photo.image.shape[:2])
+        np.save(capture.partial / confidence, nearest(seen.confidence, size))
         capture.add(
             photo.image,
             seen.c2w,
             seen.fxfycxcy,
-            seen.depth,
+            nearest(seen.depth, size),
             name=photo.name,
             stored=photo.stored,
             fields={f"{CONFIDENCE}_file_path": confidence},

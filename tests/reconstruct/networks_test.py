@@ -185,6 +185,18 @@ def test_a_network_of_clips_writes_the_same_and_refuses_turned_pictures(photos, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_photos_that_a_network_sees_enlarged_have_depth_of_their_own_size(photos, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    for file in photos.iterdir():
+        Image.open(file).resize((40, 30)).save(small / file.name)
+    out = tmp_path / "out"
+    run(small, out, "--with", "depth_anything3", "--weights", SMALL_DA3, "--size", 56)
+    for folder in ("depth", "depth_confidence"):
+        assert [np.load(file).shape for file in (out / folder).iterdir()] == [(30, 40)] * PICTURES
+    assert open_scenes(out)[0].frames[0].depth().shape == (30, 40)
+
+
 def test_a_field_of_view_of_nothing_is_refused_with_its_picture():
     photo = Photo("a.jpg", np.zeros((42, 56, 3), np.uint8))
     depth = np.ones((42, 56), np.float32)
