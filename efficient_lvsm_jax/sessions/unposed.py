@@ -37,6 +37,7 @@ from efficient_lvsm_jax.sessions.streaming import Stream
 BASELINE = 0.05  # from the nearest keyframe, of the depth that is seen
 TURN = 15.0  # degrees, that are as much
 SURE = 0.5  # of the confidence that frames have in the median
+LONGEST = 1e4  # focal length in long sides of the picture; beyond, a network meant 0 degrees
 START = 4  # keyframes that fix the scene's frame and scale
 
 
@@ -159,7 +160,7 @@ def seen_frame(model: GeometryModel, photo: Photo, geometry: Geometry) -> SeenFr
     c2w = np.asarray(geometry.cameras.c2w, np.float64)
     fxfycxcy = np.asarray(geometry.cameras.fxfycxcy, np.float64)
     what = f"{photo.name}: what {model.family} says of it"
-    if np.isinf(fxfycxcy[:2]).any():
+    if (fxfycxcy[:2] > LONGEST * max(depth.shape)).any():
         raise InputError(
             f"{what}: a field of view of 0, so an infinite focal length, which no camera has; "
             "leave the picture out"

@@ -20,6 +20,7 @@ from data_pipeline.formats.colmap_model import read_points
 from data_pipeline.unposed.photos import Photo
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
+from efficient_lvsm_jax.geometry.pose_encoding import LEAST_TANGENT
 from efficient_lvsm_jax.models.scene_geometry import Geometry
 from efficient_lvsm_jax.reconstruct.__main__ import main
 from efficient_lvsm_jax.reconstruct.unfinished import unfinished
@@ -210,6 +211,7 @@ def test_a_field_of_view_of_nothing_is_refused_with_its_picture():
     assert seen(50.0).fxfycxcy[0] == 50
     for camera, words in (
         ((np.inf,), "field of view of 0, so an infinite focal length"),
+        ((28 / LEAST_TANGENT,), "field of view of 0"),
         ((np.nan,), "not finite"),
         ((50.0, np.nan), "not finite"),
         ((-50.0,), "must be above 0"),
