@@ -75,6 +75,10 @@ def main() -> None:
 
     commands.started_by = f"elvsm {verb}"
     sys.argv = [commands.started_by, *always, *sys.argv[2:]]
+    commands.main_exit(lambda: _run(where))  # its own begins when what it needs is loaded
+
+
+def _run(where: str) -> None:
     if where.endswith(".py"):
         # Beside the package in the repository; a wheel carries both inside of it (setup.py).
         carried = PACKAGE / "programs" / where

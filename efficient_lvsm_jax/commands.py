@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -15,6 +16,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from absl import flags
@@ -31,6 +33,7 @@ USED_UP = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
 OUTPUT_CLOSED, INTERRUPTED = 141, 130
 WIDTH = 100  # columns of what is printed
 started_by = ""  # "elvsm VERB", if that runs in this process
+interrupted = threading.Event()  # by Ctrl-C, of which libraries may have made another error
 
 # Of a configuration, the dataclasses that its groups become; "" is what belongs to no group.
 Groups = Callable[[ConfigDict], Mapping[str, type]]
@@ -328,15 +331,24 @@ def main_exit(main: Callable[[], int | None]) -> None:
     So does running out of memory, on the host or a device, and of what else a system has: space,
     open files, processes.
 
+    Ctrl-C becomes one line and exit status 130, whatever it met with.
+
     Warnings of the library become lines on stderr, each said once.
     """
     sys.unraisablehook = _interrupt_again
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Once())
     try:
-        status = main()
-        sys.stdout.flush()
+        try:
+            status = main()
+            sys.stdout.flush()
+        except Exception as error:
+            if interrupted.is_set():
+                raise KeyboardInterrupt from error
+            raise
     except BrokenPipeError:
         # Whoever read the output has seen enough, as `| head`; nothing is left to be flushed to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -345,8 +357,7 @@ def main_exit(main: Callable[[], int | None]) -> None:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end_interrupted()
     except Exception as error:
         # JAX's error by its name: not every program loads JAX.
         jax_says_so = type(error).__name__ in JAX_ERRORS and "RESOURCE_EXHAUSTED" in str(error)
@@ -362,6 +373,26 @@ def main_exit(main: Callable[[], int | None]) -> None:
         print(f"error: {_printable(said)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status or 0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupted.set()
+    signal.default_int_handler(number, frame)
+
+
+def _end_interrupted() -> None:
+    """Ends the process at once: Python's own end waits for what XLA is at in threads, or crashes.
+
+    With the processes that it started, which that end would have stopped.
+    """
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        child.terminate()
+    with contextlib.suppress(OSError):  # whoever read may be gone, too
+        sys.stdout.flush()
+        print("interrupted", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
 
 
 def _interrupt_again(lost: Any) -> None:

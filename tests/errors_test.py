@@ -5,6 +5,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from efficient_lvsm_jax.commands import Parser, command_line, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
+from efficient_lvsm_jax.reconstruct.unfinished import unfinished
 
 
 def exit_of(main) -> int:
@@ -142,8 +144,59 @@ def test_a_size_is_a_square_or_height_x_width():
             picture_size(wrong)
 
 
-def test_ctrl_c_that_the_garbage_collector_swallows_comes_again(monkeypatch):
+@pytest.fixture
+def interruptible(monkeypatch):
+    """Lets a Ctrl-C end `main_exit` as it would the process."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr("efficient_lvsm_jax.commands.interrupted", threading.Event())
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_at_once_whatever_threads_are_at():
+    program = """
+import threading
+from efficient_lvsm_jax.commands import main_exit
+
+def main():
+    threading.Thread(target=threading.Event().wait).start()
+    print("begun", flush=True)
+    threading.Event().wait()
+
+main_exit(main)
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_what_a_library_makes_of_ctrl_c_is_no_error_of_the_input(tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def main():
+        with unfinished(out, {}):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                threading.Event().wait(60)
+            except KeyboardInterrupt:
+                raise InputError("the weights are damaged") from None
+
+    assert exit_of(main) == 130
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "interrupted" and (tmp_path / "out.partial").is_dir()
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_that_the_garbage_collector_swallows_comes_again():
     swallowed = []
 
     def interrupted(*_):

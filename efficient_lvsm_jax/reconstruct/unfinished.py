@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from efficient_lvsm_jax.commands import USED_UP
+from efficient_lvsm_jax import commands
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import read_json, write_json
 
@@ -46,8 +46,9 @@ def unfinished(out: Path, made_of: Mapping[str, Any]) -> Iterator[Path]:
         try:
             yield folder
         except BaseException as error:
-            no_room = getattr(error.__cause__, "errno", None) in USED_UP
-            if isinstance(error, InputError) and not no_room:
+            no_room = getattr(error.__cause__, "errno", None) in commands.USED_UP
+            passes = no_room or commands.interrupted.is_set()
+            if isinstance(error, InputError) and not passes:
                 shutil.rmtree(folder)
             else:
                 _say(f"{folder} keeps what is done: the same command goes on from it")

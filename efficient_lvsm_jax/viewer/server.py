@@ -8,10 +8,8 @@ import contextlib
 import getpass
 import io
 import logging
-import os
 import secrets
 import socket
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +20,6 @@ import cv2
 from data_pipeline.formats import open_scenes
 from data_pipeline.read_options import read_options
 from data_pipeline.scenes import Scene, Scenes
-from efficient_lvsm_jax.commands import INTERRUPTED
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import first_line
 from efficient_lvsm_jax.models.model import Model
@@ -286,10 +283,6 @@ def view(arguments: argparse.Namespace) -> None:
             viewer.say("compiling")
             viewer.begin(model, scenes, arguments.scene)
             threading.Event().wait()
-    except KeyboardInterrupt:
-        viewer.worker.stop()
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # Python's own end waits for what XLA is at in threads, or crashes
     finally:
         viewer.worker.stop()
 
