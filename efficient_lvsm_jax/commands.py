@@ -31,6 +31,7 @@ JAX_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
 USED_UP = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 # Exit statuses, as of programs that SIGPIPE and SIGINT end.
 OUTPUT_CLOSED, INTERRUPTED = 141, 130
+AGAIN = 1.0  # seconds after which Ctrl-C that was lost is repeated
 WIDTH = 100  # columns of what is printed
 started_by = ""  # "elvsm VERB", if that runs in this process
 interrupted = threading.Event()  # by Ctrl-C, of which libraries may have made another error
@@ -335,7 +336,7 @@ def main_exit(main: Callable[[], int | None]) -> None:
 
     Warnings of the library become lines on stderr, each said once.
     """
-    sys.unraisablehook = _interrupt_again
+    sys.unraisablehook = _say_unraisable
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
@@ -372,12 +373,25 @@ def main_exit(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {_printable(said)}", file=sys.stderr)
         sys.exit(2)
+    signal.setitimer(signal.ITIMER_REAL, 0)  # of a Ctrl-C that came too late
     sys.exit(status or 0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, and again until something is on its way out with it.
+
+    It may be lost: in callbacks of the garbage collector, of which JAX has one, and in libraries
+    that are being imported and try whatever they can.
+    """
     interrupted.set()
-    signal.default_int_handler(number, frame)
+    signal.signal(signal.SIGALRM, _interrupt_again)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+    raise KeyboardInterrupt
+
+
+def _interrupt_again(number: int, frame: FrameType | None) -> None:
+    if sys.exception() is None:
+        raise KeyboardInterrupt
 
 
 def _end_interrupted() -> None:
@@ -395,15 +409,8 @@ def _end_interrupted() -> None:
     os._exit(INTERRUPTED)
 
 
-def _interrupt_again(lost: Any) -> None:
-    """Repeats a Ctrl-C that was lost.
-
-    What is raised in a callback of the garbage collector goes nowhere, and JAX has one, in which a
-    program that traces spends much of its time.
-    """
-    if lost.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
+def _say_unraisable(lost: Any) -> None:
+    if lost.exc_type is not KeyboardInterrupt:  # which comes again
         sys.__unraisablehook__(lost)
 
 
