@@ -17,6 +17,7 @@ from PIL import Image
 from data_pipeline.captures.inputs import open_scene
 from data_pipeline.formats import formats_of
 from data_pipeline.pictures.images import (
+    KINDS,
     PICTURE_SUFFIXES,
     exif_orientation,
     load_image,
@@ -130,8 +131,8 @@ def _of_files(source: Path, every: int, scene: str | None) -> Photos:
     files = _photo_files(source)
     if not files and not formats_of(source):
         raise InputError(
-            f"{source}: no pictures there; expected a folder of photos (or with images/), a video "
-            "or a capture"
+            f"{source}: no pictures there; expected a folder of photos (or with images/) as "
+            f"{KINDS}, a video or a capture"
         )
     if formats_of(source):
         frames = open_scene(source, scene).frames

@@ -162,7 +162,7 @@ class Page:
             image = framed(clip.picture, window)
             self.client.scene.set_background_image(image, format="jpeg")
         if self.viewer.trouble is None:
-            self._write(f"{clip}: looking for where they were taken", "", HELP)
+            self._write(f"{clip}: {self.viewer.doing}", "", HELP)
         else:
             self._write(str(clip), str(self.viewer.trouble), WARNING)
 

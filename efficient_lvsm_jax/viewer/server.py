@@ -99,8 +99,8 @@ class Viewer:
             settings = self._settings
             Session(model, size=settings.size, precision=settings.precision)  # or it says why not
             self.clip, self.names = scenes, (scenes.name,)
+            self.say("looking for where they were taken")
             self.worker.show(CLIP, self._read)
-            self.say("")
             return
         self.names = scenes.names
 
@@ -141,6 +141,7 @@ class Viewer:
         clip, scene = self.clip, self.scene
         clip.read()
         if scene is None and clip.can_start:
+            self.say("compiling what shows them")
             self._take(self._started())
         if not clip.over:  # in turn with the pictures of browsers, as one of them
             self.worker.show(CLIP, self._read)

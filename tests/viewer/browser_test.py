@@ -393,7 +393,7 @@ def test_a_clip_shows_what_it_reads_and_each_keyframe_as_it_comes(browser, small
         viewer.say("loading the model")
         window.wait_for_selector("#badge:has-text('loading the model…')")
         viewer.begin(small_model, clip)
-        window.wait_for_selector("#badge:has-text('0 of 6 frames')")
+        window.wait_for_selector("#badge:has-text('0 of 6 frames: looking for where')")
         (go.release(2), window.wait_for_selector("#badge:has-text('2 of 6 frames')"))
         tab = Tab(window, next(iter(viewer.pages.values())))
         eventually(lambda: tab.shows(on_canvas(clip.picture)), "the frame that was read")

@@ -86,6 +86,13 @@ def test_points_lie_in_the_scene_frame_where_the_frames_saw_them(viewing):
         np.testing.assert_array_equal(seen, cloud.colours)
 
 
+def test_it_is_said_what_the_first_picture_waits_for(monkeypatch, viewing):
+    said = []
+    monkeypatch.setattr(Viewer, "say", lambda viewer, doing: said.append((viewer.clip.seen, doing)))
+    read(viewing(noise_clip()))
+    assert said == [(0, "looking for where they were taken"), (4, "compiling what shows them")]
+
+
 def test_fewer_inputs_than_keyframes_and_fewer_keyframes_than_frames(viewing):
     viewer = read(viewing(noise_clip(), inputs=2))
     assert viewer.scene.chosen == [0, 1] and len(viewer.scene.photos) == 6
