@@ -95,8 +95,11 @@ def test_both_together_show_an_example_of_which_no_camera_is_told(model, geometr
             session.add(posed[index])
         pictures = np.stack([session.render(posed[target]) for target in targets])
         scores[name] = psnr(pictures, truth)
+    pictures = np.stack([scene.session.render(found[target]) for target in targets])
+    scores["as it came"] = psnr(pictures, truth)  # whose first cameras are all beside each other
     means = {name: float(np.mean(values)) for name, values in scores.items()}
     assert means["nearest"] + 3 < means["found"] and means["true"] - 1.5 < means["found"], means
+    assert means["found"] < means["as it came"], means
 
 
 def test_examples_are_captures_and_get_better_with_every_input(model):

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,23 @@ class Session:
         self._cameras[view] = new.cameras
         if view in (self._unchecked or {}):
             self._unchecked[view] = new
+
+    def reframe(self, frame: SceneFrame, pictures: Mapping[int, Frame]) -> None:
+        """Puts the scene into another frame: all views are encoded anew, their ids stay.
+
+        Args:
+          frame: from now on.
+          pictures: of every view its picture with its camera, which the session does not keep.
+
+        Raises:
+          InputError: a view without one; or as `add`.
+        """
+        absent = [view for view in self.views if view not in pictures]
+        if absent:
+            raise InputError(f"reframe: no picture of view(s) {absent}; expected one of every view")
+        self.frame = frame
+        for view in self.views:
+            self.replace(view, pictures[view])
 
     def render(
         self,

@@ -38,7 +38,8 @@ BASELINE = 0.05  # from the nearest keyframe, of the depth that is seen
 TURN = 15.0  # degrees, that are as much
 SURE = 0.5  # of the confidence that frames have in the median
 LONGEST = 1e4  # focal length in long sides of the picture; beyond, a network meant 0 degrees
-START = 4  # keyframes that fix the scene's frame and scale
+START = 4  # keyframes that fix the scene's frame and scale at first
+GROWN = 1.25  # by which cameras may leave that frame until it is made anew, of all keyframes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +204,24 @@ class Keyframes:
         self.chosen.append(seen)
         return True
 
+    def outgrown(self, frame: SceneFrame | None) -> SceneFrame | None:
+        """The scene frame of all of them, if they have left one that was made of fewer.
+
+        Models know cameras within the frame's unit; far outside they render nothing that is right.
+
+        Args:
+          frame: in use; None: there was none yet.
+
+        Returns:
+          Another one, or None: the one in use stays, or there can be none yet.
+        """
+        found = self.frame
+        if found is None or frame is None:
+            return found
+        c2w = np.stack([each.c2w for each in self.chosen])
+        far, near = (np.abs(each.apply(c2w)[:, :3, 3]).max() for each in (frame, found))
+        return found if far > GROWN * near else None
+
     @property
     def frame(self) -> SceneFrame | None:
         """The scene frame that START or more of them fix; None of fewer, or if they only turn."""
@@ -232,11 +251,14 @@ class UnposedScene:
           stream: empty.
           side: as of `see`.
           options: of the `Session`. Without a `frame`, the scene's frame and scale are fixed by the
-            first START keyframes, or at the first render if that comes before.
+            first START keyframes, or at the first render if that comes before; when keyframes leave
+            it by GROWN, it is made anew and all views are encoded again.
         """
         self.session, self.stream = Session(model, check_poses=False, **options), stream
         self.newest: SeenFrame | None = None
         self._side, self._keyframes = side, Keyframes()
+        self._posed: dict[int, Frame] = {}  # of the views
+        self._frame_given = options.get("frame") is not None
 
     def add(self, frame: np.ndarray | Image.Image | str | os.PathLike) -> int | None:
         """Sees a frame, and makes it a view if it is a keyframe, see `Keyframes`.
@@ -260,8 +282,10 @@ class UnposedScene:
         except InputError:
             self._keyframes.chosen.pop()
             raise
-        if self.session.frame is None:
-            self.session.frame = self._keyframes.frame
+        self._posed[view] = self.newest.posed
+        frame = None if self._frame_given else self._keyframes.outgrown(self.session.frame)
+        if frame is not None:
+            self.session.reframe(frame, self._posed)
         return view
 
 

@@ -60,12 +60,13 @@ class ViewedScene:
     """Photos of one scene, some of which are inputs, and pictures from any camera.
 
     Photos are counted from 0, in the order of the capture. Poses are in the capture's world; the
-    scene frame, fixed by the inputs it starts with, is that of browsers as well.
+    scene frame, fixed by the inputs it starts with, is that of browsers.
 
     Attributes:
       name: of the scene.
       photos: the frames that can be inputs.
       frame: the scene frame.
+      encoded_in: that of the inputs; the same, unless `encode_in` was told another.
       settings: how photos are kept.
       size: (height, width) of pictures.
       chosen: which photos are inputs, ascending.
@@ -101,7 +102,7 @@ class ViewedScene:
         listed = sorted({*first, *(usable[index] for index in some)})
         self.name = scene.name
         self.photos: list[Frame] = [scene.frames[index] for index in listed]
-        self.frame = SceneFrame.from_cameras(scene.c2w[first])
+        self.frame = self.encoded_in = SceneFrame.from_cameras(scene.c2w[first])
         self.chosen = sorted(listed.index(index) for index in first)
         self.change = ""
         self._read_points, self._clouds = scene.cloud, []
@@ -115,7 +116,7 @@ class ViewedScene:
         size = settings.size or size_for(self._model, shapes.most_common(1)[0][0])
         session = Session(
             self._model,
-            frame=self.frame,
+            frame=self.encoded_in,
             size=size,
             capacity=min(len(self.photos), 2 * max(len(chosen), 2)),
             precision=settings.precision,
@@ -192,6 +193,12 @@ class ViewedScene:
         """One more photo, no input yet, and what it adds to the points."""
         self.photos = [*self.photos, frame]
         self.add_points(cloud)
+
+    def encode_in(self, frame: SceneFrame) -> None:
+        """Encodes the inputs anew in another scene frame; where they are shown stays."""
+        photos = {view: self.photos[photo] for photo, view in self._views.items()}
+        self._session.reframe(frame, photos)
+        self.encoded_in = frame
 
     def toggle(self, photo: int) -> None:
         """Puts a photo in, or takes it out. Raises InputError if there is none, or no room."""

@@ -178,6 +178,9 @@ class Viewer:
             self.thumbnails.append(_jpeg(self.scene.thumbnail(photo, THUMBNAIL)))
             if self._inputs is None or len(self.scene.chosen) < self._inputs:
                 self.scene.toggle(photo)
+        frame = self.clip.keyframes.outgrown(self.scene.encoded_in) if seen else None
+        if frame is not None:
+            self.scene.encode_in(frame)
 
     @property
     def _points_each(self) -> int:

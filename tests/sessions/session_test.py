@@ -11,6 +11,7 @@ import pytest
 from conftest import SMALL
 from noise_views import SIZE, TARGETS, VIEWS, session_of, targets, view
 
+from data_pipeline.scenes import Frame
 from efficient_lvsm_jax import InputError, SceneFrame, Session
 from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.files.manifest import write_manifest
@@ -80,6 +81,25 @@ def test_frame_is_frozen_at_the_first_render(small_model):
     session.add(*view(2))
     session.render(*targets())
     assert session.frame is frame
+
+
+def test_another_frame_encodes_all_views_anew(small_model):
+    pictures = []
+    for image, *camera in (view(0), view(1)):
+        image = np.uint8(255 * image)
+        height, width = image.shape[:2]
+        pictures.append(Frame("", *camera, width, height, lambda x=image: x))
+    wide = SceneFrame.from_cameras(VIEWS.c2w[0])
+    session, other = Session(small_model), Session(small_model, frame=wide)
+    ids = [session.add(picture) for picture in pictures]
+    session.render(*targets())
+    with pytest.raises(InputError, match=rf"reframe: no picture of view\(s\) \[{ids[1]}\]"):
+        session.reframe(wide, {ids[0]: pictures[0]})
+    session.reframe(wide, dict(zip(ids, pictures, strict=True)))
+    for picture in pictures:
+        other.add(picture)
+    np.testing.assert_allclose(session.render(*targets()), other.render(*targets()), atol=1e-5)
+    assert session.views == ids and session.frame is wide
 
 
 def test_world_units_do_not_matter(small_model):

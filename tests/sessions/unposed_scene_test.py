@@ -1,4 +1,4 @@
-"""Frames without cameras become views where they are worth one, in a frame fixed at the start."""
+"""Frames without cameras become views where they are worth one, in a frame that fits them all."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from small_vggt import seeing_wide
 import efficient_lvsm_jax as elvsm
 from data_pipeline.unposed.photos import Photo
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.sessions.unposed import START, Keyframes, SeenFrame, fitted
+from efficient_lvsm_jax.sessions.unposed import GROWN, START, Keyframes, SeenFrame, fitted
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 42, 56, 3), dtype=np.uint8)
 
@@ -38,6 +38,20 @@ def test_keyframes_are_taken_from_elsewhere_and_well_seen():
         assert len(keyframes.chosen) == sum(taken)
 
 
+def test_a_scene_frame_is_outgrown_when_cameras_have_gone_a_quarter_further():
+    keyframes, frame, made = Keyframes(), None, []
+    for place in np.arange(24) * 0.1:  # to the right, all in a row
+        keyframes.take(seen(place))
+        grown = keyframes.outgrown(frame)
+        if grown is not None:
+            frame, made = grown, [*made, len(keyframes.chosen)]
+    assert made[0] == START and 4 < len(made) <= 12
+    far = np.abs(frame.apply(np.stack([each.c2w for each in keyframes.chosen]))[:, :3, 3]).max()
+    assert far < GROWN / 1.35  # the published normalisation has 1 / 1.35
+    keyframes.take(seen(0.05))
+    assert keyframes.outgrown(frame) is None
+
+
 def test_networks_see_pictures_at_the_size_and_in_the_patches_they_were_trained_with():
     model = seeing_wide()
     assert fitted(model, NOISE[0], 42).shape == (28, 42, 3)
@@ -60,18 +74,27 @@ def scene(small_model):
     return scene, [scene.add(frame) for frame in NOISE]
 
 
-def test_frames_become_views_in_a_frame_that_is_fixed_at_the_start(scene):
+def test_frames_become_views_in_a_frame_that_no_camera_has_left(scene, small_model):
     scene, views = scene
     kept = [view for view in views if view is not None]
     assert scene.session.views == kept and kept[0] == 0 and len(scene.stream) == 6
-    assert scene.newest.photo.name == "000005"
-    first = [seen.c2w for seen in scene._keyframes.chosen[:START]]
-    assert len(kept) >= START
-    fixed = elvsm.SceneFrame.from_cameras(np.stack(first))
-    np.testing.assert_allclose(scene.session.frame.frame_from_world, fixed.frame_from_world)
-    assert scene.session.frame.scale == fixed.scale
+    assert scene.newest.photo.name == "000005" and len(kept) >= START
+    chosen = scene._keyframes.chosen
+    assert scene._keyframes.outgrown(scene.session.frame) is None
     picture = scene.session.render(scene.newest.posed)
-    assert picture.shape == (32, 40, 3) and np.isfinite(picture).all()
+    again = elvsm.Session(small_model, frame=scene.session.frame, size=(32, 40))
+    for each in chosen:
+        again.add(each.posed)
+    np.testing.assert_allclose(picture, again.render(scene.newest.posed), atol=1e-5)
+
+
+def test_a_frame_that_was_given_stays(small_model):
+    given = elvsm.SceneFrame(np.eye(4), 1e3)  # in which everything is far outside
+    stream = elvsm.Stream(seeing_wide(), capacity=3, when_full="window")
+    scene = elvsm.UnposedScene(small_model, stream, side=56, size=(32, 40), frame=given)
+    for frame in NOISE:
+        scene.add(frame)
+    assert len(scene.session.views) >= START and scene.session.frame is given
 
 
 def test_what_is_no_frame_changes_nothing(scene):

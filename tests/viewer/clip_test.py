@@ -64,7 +64,10 @@ def test_keyframes_become_inputs_of_a_scene_whose_frame_the_first_four_fix(small
     np.testing.assert_allclose(scene.frame.frame_from_world, fixed.frame_from_world)
     assert scene.frame.scale == fixed.scale and scene.chosen == [0, 1, 2, 3, 4, 5]
     assert str(viewer.clip) == "8 frames" and viewer.trouble is None
-    session = Session(small_model, frame=fixed, size=SIZE)
+    # Where things are shown stays; the cameras have left that frame, and the views are in another.
+    assert scene.encoded_in is not scene.frame
+    assert viewer.clip.keyframes.outgrown(scene.encoded_in) is None
+    session = Session(small_model, frame=scene.encoded_in, size=SIZE)
     for frame in truth.frames:
         session.add(frame)
     shown = viewer.worker.call(None, lambda: scene.compare(5)[0].image)
