@@ -268,7 +268,9 @@ class Stream:
           InputError: not such frames or queries, of another size than those before, or more than
             there is room for. The stream is then as it was.
         """
-        single = isinstance(frame, (str, os.PathLike, Image.Image)) or np.ndim(frame) == 3
+        # Of the frame itself: a list has no shape if its frames differ in theirs.
+        one = isinstance(frame, (str, os.PathLike, Image.Image))
+        single = one or getattr(frame, "ndim", None) == 3
         frames = [pixels_of(each) for each in ([frame] if single else frame)]
         if not frames:
             raise InputError("no frames: expected one, or a list of them")

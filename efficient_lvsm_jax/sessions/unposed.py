@@ -296,7 +296,7 @@ def _photo(frame: np.ndarray | Image.Image | str | os.PathLike, number: int) -> 
         image = rgb(frame, f"frame {number}")
     else:
         image = frame if isinstance(frame, np.ndarray) else load_upright(frame)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(
             f"frame {number}, {image.dtype} {image.shape}: expected uint8 [Y, X, 3] (RGB)"
         )

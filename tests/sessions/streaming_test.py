@@ -151,6 +151,7 @@ def test_photos_are_fitted():
         (np.zeros((56, 60, 3)), r"56x60.*multiples of the patch size 14"),
         (np.zeros((70, 56, 3)), r"70x56 in a stream of 56x70"),
         ([], "no frames"),
+        ([np.zeros((56, 70, 3)), np.zeros((70, 56, 3))], r"70x56 in a stream of 56x70"),
         (np.zeros((7, 56, 70, 3)), "7 frames for a stream with room for 7, of which 5 are taken"),
     ],
 )

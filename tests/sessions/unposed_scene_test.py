@@ -103,6 +103,7 @@ def test_what_is_no_frame_changes_nothing(scene):
     for frame, words in (
         (NOISE[0].astype(np.float32), r"float32 \(42, 56, 3\): expected uint8"),
         (NOISE[0][:1], "crop it"),
+        (NOISE[0][:0], r"\(0, 56, 3\): expected uint8"),
         (Image.fromarray(np.ascontiguousarray(NOISE[0].swapaxes(0, 1))), "in a stream of 42x56"),
     ):
         with pytest.raises(InputError, match=words):
