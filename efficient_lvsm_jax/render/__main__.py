@@ -45,6 +45,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if (arguments.film is None) == (arguments.out is None):
         raise InputError("name the film once, behind the capture or by --out FILM.mp4")
     arguments.out = arguments.film or arguments.out
+    if arguments.out.suffix != ".mp4":  # said before cameras are looked for, not behind
+        raise InputError(f"{arguments.out}: a film's name must end in .mp4")
     check_geometry_options(arguments)
     if arguments.path is None:
         if arguments.geometry is None:

@@ -233,6 +233,11 @@ def test_one_of_several_scenes_must_be_named(tmp_path, weights):
     render(tmp_path / "both", weights, *options, "--scene", "b")
 
 
+def test_the_name_of_a_film_is_judged_before_anything_is_read():
+    with pytest.raises(InputError, match=r"film\.mov: a film's name must end in \.mp4"):
+        main(["nowhere", "film.mov", "--weights", "nothing", "--geometry", "nothing"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
