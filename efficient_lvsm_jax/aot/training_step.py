@@ -86,6 +86,7 @@ class Question:
             micro_batches=self.recipe.micro_batches,
             teacher=self.frozen.geometry,
             queries=self.data.queries if getattr(self.recipe.losses, "tracks", 0) else 0,
+            points=bool(getattr(self.recipe.losses, "points", 0)),
             frozen=self.recipe.optimizer.frozen,
         )
 

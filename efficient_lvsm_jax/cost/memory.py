@@ -80,6 +80,7 @@ def estimate(
     micro_batches: int = 1,
     teacher: Any = None,
     queries: int = 0,
+    points: bool = True,
     frozen: Container[str] = (),
 ) -> Estimate:
     """Memory of a training step on each device.
@@ -97,6 +98,7 @@ def estimate(
       teacher: shapes of a model of geometry that says the truth, if one does; it is placed as the
         student is. Other networks of losses are left out.
       queries: points of a clip that are tracked.
+      points: whether a loss looks at a clip's maps of points.
       frozen: names of parts without gradients.
 
     Returns:
@@ -120,7 +122,9 @@ def estimate(
     at_once = scenes // micro_batches
     if isinstance(model, GeometryConfig):
         size, lanes = (math.isqrt(pixels),) * 2, lanes_padding(model.head_dim, platform)
-        kept, working = model.activation_bytes(inputs, size, queries, lanes=lanes, frozen=frozen)
+        kept, working = model.activation_bytes(
+            inputs, size, queries, points=points, lanes=lanes, frozen=frozen
+        )
     else:
         kept, working = activations(model, inputs, targets, pixels, platform=platform)
     compute_bytes = model.dtype.itemsize

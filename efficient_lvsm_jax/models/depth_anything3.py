@@ -121,6 +121,7 @@ class DepthAnything3Config(GeometryConfig):
         size: tuple[int, int],
         queries: int = 0,
         *,
+        points: bool = True,
         lanes: float = 1.0,
         frozen: Container[str] = (),
     ) -> tuple[int, int]:

@@ -34,15 +34,15 @@ from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.nn.attention import IMPLEMENTATIONS
 from efficient_lvsm_jax.nn.blocks import Block
 from efficient_lvsm_jax.nn.cache import store
-from efficient_lvsm_jax.nn.dpt import dpt_kept
+from efficient_lvsm_jax.nn.dpt import PIXELS_AT_ONCE, dpt_kept
 from efficient_lvsm_jax.nn.flops import Flops, layer, linear
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import Digest, SparseLinear, attend_by
 from efficient_lvsm_jax.nn.sparsity import Sparsity, attention_flops, placed
 from efficient_lvsm_jax.nn.stacks import REMAT_POLICIES
 
-# What losses keep of a pixel, its maps among it, for every output of a head that says it.
-LOSS_BYTES = 100
+# What losses keep of a pixel of a map, by outputs of its head: of depth, of points.
+LOSS_BYTES = {2: 100, 4: 550}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +202,7 @@ class GeometryConfig(Settings):
         size: tuple[int, int],
         queries: int = 0,
         *,
+        points: bool = True,
         lanes: float = 1.0,
         frozen: Container[str] = (),
     ) -> tuple[int, int]:
@@ -210,6 +211,7 @@ class GeometryConfig(Settings):
         Args:
           frames, size: as in `observe_flops`.
           queries: points that are tracked.
+          points: whether a loss looks at maps of points.
           lanes: by which factor a device pads arrays of heads.
           frozen: names of parts without gradients.
 
@@ -254,12 +256,13 @@ class GeometryConfig(Settings):
             dpt_kept(2 * self.width, self.channels, self.features, outputs, size, self.patch)
             for outputs in maps
         ]
-        compared = LOSS_BYTES * sum(maps) * frames * math.prod(size)
+        pixels = frames * math.prod(size)
+        compared = sum(LOSS_BYTES[outputs] for outputs in maps) * pixels
         total = each * stream + taps + compared
         at_once = within_a_round * stream + taps
-        if self.remat == "none":
+        if self.remat == "none" or pixels <= PIXELS_AT_ONCE:
             return int(total + frames * sum(heads)), int(at_once + max(heads))
-        return int(total), int(max(at_once, taps + 2 * max(heads)))
+        return int(total), int(max(at_once, taps + max(heads)))
 
     @property
     def architecture(self) -> dict[str, Any]:

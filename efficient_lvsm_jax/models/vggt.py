@@ -144,6 +144,7 @@ class VGGTConfig(GeometryConfig):
         size: tuple[int, int],
         queries: int = 0,
         *,
+        points: bool = True,
         lanes: float = 1.0,
         frozen: Container[str] = (),
     ) -> tuple[int, int]:
@@ -151,7 +152,7 @@ class VGGTConfig(GeometryConfig):
         kept, working = self.rounds_bytes(
             frames,
             size,
-            MAPS,
+            MAPS if points else MAPS[:1],
             lanes=lanes,
             encoder_is_kept=True,
             encoder_is_frozen="encoder" in frozen,

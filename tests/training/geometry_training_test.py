@@ -13,7 +13,7 @@ from data_pipeline.batches.pipeline import InMemory, training_dataset
 from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from efficient_lvsm_jax.aot.training_step import question
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.geometry.cameras import Views
+from efficient_lvsm_jax.geometry.cameras import Batch, Views
 from efficient_lvsm_jax.geometry.pose_encoding import USUAL_CAMERA
 from efficient_lvsm_jax.models.model import abstract_params, bind, prepared
 from efficient_lvsm_jax.parallel.sharding import make_mesh, put_batch, state_shardings
@@ -272,6 +272,32 @@ def test_the_memory_of_a_small_step_is_within_a_quarter_of_what_is_compiled(aske
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     assert asked.estimate("cpu").total == pytest.approx(needed, rel=0.25)
+
+
+@pytest.mark.parametrize(("remat", "points"), [("none", 1.0), ("attention", 0.0)])
+def test_what_is_kept_of_larger_pictures_is_within_a_quarter_of_what_is_traced(remat, points):
+    config = small_config()
+    config.model.remat = remat
+    config.losses.points = points
+    config.data.update(size=112, batch_size=1)
+    asked = question(config, 1)
+    model = asked.recipe.model
+    sizes = ((112, 112, 3), (4, 4), (4,), (112, 112))
+    *views, depth = (jax.ShapeDtypeStruct((1, 2, *size), jnp.float32) for size in sizes)
+
+    def way_back(params, batch):
+        def loss(params):
+            module = bind("vggt", model, params)
+            return geometry_objective(asked.recipe.losses, module, None, batch)[0]
+
+        return jax.vjp(loss, params)[1]
+
+    batch = Batch(Views(*views), None, depth)
+    traced = jax.eval_shape(way_back, abstract_params("vggt", model), batch)
+    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(traced))
+    assert asked.estimate("cpu").bytes["kept for the backward pass"] == pytest.approx(
+        kept, rel=0.25
+    )
 
 
 def test_a_workdir_is_known_again_by_a_model_whose_settings_are_tuples(asked, tmp_path):
