@@ -93,9 +93,8 @@ def _posed_scene(arguments: argparse.Namespace) -> Iterator[Scene]:
             frames = structure_from_motion(kept, Path(work)).frames
         else:
             keyframes = Keyframes()
-            for seen in see(load_geometry(arguments.geometry), photos):
-                keyframes.take(seen)
-            frames = [seen.posed for seen in keyframes.chosen]
+            found = see(load_geometry(arguments.geometry), photos)
+            frames = [seen.posed for seen in found if keyframes.take(seen)]
         if len(frames) < 2:
             raise InputError(
                 f"{arguments.capture}: {arguments.geometry} sees all {photos.count} pictures from "

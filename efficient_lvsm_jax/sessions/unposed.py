@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ TURN = 15.0  # degrees, that are as much
 SURE = 0.5  # of the confidence that frames have in the median
 LONGEST = 1e4  # focal length in long sides of the picture; beyond, a network meant 0 degrees
 START = 4  # keyframes that fix the scene's frame and scale at first
-GROWN = 1.25  # by which cameras may leave that frame until it is made anew, of all keyframes
+GROWN = 1.25  # by which cameras may be further out, or in, than in a frame of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +180,15 @@ def seen_frame(model: GeometryModel, photo: Photo, geometry: Geometry) -> SeenFr
 
 
 class Keyframes:
-    """Chooses frames that are worth a view: taken away from those chosen before, and well seen."""
+    """Chooses frames that are worth a view: taken away from those chosen before, and well seen.
+
+    Attributes:
+      poses: c2w [4, 4] of the chosen.
+    """
 
     def __init__(self):
-        self.chosen: list[SeenFrame] = []
+        self.poses: list[np.ndarray] = []
+        self._depth = 0.0  # that the last of them sees, the median
         self._sure: list[float] = []
 
     def take(self, seen: SeenFrame) -> bool:
@@ -195,42 +200,46 @@ class Keyframes:
         self._sure.append(float(seen.confidence.mean()))
         if self._sure[-1] < SURE * np.median(self._sure):
             return False
-        if self.chosen:
-            others = np.stack([each.c2w for each in self.chosen])
+        depth = float(np.median(seen.depth))
+        if self.poses:
+            others = np.stack(self.poses)
             away = np.linalg.norm(others[:, :3, 3] - seen.c2w[:3, 3], axis=-1)
             turned = np.rad2deg(np.arccos(np.clip(others[:, :3, 2] @ seen.c2w[:3, 2], -1, 1)))
-            if ((away < BASELINE * np.median(seen.depth)) & (turned < TURN)).any():
+            if ((away < BASELINE * depth) & (turned < TURN)).any():
                 return False
-        self.chosen.append(seen)
+        self.poses.append(seen.c2w)
+        self._depth = depth
         return True
-
-    def outgrown(self, frame: SceneFrame | None) -> SceneFrame | None:
-        """The scene frame of all of them, if they have left one that was made of fewer.
-
-        Models know cameras within the frame's unit; far outside they render nothing that is right.
-
-        Args:
-          frame: in use; None: there was none yet.
-
-        Returns:
-          Another one, or None: the one in use stays, or there can be none yet.
-        """
-        found = self.frame
-        if found is None or frame is None:
-            return found
-        c2w = np.stack([each.c2w for each in self.chosen])
-        far, near = (np.abs(each.apply(c2w)[:, :3, 3]).max() for each in (frame, found))
-        return found if far > GROWN * near else None
 
     @property
     def frame(self) -> SceneFrame | None:
         """The scene frame that START or more of them fix; None of fewer, or if they only turn."""
-        c2w = [each.c2w for each in self.chosen]
+        return self._frame_of(self.poses)
+
+    def outgrown(self, frame: SceneFrame, c2w: Sequence[np.ndarray]) -> SceneFrame | None:
+        """The scene frame of views, if their cameras do not fit into the one in use by GROWN.
+
+        Models know cameras within the frame's unit; far outside they render nothing that is right.
+
+        Args:
+          frame: in use.
+          c2w: [4, 4] each, of the views that there are now.
+
+        Returns:
+          Another one, or None: the one in use stays.
+        """
+        found = self._frame_of(c2w)
+        if found is None:
+            return None
+        furthest = (np.abs(each.apply(np.stack(c2w))[:, :3, 3]).max() for each in (frame, found))
+        scales, (own, best) = found.scale / frame.scale, furthest
+        return None if 1 / GROWN <= scales <= GROWN and own <= GROWN * best else found
+
+    def _frame_of(self, c2w: Sequence[np.ndarray]) -> SceneFrame | None:
         if len(c2w) < START:
             return None
         # Cameras that only turn say nothing of the scale: then later ones do.
-        extent = np.ptp([pose[:3, 3] for pose in c2w], axis=0).max()
-        still = extent < BASELINE * np.median(self.chosen[-1].depth)
+        still = np.ptp([pose[:3, 3] for pose in c2w], axis=0).max() < BASELINE * self._depth
         return None if still else SceneFrame.from_cameras(np.stack(c2w))
 
 
@@ -251,8 +260,8 @@ class UnposedScene:
           stream: empty.
           side: as of `see`.
           options: of the `Session`. Without a `frame`, the scene's frame and scale are fixed by the
-            first START keyframes, or at the first render if that comes before; when keyframes leave
-            it by GROWN, it is made anew and all views are encoded again.
+            first START keyframes, or at the first render if that comes before; when the views' no
+            longer fit into it by GROWN, it is made of them anew, and all are encoded again.
         """
         self.session, self.stream = Session(model, check_poses=False, **options), stream
         self.newest: SeenFrame | None = None
@@ -280,13 +289,23 @@ class UnposedScene:
         try:
             view = self.session.add(self.newest.posed)
         except InputError:
-            self._keyframes.chosen.pop()
+            self._keyframes.poses.pop()
             raise
         self._posed[view] = self.newest.posed
-        frame = None if self._frame_given else self._keyframes.outgrown(self.session.frame)
+        self._posed = {kept: self._posed[kept] for kept in self.session.views}
+        if not self._frame_given:
+            self._follow()
+        return view
+
+    def _follow(self) -> None:
+        """The scene frame as the views now fix it, if there was none or they have left it."""
+        if self.session.frame is None:
+            frame = self._keyframes.frame
+        else:
+            poses = [frame.c2w for frame in self._posed.values()]
+            frame = self._keyframes.outgrown(self.session.frame, poses)
         if frame is not None:
             self.session.reframe(frame, self._posed)
-        return view
 
 
 def _photo(frame: np.ndarray | Image.Image | str | os.PathLike, number: int) -> Photo:

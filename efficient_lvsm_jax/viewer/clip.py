@@ -23,7 +23,7 @@ class Clip:
     Attributes:
       name: of the clip.
       count: frames that it should have.
-      keyframes: of those seen so far.
+      keyframes, chosen: of those seen so far.
       seen: how many were.
       over: no more will be.
     """
@@ -31,6 +31,7 @@ class Clip:
     def __init__(self, name: str, count: int, frames: Iterator[SeenFrame], *, most: int):
         """`most` is how many keyframes are enough."""
         self.name, self.count, self.keyframes = name, count, Keyframes()
+        self.chosen: list[SeenFrame] = []
         self.seen, self.over = 0, False
         self._frames, self._most = frames, most
         self._newest: np.ndarray | None = None
@@ -38,7 +39,7 @@ class Clip:
     @property
     def can_start(self) -> bool:
         """Whether the keyframes fix the frame and the scale of a scene, or no better ones come."""
-        chosen = len(self.keyframes.chosen)
+        chosen = len(self.chosen)
         return self.keyframes.frame is not None or (self.over and chosen > 1)
 
     @property
@@ -62,20 +63,21 @@ class Clip:
             raise
         if frame is not None:
             self._newest, self.seen = frame.photo.image, self.seen + 1
-            self.keyframes.take(frame)
-        self.over = frame is None or len(self.keyframes.chosen) >= self._most
+            if self.keyframes.take(frame):
+                self.chosen.append(frame)
+        self.over = frame is None or len(self.chosen) >= self._most
 
     def check(self) -> None:
         """Raises an InputError if it is over before its end, or came to nothing."""
         if not self.over:
             return
-        if len(self.keyframes.chosen) < 2:
+        if len(self.chosen) < 2:
             raise InputError(
                 f"{self.name}: all {self.seen} pictures were taken from one place; expected a "
                 "camera that walks"
             )
         if self.seen < self.count:
-            enough = len(self.keyframes.chosen) >= self._most
+            enough = len(self.chosen) >= self._most
             raise InputError(
                 f"{self.name}: {self.seen} of {self.count} pictures were read, "
                 + (f"as {self._most} are enough (--photos)" if enough else "the others cannot be")

@@ -145,7 +145,7 @@ class Viewer:
             self._take(self._started())
         if not clip.over:  # in turn with the pictures of browsers, as one of them
             self.worker.show(CLIP, self._read)
-        new = [] if scene is None else clip.keyframes.chosen[len(scene.photos) :]
+        new = [] if scene is None else clip.chosen[len(scene.photos) :]
         try:
             self._append(new)
         finally:
@@ -158,7 +158,7 @@ class Viewer:
 
     def _started(self) -> ViewedScene:
         """The scene of the clip's first keyframes, with their points."""
-        chosen = self.clip.keyframes.chosen
+        chosen = self.clip.chosen
         scene = ViewedScene(
             self._model,
             Scene(self.clip.name, tuple(seen.posed for seen in chosen)),
@@ -178,9 +178,11 @@ class Viewer:
             self.thumbnails.append(_jpeg(self.scene.thumbnail(photo, THUMBNAIL)))
             if self._inputs is None or len(self.scene.chosen) < self._inputs:
                 self.scene.toggle(photo)
-        frame = self.clip.keyframes.outgrown(self.scene.encoded_in) if seen else None
-        if frame is not None:
-            self.scene.encode_in(frame)
+        if seen:
+            poses = [self.scene.photos[photo].c2w for photo in self.scene.chosen]
+            frame = self.clip.keyframes.outgrown(self.scene.encoded_in, poses)
+            if frame is not None:
+                self.scene.encode_in(frame)
 
     @property
     def _points_each(self) -> int:

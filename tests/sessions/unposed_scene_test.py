@@ -35,21 +35,26 @@ def test_keyframes_are_taken_from_elsewhere_and_well_seen():
     ):
         keyframes = Keyframes()
         assert [keyframes.take(frame) for frame in frames] == taken
-        assert len(keyframes.chosen) == sum(taken)
+        assert len(keyframes.poses) == sum(taken)
 
 
 def test_a_scene_frame_is_outgrown_when_cameras_have_gone_a_quarter_further():
     keyframes, frame, made = Keyframes(), None, []
     for place in np.arange(24) * 0.1:  # to the right, all in a row
         keyframes.take(seen(place))
-        grown = keyframes.outgrown(frame)
+        grown = keyframes.outgrown(frame, keyframes.poses) if frame else keyframes.frame
         if grown is not None:
-            frame, made = grown, [*made, len(keyframes.chosen)]
+            frame, made = grown, [*made, len(keyframes.poses)]
     assert made[0] == START and 4 < len(made) <= 12
-    far = np.abs(frame.apply(np.stack([each.c2w for each in keyframes.chosen]))[:, :3, 3]).max()
+    far = np.abs(frame.apply(np.stack(keyframes.poses))[:, :3, 3]).max()
     assert far < GROWN / 1.35  # the published normalisation has 1 / 1.35
-    keyframes.take(seen(0.05))
-    assert keyframes.outgrown(frame) is None
+    assert keyframes.outgrown(frame, keyframes.poses) is None
+    # When the first views have left, the others are further apart in a frame of their own.
+    last = keyframes.poses[-8:]
+    narrow = keyframes.outgrown(frame, last)
+    assert narrow.scale == elvsm.SceneFrame.from_cameras(np.stack(last)).scale > frame.scale
+    assert keyframes.outgrown(frame, last[: START - 1]) is None
+    assert keyframes.outgrown(frame, [last[0]] * START) is None  # says nothing of the scale
 
 
 def test_networks_see_pictures_at_the_size_and_in_the_patches_they_were_trained_with():
@@ -79,12 +84,12 @@ def test_frames_become_views_in_a_frame_that_no_camera_has_left(scene, small_mod
     kept = [view for view in views if view is not None]
     assert scene.session.views == kept and kept[0] == 0 and len(scene.stream) == 6
     assert scene.newest.photo.name == "000005" and len(kept) >= START
-    chosen = scene._keyframes.chosen
-    assert scene._keyframes.outgrown(scene.session.frame) is None
+    poses = scene._keyframes.poses
+    assert scene._keyframes.outgrown(scene.session.frame, poses) is None
     picture = scene.session.render(scene.newest.posed)
     again = elvsm.Session(small_model, frame=scene.session.frame, size=(32, 40))
-    for each in chosen:
-        again.add(each.posed)
+    for posed in scene._posed.values():
+        again.add(posed)
     np.testing.assert_allclose(picture, again.render(scene.newest.posed), atol=1e-5)
 
 

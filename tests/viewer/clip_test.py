@@ -66,7 +66,8 @@ def test_keyframes_become_inputs_of_a_scene_whose_frame_the_first_four_fix(small
     assert str(viewer.clip) == "8 frames" and viewer.trouble is None
     # Where things are shown stays; the cameras have left that frame, and the views are in another.
     assert scene.encoded_in is not scene.frame
-    assert viewer.clip.keyframes.outgrown(scene.encoded_in) is None
+    poses = [photo.c2w for photo in scene.photos]
+    assert viewer.clip.keyframes.outgrown(scene.encoded_in, poses) is None
     session = Session(small_model, frame=scene.encoded_in, size=SIZE)
     for frame in truth.frames:
         session.add(frame)
