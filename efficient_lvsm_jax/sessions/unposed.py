@@ -232,8 +232,9 @@ class Keyframes:
         if found is None:
             return None
         furthest = (np.abs(each.apply(np.stack(c2w))[:, :3, 3]).max() for each in (frame, found))
-        scales, (own, best) = found.scale / frame.scale, furthest
-        return None if 1 / GROWN <= scales <= GROWN and own <= GROWN * best else found
+        own, best = furthest
+        fits = own <= GROWN * best and found.scale <= GROWN * frame.scale
+        return None if fits else found
 
     def _frame_of(self, c2w: Sequence[np.ndarray]) -> SceneFrame | None:
         if len(c2w) < START:

@@ -8,11 +8,13 @@ import pytest
 
 from efficient_lvsm_jax.aot import __main__ as aot
 from efficient_lvsm_jax.aot.observing import ObserveQuestion, compile_observe
+from efficient_lvsm_jax.aot.rendering import scenes_spread
 from efficient_lvsm_jax.aot.report import lines, render_report
 from efficient_lvsm_jax.cost.chips import GIB, read_topology
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.families import configure
 from efficient_lvsm_jax.models.geometry_model import abstract_memory
+from efficient_lvsm_jax.parallel.sharding import make_mesh
 
 SMALL = {
     **{"width": 32, "head_dim": 16, "patch": 8, "encoder_layers": 1, "layers": 4},
@@ -73,6 +75,16 @@ def test_programs_are_those_of_the_family(monkeypatch, config, program, message)
     monkeypatch.setattr(sys, "argv", ["aot", f"--config=configs/{config}.py", *topology])
     with pytest.raises(InputError, match=message):
         aot.main()
+
+
+def test_a_memory_lies_where_its_scenes_do():
+    mesh = make_mesh("data:2", jax.devices()[:2])
+    memory = abstract_memory("vggt", asked().model, 3, (16, 16), batch=2)
+    spread = scenes_spread(mesh, memory)
+    for pages in (spread.tokens, spread.cameras):
+        layers, scenes, *rest = pages.k.shape
+        assert scenes == 2 and pages.k.sharding.shard_shape(pages.k.shape) == (layers, 1, *rest)
+    assert spread.used.sharding.shard_shape((3,)) == (3,)
 
 
 def test_a_mesh_divides_scenes():
