@@ -3,8 +3,8 @@
 python train.py --config configs/rooms_geometry.py --workdir runs/rooms_geometry
 python eval.py --geometry --weights runs/rooms_geometry --generated 48
 
-An hour on two cores; started again it goes on. `make geometry-model` trains it and writes what the
-package holds.
+Some 75 minutes on two cores; started again it goes on. `make geometry-model` trains it and writes
+what the package holds.
 """
 
 from ml_collections import ConfigDict
