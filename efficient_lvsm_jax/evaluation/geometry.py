@@ -37,6 +37,7 @@ from efficient_lvsm_jax.metrics.poses import auc, pair_errors, path_errors
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.sessions.forgetting import WHEN_FULL
 from efficient_lvsm_jax.sessions.streaming import Stream
+from efficient_lvsm_jax.sessions.unposed import check_field_of_view
 from efficient_lvsm_jax.weights.load import load
 
 LIMIT = 30  # degrees, of the area under angles
@@ -163,7 +164,7 @@ def seen_by(
       when_full: what leaves then, as of `Stream`.
 
     Raises:
-      InputError: a capacity of a model that is not causal.
+      InputError: a capacity of a model that is not causal; when it sees, a field of view of 0.
     """
     if capacity is not None and not model.config.causal:
         raise InputError(
@@ -173,7 +174,8 @@ def seen_by(
 
     def see(clip: Clip) -> Geometry:
         if model.config.causal:
-            stream = Stream(model, capacity=capacity or len(clip.images), when_full=when_full)
+            room = len(clip.images) if capacity is None else capacity
+            stream = Stream(model, capacity=room, when_full=when_full)
             frames = [stream.observe(image) for image in clip.images]
             c2w = np.stack([frame.cameras.c2w for frame in frames])
             fxfycxcy = np.stack([frame.cameras.fxfycxcy for frame in frames])
@@ -186,6 +188,9 @@ def seen_by(
                 np.asarray(x[0]) for x in (found.cameras.c2w, found.cameras.fxfycxcy, found.depth)
             )
             points = None if found.points is None else np.asarray(found.points[0])
+        for name, intrinsics in zip(clip.frames, fxfycxcy, strict=True):
+            what = f"{clip.name}, frame {name}: what {model.family} says of it"
+            check_field_of_view(intrinsics, depth.shape[1:], what)
         if points is None:
             return Geometry.of(c2w, depth, fxfycxcy)
         return Geometry(c2w, depth, points)

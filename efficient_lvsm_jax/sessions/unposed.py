@@ -161,11 +161,7 @@ def seen_frame(model: GeometryModel, photo: Photo, geometry: Geometry) -> SeenFr
     c2w = np.asarray(geometry.cameras.c2w, np.float64)
     fxfycxcy = np.asarray(geometry.cameras.fxfycxcy, np.float64)
     what = f"{photo.name}: what {model.family} says of it"
-    if (fxfycxcy[:2] > LONGEST * max(depth.shape)).any():
-        raise InputError(
-            f"{what}: a field of view of 0, so an infinite focal length, which no camera has; "
-            "leave the picture out"
-        )
+    check_field_of_view(fxfycxcy, depth.shape, what)
     finite = (np.isfinite(each).all() for each in (c2w, fxfycxcy, depth, confidence))
     if not all(finite):
         raise InputError(
@@ -177,6 +173,15 @@ def seen_frame(model: GeometryModel, photo: Photo, geometry: Geometry) -> SeenFr
     fxfycxcy = fxfycxcy * np.tile(np.divide(size, depth.shape[::-1]), 2)
     check_intrinsics(fxfycxcy, size, what)
     return SeenFrame(photo, c2w, fxfycxcy, depth, confidence)
+
+
+def check_field_of_view(fxfycxcy: np.ndarray, size: tuple[int, int], what: str) -> None:
+    """Raises InputError if one of the cameras [..., 4] of pictures of (height, width) has none."""
+    if (fxfycxcy[..., :2] > LONGEST * max(size)).any():
+        raise InputError(
+            f"{what}: a field of view of 0, so an infinite focal length, which no camera has; "
+            "leave the picture out"
+        )
 
 
 class Keyframes:

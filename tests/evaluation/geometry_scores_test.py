@@ -92,6 +92,7 @@ def model(tmp_path_factory):
         lambda path, x: np.float32(rng.normal(path[-1].key.startswith("scale"), 0.05, x.shape)),
         abstract_params("vggt", configure("vggt", settings)),
     )
+    params["camera_head"]["down"]["bias"][-2:] = 1  # radians, where drawn numbers would say none
     folder = tmp_path_factory.mktemp("model") / "weights"
     save_weights(folder, params, {"family": "vggt", "config": settings})
     return folder
@@ -129,6 +130,24 @@ def test_streams_are_scored_with_the_memory_they_are_given():
     whole = dataclasses.replace(model, config=dataclasses.replace(model.config, causal=False))
     with pytest.raises(InputError, match="--capacity 2: vggt sees a clip as a whole"):
         seen_by(whole, 2)
+
+
+def test_a_capacity_of_nothing_and_a_field_of_view_of_zero_are_refused(model):
+    model = load(model)
+    source = ProceduralScenes(1, seed=0, recipe=SceneRecipe(size=16, views=2), depth=True)
+    example = dict(source[0])
+    clip = clip_of(scene_of_arrays(example.pop("scene"), **example))
+    with pytest.raises(InputError, match="capacity=0"):
+        seen_by(model, 0)(clip)
+    head = model.params["camera_head"]
+    bias = np.array(head["down"]["bias"])
+    bias[-2:] = -1e3  # so that no angle is left
+    head = head | {"down": head["down"] | {"bias": bias}}
+    broken = dataclasses.replace(model, params=model.params | {"camera_head": head})
+    with pytest.raises(
+        InputError, match=r"-0+, frame .*what vggt says of it: a field of view of 0"
+    ):
+        seen_by(broken)(clip)
 
 
 def test_what_is_not_finite_is_refused(capture):
