@@ -13,12 +13,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from efficient_lvsm_jax.geometry.cameras import Cameras, Views
+from efficient_lvsm_jax.models import model
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.model import Model, init_params
+from efficient_lvsm_jax.nn import kernels
+from efficient_lvsm_jax.parallel import sharding
 
 jax.config.update("jax_num_cpu_devices", 4)
 # What was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
@@ -79,6 +83,27 @@ def small_model() -> Model:
     for tokenizer in ("input_tokenizer", "target_tokenizer", "head"):
         params[tokenizer]["kernel"] *= 10
     return Model("efficient_lvsm", SMALL, params)
+
+
+@pytest.fixture
+def keys_read(monkeypatch):
+    """Plain JAX stands in for cuDNN's kernel, and this seems to be a GPU: how many keys it was
+    given, whenever a program with it was traced."""
+    given = []
+
+    def cudnn(q, k, v, *, length=None):
+        given.append(k.shape[2])
+        scores = jnp.einsum("BHQK,BHMK->BHQM", q, k, preferred_element_type=jnp.float32)
+        scores *= q.shape[-1] ** -0.5
+        if length is not None:
+            counts = jnp.arange(k.shape[2]) < jnp.reshape(length, (-1, 1, 1, 1))
+            scores = jnp.where(counts, scores, -jnp.inf)
+        return jnp.einsum("BHQM,BHMK->BHQK", jax.nn.softmax(scores), v).astype(q.dtype)
+
+    monkeypatch.setattr(kernels, "cudnn", cudnn)
+    for module in (sharding, model):
+        monkeypatch.setattr(module, "platform", lambda: "cuda")
+    return given
 
 
 @pytest.fixture(autouse=True, scope="module")

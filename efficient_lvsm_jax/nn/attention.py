@@ -107,19 +107,19 @@ def choose(
       InputError: the implementation named cannot run; says why.
     """
     if name != "auto":
-        if problem := _problem(name, dtype, head_dim, platform, sized):
-            raise InputError(f"model.attention={name!r}: {problem}; or choose model.attention=auto")
+        if reason := problem(name, dtype, head_dim, platform, sized):
+            raise InputError(f"model.attention={name!r}: {reason}; or choose model.attention=auto")
         logging.info("attention: %s, as asked for", name)
         return name
     best = {"cpu": "cpu", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
-    if problem := _problem(best, dtype, head_dim, platform, sized):
-        logging.warning("attention: xla, slower than %s, for this: %s", best, problem)
+    if reason := problem(best, dtype, head_dim, platform, sized):
+        logging.warning("attention: xla, slower than %s, for this: %s", best, reason)
         return "xla"
     logging.info("attention: %s on %s", best, platform)
     return best
 
 
-def _problem(name: str, dtype: jnp.dtype, head_dim: int, platform: str, sized: bool) -> str | None:
+def problem(name: str, dtype: jnp.dtype, head_dim: int, platform: str, sized: bool) -> str | None:
     """Why an implementation cannot run, and what to do about it."""
     if name not in IMPLEMENTATIONS:
         return f"expected auto or one of {', '.join(IMPLEMENTATIONS)}"
@@ -184,7 +184,6 @@ def _attend_spread(
     elif devices > 1:
         by_pages = sharding.CONTEXT
     rows = (sharding.AXES, *(by_views,) * (q.ndim == 5), None)  # B, V if there is one, H
-    stored = P(*(None,) * (pages.layer is not None), *rows, by_pages)
     sharding.check_divides(mesh, "scenes", q.shape[0], sharding.AXES)
     if devices > 1:
         held = q.shape[1] if spread == "views" else pages.capacity
@@ -197,12 +196,10 @@ def _attend_spread(
 
     each = pages.used is not None and pages.used.ndim == 3
     used = P(sharding.AXES, None, by_pages) if each else P(by_pages)
-    specs = {"used": used, "layer": P(), "most": pages.most}
-    fields = (field.name for field in dataclasses.fields(Pages))
     return jax.shard_map(
         here,
         mesh=mesh,
-        in_specs=(P(*rows), Pages(**{name: specs.get(name, stored) for name in fields})),
+        in_specs=(P(*rows), pages.specs(*rows, by_pages, used=used)),
         out_specs=P(*rows),
         check_vma=False,  # kernels do not say over which axes their results vary
     )(q, pages)

@@ -43,12 +43,13 @@ def cudnn(
     Args:
       q: [B, H, Q, K], bfloat16 or float16.
       k, v: [B, H, M, K].
-      length: int32 scalar of at least 1: only so many leading keys are read.
+      length: int32 of at least 1, [] or [B]: only so many leading keys are read.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    lengths = None if length is None else jnp.full(q.shape[:1], length, jnp.int32)
+    if length is not None:
+        length = jnp.broadcast_to(length.astype(jnp.int32), q.shape[:1])
     mixed = jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+        q, k, v, key_value_seq_lengths=length, implementation="cudnn"
     )
     return jnp.swapaxes(mixed, 1, 2)
 

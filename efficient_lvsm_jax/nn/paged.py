@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from efficient_lvsm_jax.nn.kernels import SAVED_NAME
 
@@ -108,6 +109,13 @@ class Pages:
     def is_plain(self) -> bool:
         """Whether all pages of the arrays are read as they are, so that gradients can flow."""
         return self.used is None and self.layer is None and self.log_size is None
+
+    def specs(self, *axes: Any, used: P | None = None) -> Pages:
+        """How arrays lie on a mesh of which `axes` are along B, V if there is one, H and S."""
+        stored = P(*(None,) * (self.layer is not None), *axes)
+        names = (field.name for field in dataclasses.fields(self))
+        known = {"used": P() if used is None else used, "layer": P(), "most": self.most}
+        return Pages(**{name: known.get(name, stored) for name in names})
 
     def of_scene(self, scene: jax.Array) -> Pages:
         """The pages of one of B scenes, with B = 1; `used` is not touched."""

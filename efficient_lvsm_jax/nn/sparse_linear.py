@@ -261,7 +261,14 @@ def branches(
         )
     if implementation == "mask":
         return _by_mask(q, k, v, sparsity, valid)
-    name = choose(implementation, sparsity, sharding.platform(), sized=valid is not None)
+    name = choose(
+        implementation,
+        sparsity,
+        sharding.platform(),
+        q.dtype,
+        head_dim,
+        sized=valid is not None,
+    )
     return _by_blocks(q, k, v, sparsity, valid, name)
 
 
@@ -326,7 +333,8 @@ def _of_pages(
     if used is not None:
         scores = jnp.where(used[:, None], scores, -jnp.inf)
     scores = scores.reshape(*q.shape[:2], -1, slots * in_page)
-    counts = [0, *(sparsity.kept(pages * in_page) for pages in range(1, slots + 1))]
+    most = min(pages.most or slots, slots)
+    counts = [0, *(sparsity.kept(count * in_page) for count in range(1, most + 1))]
     # By falling score: of fewer pages in use fewer are read, from the first.
     _, index = jax.lax.top_k(jax.lax.stop_gradient(scores), counts[-1])
     blocks = _in_blocks(by_target, sparsity.query_block)  # [B, H, R, I, M, K]
@@ -337,7 +345,12 @@ def _of_pages(
         counts[-1] if used is None else jnp.asarray(counts, jnp.int32)[used.sum()],
         sparsity.key_block,
         implementation=choose(
-            implementation, sparsity, sharding.platform(), sized=pages.log_size is not None
+            implementation,
+            sparsity,
+            sharding.platform(),
+            q.dtype,
+            head_dim,
+            sized=pages.log_size is not None,
         ),
     )
     mixed = mixed.reshape(*by_target.shape[:3], -1, head_dim)[:, :, :, : by_target.shape[3]]

@@ -19,7 +19,7 @@ from efficient_lvsm_jax.cost.chips import read_topology
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from efficient_lvsm_jax.models.model import abstract_params, bind
-from efficient_lvsm_jax.nn import attention, chosen
+from efficient_lvsm_jax.nn import attention, chosen_kernels
 from efficient_lvsm_jax.nn import kernels as attention_kernels
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
@@ -121,7 +121,7 @@ def test_splash_reads_the_pages_of_each_group_of_queries(interpreted):
 # Blocks of keys and queries that are whole; that are not, on several calls of the kernel.
 @pytest.mark.parametrize(("sizes", "bytes_"), [((32, 512), 2**19), ((40, 600), 2 * 2 * 2 * 5)])
 def test_splash_reads_the_blocks_that_were_chosen(interpreted, monkeypatch, sizes, bytes_):
-    monkeypatch.setattr(chosen, "LIST_BYTES", bytes_)
+    monkeypatch.setattr(chosen_kernels, "LIST_BYTES", bytes_)
     q, k, v = qkv(*sizes)
 
     def both(name):
@@ -156,25 +156,6 @@ def test_splash_reads_the_chosen_blocks_of_pages_in_use(interpreted):
         np.testing.assert_allclose(got, expected, atol=1e-5)
     assert mixed._cache_size() == 2
     assert np.isnan(mixed("auto", jnp.zeros(4, bool), projection)).all()
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "words"),
-    [
-        (Sparsity(0.3, "block", 64, 64), "and of 128 keys, not of 64 and 64; set block64x128"),
-        (Sparsity(0.3, "block", 8, 128), "multiple of 16 queries"),
-        (Sparsity(0.3, "token", 64, 128), "not single tokens"),
-    ],
-)
-def test_blocks_that_splash_cannot_read_are_gathered_and_that_is_said(sparsity, words, caplog):
-    chosen.choose.cache_clear()
-    assert chosen.choose("auto", sparsity, "tpu") == "gather"
-    assert words in caplog.text
-    with pytest.raises(InputError, match=f"'splash': sparse attention: .*{words}"):
-        chosen.choose("splash", sparsity, "tpu")
-    with pytest.raises(InputError, match="TPUs only and this is cuda"):
-        chosen.choose("splash", BLOCKS, "cuda")
-    assert chosen.choose("xla", BLOCKS, "tpu") == chosen.choose("auto", BLOCKS, "cuda") == "gather"
 
 
 def test_splash_tiles_are_the_largest_that_divide_the_sequence():

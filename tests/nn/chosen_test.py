@@ -11,12 +11,11 @@ import pytest
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn import cache as pages
-from efficient_lvsm_jax.nn import chosen
 from efficient_lvsm_jax.nn.attention import attend
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparse_linear import Digest, KeySums, SparseLinear, attend_by
 from efficient_lvsm_jax.nn.sparsity import Sparsity, in_strips
-from efficient_lvsm_jax.parallel.sharding import make_mesh
+from efficient_lvsm_jax.parallel import sharding
 
 LAYERS, SCENES, HEADS, TARGETS, SLOTS, TOKENS, WIDTH = 2, 2, 2, 2, 4, 10, 8
 SPARSITY = Sparsity(0.4, "block", 3, 4)  # of the last block of a page there are two keys
@@ -82,7 +81,7 @@ def test_an_accelerator_computes_all_heads_at_once_and_the_same(monkeypatch):
     q, cache, projection = drawn()
     cache = dataclasses.replace(cache, used=np.array(USED[1]))
     head_by_head = computed(q, cache, projection, jnp.int32(0))
-    monkeypatch.setattr(chosen.sharding, "platform", lambda: "cuda")
+    monkeypatch.setattr(sharding, "platform", lambda: "cuda")
     at_once = jax.jit(computed.__wrapped__, static_argnames=("sparsity", "targets"))
     found = at_once(q, cache, projection, jnp.int32(0))
     np.testing.assert_allclose(found, head_by_head, atol=1e-5)
@@ -151,6 +150,6 @@ def test_blocks_of_a_picture_lie_close_together(rows, columns, block):
 
 def test_sparse_attention_refuses_a_mesh_that_spreads_views():
     q, cache, _ = drawn()
-    mesh = make_mesh("context:2", jax.devices()[:2])
+    mesh = sharding.make_mesh("context:2", jax.devices()[:2])
     with jax.set_mesh(mesh), pytest.raises(InputError, match="use context:1"):
         attend_by(SparseLinear(WIDTH, SPARSITY), q, Pages(cache.k[0], cache.v[0]))

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_views
@@ -12,31 +11,10 @@ from efficient_lvsm_jax import Session
 from efficient_lvsm_jax.geometry.cameras import SceneFrame
 from efficient_lvsm_jax.models import model as models
 from efficient_lvsm_jax.nn import cache as pages
-from efficient_lvsm_jax.nn import kernels as attention_kernels
-from efficient_lvsm_jax.parallel import sharding
 
 SIZE = (16, 24)
 VIEWS = random_views(9, seed=3, size=SIZE)
 TARGETS = random_views(2, seed=4, size=SIZE)
-
-
-@pytest.fixture
-def keys_read(monkeypatch):
-    """How many keys the stand-in was given, whenever a program with it was traced."""
-    given = []
-
-    def cudnn(q, k, v, *, length=None):
-        given.append(k.shape[2])
-        scores = jnp.einsum("BHQK,BHMK->BHQM", q, k, preferred_element_type=jnp.float32)
-        scores *= q.shape[-1] ** -0.5
-        if length is not None:
-            scores = jnp.where(jnp.arange(k.shape[2]) < length, scores, -jnp.inf)
-        return jnp.einsum("BHQM,BHMK->BHQK", jax.nn.softmax(scores), v).astype(q.dtype)
-
-    monkeypatch.setattr(attention_kernels, "cudnn", cudnn)
-    for module in (sharding, models):
-        monkeypatch.setattr(module, "platform", lambda: "cuda")
-    return given
 
 
 @pytest.fixture
