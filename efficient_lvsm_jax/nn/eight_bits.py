@@ -143,11 +143,12 @@ def exported_codes(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel in eight bits, in place of the array that a projection has.
+    """A kernel in eight bits, in place of the array [*I, *O] that a projection has.
 
     Attributes:
-      codes: [*I, *O] or layers of them; int8, or uint8, the bits of FP8.
-      scale: what outputs are multiplied by, float32 [*O] or layers of them.
+      codes: [O, I] or layers of them, as GPUs multiply FP8 and would turn it; int8, or uint8, the
+        bits of FP8.
+      scale: what outputs are multiplied by, float32 [O] or layers of them.
     """
 
     codes: jax.Array
@@ -165,11 +166,12 @@ def to_kernel(kernel: jax.Array, inputs: int, bits: str) -> Kernel:
       inputs: number of axes *I.
       bits: "fp8" or "int8".
     """
-    layers, outputs = kernel.shape[0], kernel.shape[1 + inputs :]
-    matrix = jnp.swapaxes(kernel.reshape(layers, -1, math.prod(outputs)), 1, 2)
+    outputs = math.prod(kernel.shape[1 + inputs :])
+    matrix = jnp.swapaxes(kernel.reshape(kernel.shape[0], -1, outputs), 1, 2)
     codes, scale = codes_of(matrix.astype(jnp.float32), bits)
-    codes = codes if bits == "int8" else jax.lax.bitcast_convert_type(codes, jnp.uint8)
-    return Kernel(jnp.swapaxes(codes, 1, 2).reshape(kernel.shape), scale.reshape(layers, *outputs))
+    return Kernel(
+        codes if bits == "int8" else jax.lax.bitcast_convert_type(codes, jnp.uint8), scale
+    )
 
 
 def fake_kernel(kernel: jax.Array, inputs: int, bits: str) -> jax.Array:
@@ -183,17 +185,17 @@ def fake_kernel(kernel: jax.Array, inputs: int, bits: str) -> jax.Array:
         codes = rounded.codes
         if bits == "fp8":
             codes = jax.lax.bitcast_convert_type(codes, FP8)
-        scale = jnp.expand_dims(rounded.scale, tuple(range(1, 1 + inputs)))
-        return codes.astype(jnp.float32) * scale
+        rows = codes.astype(jnp.float32) * rounded.scale[..., None]
+        return jnp.swapaxes(rows, 1, 2).reshape(kernel.shape)
 
     return _straight_through(values, kernel)
 
 
 def multiply(rows: jax.Array, kernel: Kernel) -> jax.Array:
-    """Rows [..., I] by a kernel of codes [I, O], as eight-bit numbers: [..., O].
+    """Rows [..., I] by a kernel of codes [O, I], as eight-bit numbers: [..., O].
 
-    Rows are rounded as the kernel is, each by its largest value. The sums are exact for integers,
-    float32 for FP8, and multiplied by both scales afterwards.
+    Rows are rounded as the kernel is, each by its largest value. The sums are exact for integers;
+    for FP8 they are in the dtype of the rows, added up in float32. Both scales follow.
     """
     bits = "int8" if kernel.codes.dtype == jnp.int8 else "fp8"
     return multiply_codes(*codes_of(rows.astype(jnp.float32), bits), kernel, dtype=rows.dtype)
@@ -205,8 +207,8 @@ def multiply_codes(
     """`multiply` of rows that are codes [..., I] with scales [...], in a dtype."""
     is_int8 = kernel.codes.dtype == jnp.int8
     other = kernel.codes if is_int8 else jax.lax.bitcast_convert_type(kernel.codes, FP8)
-    total = jnp.int32 if is_int8 else jnp.float32
-    contracted = (((codes.ndim - 1,), (0,)), ((), ()))
+    total = jnp.int32 if is_int8 else dtype  # in float32 a GPU would write and read twice as much
+    contracted = (((codes.ndim - 1,), (1,)), ((), ()))
     sums = jax.lax.dot_general(codes, other, contracted, preferred_element_type=total)
     return (sums.astype(jnp.float32) * scale[..., None] * kernel.scale).astype(dtype)
 

@@ -60,17 +60,15 @@ class Projection(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, V, N, *inputs] to [B, V, N, *outputs]."""
         kernel = self.kernel[...]
-        outputs = math.prod(self.outputs)
         rows = x.reshape(*x.shape[:3], -1)
         if not views_are_spread():  # else rows of different devices would have to mix
             rows = rows.reshape(-1, rows.shape[-1])
         if isinstance(kernel, Kernel):
-            codes, scale = kernel.codes.reshape(-1, outputs), kernel.scale.reshape(outputs)
-            product = multiply(rows, Kernel(codes, scale))
+            product = multiply(rows, kernel)
         else:
             if kernel.dtype == jnp.uint16:  # bits of bfloat16, see Model
                 kernel = jax.lax.bitcast_convert_type(kernel, jnp.bfloat16)
-            product = _product(rows, kernel.reshape(-1, outputs))
+            product = _product(rows, kernel.reshape(-1, math.prod(self.outputs)))
         product = checkpoint_name(product, PRODUCT)
         return product.reshape(*x.shape[:3], *self.outputs)
 

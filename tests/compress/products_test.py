@@ -1,6 +1,7 @@
 """Products of eight-bit numbers, of two kinds of layers and of a model."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_views
@@ -22,14 +23,24 @@ def test_a_product_is_that_of_rounded_rows_and_columns(bits):
     rows, stack = rng.standard_normal((5, 24)), rng.standard_normal((2, 24, 3, 4))
     rows, stack = rows.astype(np.float32), stack.astype(np.float32)
     kernel = eight_bits.to_kernel(stack, 1, bits)
-    assert kernel.codes.nbytes == stack.nbytes / 4 and kernel.scale.shape == (2, 3, 4)
-    one = eight_bits.Kernel(kernel.codes[1].reshape(24, 12), kernel.scale[1].reshape(12))
+    assert kernel.codes.nbytes == stack.nbytes / 4 and kernel.scale.shape == (2, 12)
     rounding = ROUNDINGS[bits]
     np.testing.assert_allclose(
-        eight_bits.multiply(rows, one),
+        eight_bits.multiply(rows, kernel[1]),
         rounding(rows) @ rounding(stack[1].reshape(24, 12).T).T,
         atol=2e-5,
     )
+
+
+def test_a_gpu_is_given_rows_of_fp8_and_asked_for_what_the_model_computes_in():
+    rows = jax.ShapeDtypeStruct((32, 64), jnp.bfloat16)
+    kernel = jax.eval_shape(lambda x: eight_bits.to_kernel(x, 1, "fp8")[0], jnp.ones((1, 64, 48)))
+    traced = jax.jit(eight_bits.multiply).trace(rows, kernel)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    (product,) = (line for line in text.splitlines() if "dot_general" in line)
+    assert "contracting_dims = [1] x [1]" in product
+    types = "(tensor<32x64xf8E4M3FN>, tensor<48x64xf8E4M3FN>) -> tensor<32x48xbf16>"
+    assert product.endswith(types), product
 
 
 @pytest.mark.parametrize("bits", ROUNDINGS)
