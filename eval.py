@@ -23,13 +23,22 @@ import sys
 
 from absl import flags
 
-from efficient_lvsm_jax.commands import answer_help, command_line, complete, main_exit
+from efficient_lvsm_jax.commands import (
+    PRODUCTS,
+    answer_help,
+    command_line,
+    complete,
+    main_exit,
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags besides those of all programs."""
     own = {"flag_values": values}
     flags.DEFINE_string("weights", None, "what elvsm.load takes", **own)
+    flags.DEFINE_enum(
+        "products", None, PRODUCTS, "in which layers multiply (default: floats)", **own
+    )
     flags.DEFINE_string("predictions", None, "pictures to score: FOLDER/SCENE/FRAME.png", **own)
     flags.DEFINE_string(
         "predictions-named", "frame", "by target frame, or by order: one each, sorted", **own
@@ -183,11 +192,13 @@ def main() -> None:
     folder = Path(values.workdir) / "evaluation"
     save = values["save-predictions"].value
     if values.predictions:
-        if values.weights or save:
-            raise InputError("--predictions scores given pictures: no --weights, nothing to save")
+        if values.weights or values.products or save:
+            raise InputError(
+                "--predictions scores given pictures: no --weights or --products, nothing to save"
+            )
         source = Predictions(values.predictions, named=values["predictions-named"].value)
     else:
-        source = load_renderer(values.weights or values.workdir)
+        source = load_renderer(values.weights or values.workdir, products=values.products)
         if not (config.evaluation.data or config.data.path or values.weights):
             check_generated(Path(values.workdir))
     options = Options(save, values.restart, values.weights or values.workdir, values.profile)

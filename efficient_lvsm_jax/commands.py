@@ -33,6 +33,7 @@ USED_UP = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
 OUTPUT_CLOSED, INTERRUPTED = 141, 130
 AGAIN = 1.0  # seconds after which Ctrl-C that was lost is repeated
 WIDTH = 100  # columns of what is printed
+PRODUCTS = ("int8", "fp8")  # in which a model's layers may multiply, see `weights.load`
 started_by = ""  # "elvsm VERB", if that runs in this process
 interrupted = threading.Event()  # by Ctrl-C, of which libraries may have made another error
 
@@ -98,6 +99,16 @@ def check_spelling(
         dashed = name.replace("_", "-")
         if name in renamed or (dashed != name and dashed in known):
             raise InputError(f"{name} is now {renamed.get(name, dashed)}")
+
+
+def add_products_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --products, which `weights.load.load_renderer` takes."""
+    parser.add_argument(
+        "--products",
+        choices=PRODUCTS,
+        help="in which layers multiply: int8 takes a quarter of float32's memory and may be "
+        "faster, fp8 is for GPUs that can (default: floats, as the weights say)",
+    )
 
 
 def picture_size(text: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from efficient_lvsm_jax.evaluation import scoring as evaluation
 from efficient_lvsm_jax.evaluation.predictions import Predictions
 from efficient_lvsm_jax.evaluation.results import read_results
 from efficient_lvsm_jax.weights.folder import save_weights
+from efficient_lvsm_jax.weights.scaled import in_eight_bits
 
 GENERATED = {
     "scenes": 6,
@@ -106,6 +107,18 @@ def test_other_weights_are_refused_where_results_are(saved, small_model):
     other = dataclasses.replace(small_model, params=small_model.params | {"head": head})
     with pytest.raises(InputError, match=r"renderer\.weights_sha256 was"):
         evaluate(other, saved[1], save_predictions=True)
+
+
+def test_products_in_eight_bits_are_scored_and_are_part_of_the_protocol(
+    saved, small_model, tmp_path
+):
+    model = in_eight_bits(small_model, "int8")
+    with pytest.raises(InputError, match=r"renderer\.products was None, now is 'int8'"):
+        evaluate(model, saved[1], save_predictions=True)
+    metrics = evaluate(model, tmp_path)
+    assert metrics["protocol"]["renderer"]["products"] == "int8"
+    of_floats = saved[0]["summary"]["psnr"]
+    assert 0 < abs(metrics["summary"]["psnr"] - of_floats) < 0.1
 
 
 def test_pictures_that_a_restart_would_delete_are_refused(saved):

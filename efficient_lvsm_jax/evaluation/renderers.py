@@ -23,6 +23,7 @@ from efficient_lvsm_jax.media.video import write_film
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.sessions.choice import check_paged
 from efficient_lvsm_jax.weights.folder import digest
+from efficient_lvsm_jax.weights.scaled import products_of
 
 
 class ModelRenderer:
@@ -42,7 +43,9 @@ class ModelRenderer:
     def describe(self, scenes: Sequence[str], *, eight_bit: bool) -> dict[str, Any]:
         """What makes the pictures, for the protocol; of any scenes."""
         config = self.model.config
-        read = {} if self.views == "all" else {"views_read": self.views}
+        unusual = {} if self.views == "all" else {"views_read": self.views}
+        if products := products_of(self.model.params):
+            unusual["products"] = products
         return {
             "kind": "model",
             "family": self.model.family,
@@ -51,7 +54,7 @@ class ModelRenderer:
             "ray_dtype": config.ray_dtype,
             "cache": config.cache if self.model.paged else "",
             "levels": "256" if eight_bit else "float32",
-            **read,  # of all views nothing is said: older records stay the same
+            **unusual,  # of what is usual nothing is said: older records stay the same
         }
 
     def beyond_scores(

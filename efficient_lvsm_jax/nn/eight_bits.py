@@ -154,6 +154,11 @@ class Kernel:
     codes: jax.Array
     scale: jax.Array
 
+    @property
+    def bits(self) -> str:
+        """ "int8" or "fp8"."""
+        return "int8" if self.codes.dtype == jnp.int8 else "fp8"
+
     def __getitem__(self, index: Any) -> Kernel:
         """Both at an index, as of an array."""
         return Kernel(self.codes[index], self.scale[index])
@@ -197,15 +202,15 @@ def multiply(rows: jax.Array, kernel: Kernel) -> jax.Array:
     Rows are rounded as the kernel is, each by its largest value. The sums are exact for integers;
     for FP8 they are in the dtype of the rows, added up in float32. Both scales follow.
     """
-    bits = "int8" if kernel.codes.dtype == jnp.int8 else "fp8"
-    return multiply_codes(*codes_of(rows.astype(jnp.float32), bits), kernel, dtype=rows.dtype)
+    codes, scale = codes_of(rows.astype(jnp.float32), kernel.bits)
+    return multiply_codes(codes, scale, kernel, dtype=rows.dtype)
 
 
 def multiply_codes(
     codes: jax.Array, scale: jax.Array, kernel: Kernel, *, dtype: jnp.dtype
 ) -> jax.Array:
     """`multiply` of rows that are codes [..., I] with scales [...], in a dtype."""
-    is_int8 = kernel.codes.dtype == jnp.int8
+    is_int8 = kernel.bits == "int8"
     other = kernel.codes if is_int8 else jax.lax.bitcast_convert_type(kernel.codes, FP8)
     total = jnp.int32 if is_int8 else dtype  # in float32 a GPU would write and read twice as much
     contracted = (((codes.ndim - 1,), (1,)), ((), ()))

@@ -37,6 +37,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"head/kernel$", PartitionSpec("fsdp")),  # [D, P]
     (r"norm/scale$", PartitionSpec()),  # [L, K], [L, D] or [D]
     (r"sparse/(kernel|share)$", PartitionSpec()),  # [L, K, K], [L]
+    (r"kernel/(codes|scale)$", PartitionSpec()),  # [L, O, I], [L, O]; of eight bits, for rendering
     (r"latents$", PartitionSpec(None, "fsdp")),  # [Z, D], of LVSM
     (r"projectors/.*kernel$", PartitionSpec("fsdp")),  # [D, F], of REPA
     (r"projectors/.*bias$", PartitionSpec()),  # [F]

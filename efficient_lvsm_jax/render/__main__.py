@@ -22,7 +22,7 @@ from data_pipeline.read_options import (
     add_read_options,
     check_geometry_options,
 )
-from efficient_lvsm_jax.commands import Parser, main_exit, picture_size
+from efficient_lvsm_jax.commands import Parser, add_products_option, main_exit, picture_size
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.render import FRAMES
 
@@ -173,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how keys and values of the inputs are stored: fp32, bf16, fp8 or int8 (default: as "
         "they are computed)",
     )
+    add_products_option(parser)
     parser.add_argument(
         "--views",
         default="all",

@@ -77,7 +77,9 @@ def make_film(arguments: argparse.Namespace) -> None:
         opened = contextlib.nullcontext(posed)
     else:
         opened = _posed_scene(arguments)
-    model = load_renderer(arguments.weights)  # before cameras are looked for, which may take long
+    model = load_renderer(
+        arguments.weights, products=arguments.products
+    )  # before cameras are looked for, which may take long
     check_paged(model, arguments.views, "--views")
     with opened as scene:
         _make_film(arguments, scene, model)

@@ -21,7 +21,13 @@ from data_pipeline.read_options import (
     add_read_options,
     check_geometry_options,
 )
-from efficient_lvsm_jax.commands import Parser, keep_programs, main_exit, picture_size
+from efficient_lvsm_jax.commands import (
+    Parser,
+    add_products_option,
+    keep_programs,
+    main_exit,
+    picture_size,
+)
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.shipped import CAPTURES
 
@@ -97,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache", metavar="PRECISION", help="of keys and values: fp32, bf16, fp8 or int8"
     )
+    add_products_option(parser)
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0: any free")
     parser.add_argument(
         "--host",

@@ -285,7 +285,7 @@ def view(arguments: argparse.Namespace) -> None:
                 viewer.say("looking through the pictures and loading what finds their cameras")
                 scenes = open_clip(arguments)
             viewer.say("loading the model")
-            model = load_renderer(arguments.weights)
+            model = load_renderer(arguments.weights, products=arguments.products)
             viewer.say("compiling")
             viewer.begin(model, scenes, arguments.scene)
             threading.Event().wait()

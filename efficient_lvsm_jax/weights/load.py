@@ -24,12 +24,17 @@ from efficient_lvsm_jax.weights.source import HUB, fetch
 from efficient_lvsm_jax.weights.workdir import MODEL_FILE, load_workdir
 
 
-def load_renderer(path: str | Path, *, entry: str | None = None) -> Model:
-    """A model that renders views, from what `load` takes.
+def load_renderer(
+    path: str | Path, *, entry: str | None = None, products: str | None = None
+) -> Model:
+    """A model that renders views, from what `load` takes, and arguments as there.
 
     Raises:
       InputError: a model of geometry; or as `load`.
     """
+    if products is not None:
+        check_products(products)
+        return in_eight_bits(load_renderer(path, entry=entry), products)
     model = load(path, entry=entry)
     if isinstance(model, GeometryModel):
         raise InputError(
@@ -76,8 +81,7 @@ def load(
         products of a model of geometry, or that the device cannot make.
     """
     if products is not None:
-        check_products(products)
-        return in_eight_bits(load_renderer(path, entry=entry), products)
+        return load_renderer(path, entry=entry, products=products)
     if str(path).startswith(HUB):
         path = kept(str(path), entry)
         entry = entry if path.is_file() else None  # which a folder was made of

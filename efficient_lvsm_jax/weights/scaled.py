@@ -21,7 +21,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_safetensors
 from efficient_lvsm_jax.files.stored import DTYPES, ScaledTensor, StoredTensor, printable
 from efficient_lvsm_jax.models.model import Model
-from efficient_lvsm_jax.nn.eight_bits import codes_of, fake_kernel, to_kernel
+from efficient_lvsm_jax.nn.eight_bits import Kernel, codes_of, fake_kernel, to_kernel
 from efficient_lvsm_jax.weights.layouts import layout_named
 from efficient_lvsm_jax.weights.table import Places
 
@@ -97,6 +97,12 @@ def in_eight_bits(model: Model, bits: str) -> Model:
     """
     params = _with_kernels(_to_kernel, model.params, model.family, model.config, bits)
     return dataclasses.replace(model, params=params)
+
+
+def products_of(params: dict) -> str:
+    """In how many bits a renderer of these parameters multiplies, or "" if in floats."""
+    kernels = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Kernel))
+    return next((x.bits for x in kernels if isinstance(x, Kernel)), "")
 
 
 _to_kernel = jax.jit(to_kernel, static_argnums=(1, 2))

@@ -96,6 +96,18 @@ def test_export_reads_back_as_what_a_session_renders_along_the_path(capture, wei
     assert np.abs(pictures - 255 * expected).max() < 0.51  # rounded to levels, nothing else
 
 
+def test_products_in_eight_bits_render_nearly_the_same(capture, weights):
+    options = ("--path", "inputs", "--frames", 2, "--count", 2)
+    pictures = []
+    for name, products in {"floats": (), "int8": ("--products", "int8")}.items():
+        render(capture, weights, *options, *products, "--export", capture.parent / name)
+        frames = open_scenes(capture.parent / name)[0].frames
+        pictures.append(np.stack([frame.image() for frame in frames]).astype(int))
+    assert 0 < np.abs(pictures[1] - pictures[0]).max() < 13  # of 255
+    with pytest.raises(InputError, match="cpu does not multiply FP8"):
+        render(capture, weights, *options, "--products", "fp8")
+
+
 def test_a_capture_that_keeps_the_axes_of_opencv_is_read_as_said(capture, weights):
     options = ("--path", "inputs", "--frames", 2, "--count", 2, "--export")
     render(capture, weights, *options, capture.parent / "opengl")

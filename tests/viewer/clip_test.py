@@ -212,7 +212,7 @@ def test_interrupted_in_what_takes_long_it_ends_all_the_same(monkeypatch, interr
     go = threading.Semaphore(0)
     clip = noise_clip(before=lambda: go.acquire(timeout=SECONDS))
     monkeypatch.setattr(server, "open_clip", lambda _: clip)
-    monkeypatch.setattr(server, "load_renderer", lambda _: small_model)
+    monkeypatch.setattr(server, "load_renderer", lambda _, **how: small_model)
     monkeypatch.setattr(worker, "SECONDS", 0.01)
     interrupted()
     go.release(100)
