@@ -14,7 +14,8 @@ first run counts, less what compiling took. Rows:
 
 For CPUs alone. The PyTorch model (tests/peers/efficient_lvsm_torch.py) keeps keys and values, too,
 by concatenation as the published program does; it uses scaled_dot_product_attention under
-inference_mode, and bf16 autocast of float32 weights where its name says so. Ours adds, renders and
+inference_mode, and bf16 autocast of float32 weights or int8 products (quantize_dynamic) where its
+name says so. Ours adds, renders and
 removes through a Session, checks and transfers included. The LVSM models have no cache: they encode
 all views again, and are left out of the long rows with 256 pixels. "More memory" is what a process
 has at its peak above what it had when the run began, which for programs that keep freed memory is
@@ -52,6 +53,7 @@ OURS, TORCH = "ours", "PyTorch"
 DECODER_ONLY, ENCODER_DECODER = "LVSM decoder-only", "LVSM encoder-decoder"
 HALF = ", bf16"  # at the end of a program's name
 SPARSE = ", sparse"  # likewise: a density of 0.3 everywhere, in blocks of 512 queries and 64 keys
+INT8 = ", int8"  # likewise: products of layers, of weights and tokens; all else is float32
 FAMILIES = {
     OURS: "efficient_lvsm",
     DECODER_ONLY: "lvsm_decoder_only",
@@ -62,7 +64,8 @@ SPARSITY = ",".join(f"{place}=0.3:block512x64" for place in ("encoder", "decoder
 # Small pictures make no sense of 3,072 latents, as many as three views of 256 pixels have tokens.
 WITH_DECODER_ONLY = (OURS, TORCH, DECODER_ONLY, OURS + HALF, TORCH + HALF)
 EVERY = (OURS, TORCH, DECODER_ONLY, ENCODER_DECODER, OURS + HALF, TORCH + HALF)
-LARGE = (OURS, OURS + SPARSE, TORCH)
+EIGHT_BITS = (OURS + INT8, TORCH + INT8)
+LARGE = (OURS, OURS + SPARSE, TORCH, OURS + INT8, OURS + SPARSE + INT8, TORCH + INT8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +92,12 @@ Job = tuple[Callable[[], None], Callable[[], None]]
 
 SMALL = 64  # pixels, where the full model is too slow for two cores
 ROWS = (
-    Row("whole", 2, 1, 256, EVERY),
+    Row("whole", 2, 1, 256, EVERY + EIGHT_BITS),
     Row("whole", 2, 3, 256, EVERY),
     Row("whole", 2, 8, 256, EVERY),
     *(Row("add", views, 8, 256, (OURS, TORCH)) for views in (2, 4)),
     Row("add", 8, 8, 256),
-    Row("cached", 2, 1, 256),
+    Row("cached", 2, 1, 256, EFFICIENT + EIGHT_BITS),
     Row("cached", 8, 1, 256),
     Row("remove", 8, 0, 256),
     Row("whole", 2, 1, 512, LARGE),
@@ -116,7 +119,7 @@ def configured(name: str) -> tuple[str, Any]:
     """Family and configuration of a program of JAX."""
     from efficient_lvsm_jax.models.families import configure
 
-    family = FAMILIES[name.removesuffix(HALF).removesuffix(SPARSE)]
+    family = FAMILIES[name.partition(",")[0]]
     settings = {"compute_dtype": "bfloat16" if name.endswith(HALF) else "float32"}
     if SPARSE in name:
         settings["attention_sparsity"] = SPARSITY
@@ -130,10 +133,13 @@ def jax_program(name: str) -> Callable[[dict], dict]:
     from efficient_lvsm_jax import SceneFrame, Session
     from efficient_lvsm_jax.geometry.cameras import Cameras, Views
     from efficient_lvsm_jax.models.model import Model, init_params
+    from efficient_lvsm_jax.weights.scaled import in_eight_bits
 
     family, config = configured(name)
     params = jax.jit(lambda: init_params(family, config, jax.random.key(0)))()
     model = Model(family, config, jax.block_until_ready(params))
+    if name.endswith(INT8):
+        model = in_eight_bits(model, "int8")
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: "backend_compile" in event and compiling.append(seconds)
@@ -184,6 +190,8 @@ def torch_program(name: str) -> Callable[[dict], dict]:
 
     torch.manual_seed(0)
     model = EfficientLVSM().eval()
+    if name.endswith(INT8):
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
 
     def prepare(row: Row) -> Job:
         def tensors(count: int, seed: int) -> list:
@@ -373,12 +381,12 @@ def tables(results: dict) -> None:
     for row in results["rows"]:
         seconds = [turn["seconds"] for turn in row["turns"]]
         median = statistics.median(seconds)
-        half = row["program"].endswith(HALF)
-        rate = rates["bfloat16" if half else "float32"]
-        peer = _median(results, row, TORCH + HALF * half)
+        alike = next((end for end in (HALF, INT8) if row["program"].endswith(end)), "")
+        peer = _median(results, row, TORCH + alike)
         more = max(turn["more_bytes"] for turn in row["turns"]) / 2**20
         ratio = f"{peer / median:.2f}" if peer and row["kind"] != "remove" else ""
-        share = f"{row['flops'] / median / rate:.0%}" if row["flops"] else ""
+        rate = rates.get({HALF: "bfloat16", "": "float32"}.get(alike))
+        share = f"{row['flops'] / median / rate:.0%}" if row["flops"] and rate else ""
         compiled = f"{row['compile_seconds']:.1f}" if "jax" in row["version"] else ""
         print(
             f"| {row['size']} | {row['title']} | {row['program']} | {median:.4g} | "
@@ -426,7 +434,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/rendering"))
     parser.add_argument("--rounds", type=int, default=5)
-    programs = tuple(dict.fromkeys(EVERY + LARGE))
+    programs = tuple(dict.fromkeys(EVERY + EIGHT_BITS + LARGE))
     parser.add_argument("--programs", nargs="+", choices=programs, default=programs)
     parser.add_argument("--rows", default="", help="only those with this in their name")
     parser.add_argument("--profile", type=Path, help="folder for a trace of every row, not timed")
