@@ -40,7 +40,7 @@ from efficient_lvsm_jax.models.families import Family, register
 from efficient_lvsm_jax.nn.layers import Initializer
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.positions import Positions
-from efficient_lvsm_jax.nn.stacks import scan_layers, stack
+from efficient_lvsm_jax.nn.stacks import stack, walk_layers
 
 
 class LastLayerOnly(EfficientLVSM):
@@ -51,8 +51,8 @@ class LastLayerOnly(EfficientLVSM):
     ) -> tuple[Pages, jax.Array | None]:
         """As of the base class; the projections to keys and values stay one per decoder layer."""
         positions = self.positions(views.cameras)
-        x, taps, _ = scan_layers(
-            self.config.remat,
+        x, taps, _ = walk_layers(
+            self.config,
             lambda x, layer: (layer(x, positions and positions.within_views()), None),
             self.input_tokens(views),
             self.encoder,

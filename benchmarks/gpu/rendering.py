@@ -10,14 +10,16 @@ the rows of a session. Rows:
     remove N      one of N views leaves
     session       one picture from a cache of 2, as NumPy array in and out
 
-PyTorch is tests/peers/efficient_lvsm_torch.py under inference_mode and bf16 autocast of float32
-weights, with scaled_dot_product_attention as it chooses and forced to cuDNN; and compiled, where
-shapes are few. LVSM decoder-only is this repository's; without a cache it encodes all views again.
+"Written out" is ours without a loop over layers. PyTorch is tests/peers/efficient_lvsm_torch.py
+under inference_mode and bf16 autocast of float32 weights, with scaled_dot_product_attention as it
+chooses and forced to cuDNN; and compiled, where shapes are few. LVSM decoder-only is this
+repository's; without a cache it encodes all views again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -34,6 +36,7 @@ from efficient_lvsm_jax.nn import cache as pages
 
 SLOTS = 64
 PATCH = 8
+WRITTEN = OURS + ", written out"
 TORCH, TORCH_CUDNN, TORCH_COMPILED = "PyTorch", "PyTorch, cuDNN", "PyTorch, compiled"
 
 
@@ -59,6 +62,8 @@ def rows(context: Context) -> Rows:
 
 def _row(context: Context, row: Row, peer: _Peer | None) -> dict:
     programs = {OURS: program(context, row)}
+    if row.kind in ("whole", "cached"):
+        programs[WRITTEN] = program(context, row, scan_layers=False)
     if peer:
         programs |= peer.programs(row)
     if row.kind == "add":
@@ -77,9 +82,11 @@ def _on_device(tree: object) -> object:
     return jax.block_until_ready(jax.device_put(tree))
 
 
-def program(context: Context, row: Row) -> Callable[[], object]:
+def program(context: Context, row: Row, *, scan_layers: bool = True) -> Callable[[], object]:
     """What a row times of this repository's model."""
     model = context.model()
+    config = dataclasses.replace(model.config, scan_layers=scan_layers)
+    model = dataclasses.replace(model, config=config)
     views = random_views(row.inputs, row.size, 0)
     seen = random_views(max(row.targets, 1), row.size, 1)
     cameras = Cameras(*_on_device((seen.c2w, seen.fxfycxcy)), row.size, row.size)

@@ -51,7 +51,10 @@ def rows(context: Context) -> Rows:
 
 def _right(key_block: int, dtype: str, missing: int) -> dict:
     """Both parts, with so many keys fewer than blocks have; chosen from the same numbers."""
-    shapes = (2, 2, 20 * key_block - 3, HEAD_DIM), *((2, 2, 33 * key_block - missing, HEAD_DIM),) * 2
+    shapes = (
+        (2, 2, 20 * key_block - 3, HEAD_DIM),
+        *((2, 2, 33 * key_block - missing, HEAD_DIM),) * 2,
+    )
     draws = jax.random.split(jax.random.key(0), 3)
     qkv = [jax.random.normal(key, shape, dtype) for key, shape in zip(draws, shapes, strict=True)]
     sparsity = Sparsity(DENSITY, "block", 2 * key_block, key_block)

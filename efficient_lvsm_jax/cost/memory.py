@@ -178,6 +178,8 @@ def activations(
     else:
         # Read off the trace: 6 of D channels and 9 of heads stay in float32, whatever the dtype.
         wide = (6 + 9 * heads) * 4 / config.dtype.itemsize
+        if platform == "gpu" and not config.scan_layers:  # as compiled: most are fused away
+            wide = 6
         with_self_attention = wide + 10 + 2 * config.mlp_ratio
         with_both = with_self_attention + 1  # what one attention more mixes
     pages = 4 if config.remat != "products" else 4 + 3  # what they are made of, before norms

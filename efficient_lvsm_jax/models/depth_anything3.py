@@ -48,7 +48,7 @@ from efficient_lvsm_jax.nn.flops import Flops, linear
 from efficient_lvsm_jax.nn.initial import draw
 from efficient_lvsm_jax.nn.rotary import Rotation, patch_rotation
 from efficient_lvsm_jax.nn.sparse_linear import attend_by
-from efficient_lvsm_jax.nn.stacks import scan_layers
+from efficient_lvsm_jax.nn.stacks import walk_layers
 
 CHOSEN_FROM = 3  # so many views; of fewer the first is the reference
 
@@ -218,8 +218,8 @@ class DepthAnything3(SceneGeometry):
         grid = (config.position_side,) * 2
         x, _ = self.encoder.embed(images.reshape(-1, *images.shape[2:]), grid)
         # The last layer of the encoder sees single views, so they may as well change places after.
-        x, before_last, _ = scan_layers(
-            config.remat,
+        x, before_last, _ = walk_layers(
+            config,
             lambda x, block: (block(x, None), None),
             x,
             self.encoder.blocks,
@@ -251,8 +251,8 @@ class DepthAnything3(SceneGeometry):
         config, width = self.config, self.config.width
         x, reference = self.tokens(images, cameras)
         views = x.shape[1]
-        x, taps, _ = scan_layers(
-            config.remat,
+        x, taps, _ = walk_layers(
+            config,
             self.step(images.shape[2:4]),
             jnp.concatenate([x, x], axis=-1),
             (self.within, self.among),

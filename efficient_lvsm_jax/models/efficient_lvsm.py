@@ -38,7 +38,7 @@ from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.positions import Positions
 from efficient_lvsm_jax.nn.sparse_linear import attend_by
 from efficient_lvsm_jax.nn.sparsity import attention_flops
-from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
+from efficient_lvsm_jax.nn.stacks import INITS, over_views, stack, walk_layers
 
 # Arrays [N, D] of a view in use at the peak of the backward pass, per view of the larger side: one
 # layer's outputs, hidden channels, queries, keys, values and their gradients, and the pictures.
@@ -185,7 +185,7 @@ class EfficientLVSM(ViewModel):
         positions = self.positions(views.cameras)
         stacks = (self.encoder, self.decoder.cross_attention)
         x, depth = self.input_tokens(views), self.config.layers
-        _, taps, cache = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
+        _, taps, cache = walk_layers(self.config, step, x, stacks, layers=depth, taps=layers)
         precision = self.config.cache
         if taps is not None:
             taps = self.row_by_row(taps, *views.image.shape[2:4])
@@ -221,7 +221,7 @@ class EfficientLVSM(ViewModel):
 
         x, depth = self.target_tokens(cameras), self.config.layers
         stacks = (self.decoder, jnp.arange(depth), scanned)
-        x, taps, _ = scan_layers(self.config.remat, step, x, stacks, layers=depth, taps=layers)
+        x, taps, _ = walk_layers(self.config, step, x, stacks, layers=depth, taps=layers)
         if taps is not None:
             taps = self.row_by_row(taps, cameras.height, cameras.width)
         return self.pictures(x, cameras), taps

@@ -33,7 +33,7 @@ from efficient_lvsm_jax.models.view_synthesis import (
 from efficient_lvsm_jax.nn.flops import Flops, projections
 from efficient_lvsm_jax.nn.layers import LayerNorm
 from efficient_lvsm_jax.nn.positions import Positions
-from efficient_lvsm_jax.nn.stacks import INITS, over_views, scan_layers, stack
+from efficient_lvsm_jax.nn.stacks import INITS, over_views, stack, walk_layers
 from efficient_lvsm_jax.parallel.sharding import views_are_spread
 
 LATENT_STD = 0.02
@@ -174,7 +174,7 @@ class LVSM(ViewModel):
         def step(x: jax.Array, layer: SelfAttentionLayer) -> tuple[jax.Array, None]:
             return over_views(layer, x, positions, view_axes=1), None
 
-        return scan_layers(self.config.remat, step, x, stacked, layers=layers)[0]
+        return walk_layers(self.config, step, x, stacked, layers=layers)[0]
 
     def _all_input_tokens(self, views: Views) -> jax.Array:
         """Input views [B, V, …] to one sequence of tokens [B, V·N, D]."""

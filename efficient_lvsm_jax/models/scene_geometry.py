@@ -63,6 +63,7 @@ class GeometryConfig(Settings):
         norms, softmax and heads stay float32.
       remat: as `view_synthesis.ModelConfig` says, "products" being "attention" here; with any but
         "none", heads keep nothing of large pictures.
+      scan_layers: as `view_synthesis.ModelConfig` says, of rounds and Depth Anything 3's encoder.
       attention_sparsity: where attention is sparse, and how, see `nn.sparsity.placed`, of
         `places`, as in "frame=0.3,global=0.3"; each then has a projection P of its own. Of the
         frames in a memory blocks alone can be chosen, and no block has tokens of two frames.
@@ -87,6 +88,7 @@ class GeometryConfig(Settings):
     attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     remat: str = setting("none", choices=REMAT_POLICIES)
+    scan_layers: bool = True
     attention_sparsity: str = ""
 
     def __post_init__(self):

@@ -42,7 +42,7 @@ from efficient_lvsm_jax.nn.flops import Flops, layer, linear, scores
 from efficient_lvsm_jax.nn.initial import begin_alike, draw
 from efficient_lvsm_jax.nn.paged import PRECISIONS, Pages
 from efficient_lvsm_jax.nn.rotary import patch_rotation
-from efficient_lvsm_jax.nn.stacks import scan_layers
+from efficient_lvsm_jax.nn.stacks import walk_layers
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
@@ -348,8 +348,8 @@ class VGGT(SceneGeometry):
         pages = None if memory is None else memory.tokens
         start = jnp.concatenate([x, x], axis=-1), pages
         stacks = (self.within, self.among, jnp.arange(config.layers))
-        (x, pages), taps, _ = scan_layers(
-            config.remat,
+        (x, pages), taps, _ = walk_layers(
+            config,
             step,
             start,
             stacks,

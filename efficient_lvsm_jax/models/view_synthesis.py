@@ -74,6 +74,8 @@ class ModelConfig(Settings):
       remat: what training keeps for the backward pass: "none" (everything), "products" (what
         attention and projections return; norms, GELU and sums are computed again), "attention"
         (only attention outputs) or "full" (only layer inputs).
+      scan_layers: layers are one loop of a program, which compiles fast. False writes them out: the
+        same numbers, several times as long to compile, and nothing is copied between layers.
     """
 
     group = "model"
@@ -98,6 +100,7 @@ class ModelConfig(Settings):
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     attention: str = setting("auto", choices=("auto", *IMPLEMENTATIONS))
     remat: str = setting("none", choices=REMAT_POLICIES)
+    scan_layers: bool = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -6,6 +6,7 @@ Axes: B scene, V input view, T target view, N patch token, D width, L layer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +47,20 @@ def stack(layer: Callable[..., nnx.Module], layers: int, init: str, rngs: nnx.Rn
     return jax.vmap(one)(jax.random.split(rngs.params(), layers), depth_std)
 
 
-def scan_layers(
-    remat: str,
+class Walk(Protocol):
+    """How layers are walked: attributes of a model's configuration.
+
+    Attributes:
+      remat: what is kept for the backward pass, one of REMAT_POLICIES.
+      scan_layers: whether layers are a loop in the compiled program, or written out.
+    """
+
+    remat: str
+    scan_layers: bool
+
+
+def walk_layers(
+    how: Walk,
     step: Callable[[object, object], tuple[object, object]],
     x: object,
     stacks: object,
@@ -56,10 +69,10 @@ def scan_layers(
     taps: tuple[int, ...] = (),
     tap: Callable[[object], jax.Array] = lambda x: x,
 ) -> tuple[object, jax.Array | None, object]:
-    """`step(x, layer)` along stacks of layers, rematerialised as one of REMAT_POLICIES says.
+    """`step(x, layer)` along stacks of layers.
 
     Args:
-      remat: what is kept for the backward pass.
+      how: the model's configuration.
       step: gives the next x and what else of this layer is wanted.
       x: the first one, an array or a tree of them.
       stacks: modules or arrays with a leading axis L.
@@ -78,8 +91,10 @@ def scan_layers(
             f"taps at layers {list(taps)}: expected distinct numbers from 1 to {layers}, the "
             "layers of this model"
         )
-    if remat != "none" and not is_watched():
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    if how.remat != "none" and not is_watched():
+        # A loop cannot share anything between its passes anyway.
+        policy = REMAT_POLICIES[how.remat]
+        step = jax.checkpoint(step, policy=policy, prevent_cse=not how.scan_layers)
     # One slot for each tap and one more, which every other layer overwrites.
     slots = np.full(layers, len(taps))
     slots[np.array(taps, int) - 1] = np.arange(len(taps))
@@ -93,7 +108,7 @@ def scan_layers(
             tapped = jax.lax.dynamic_update_index_in_dim(tapped, tap(x), xs[0], axis=0)
         return (x, tapped), outputs
 
-    (x, tapped), outputs = scan(one, (x, tapped), (slots, stacks))
+    (x, tapped), outputs = scan(one, (x, tapped), (slots, stacks), unroll=not how.scan_layers)
     return x, None if tapped is None else tapped[:-1], outputs
 
 

@@ -43,17 +43,17 @@ def watched() -> Iterator[Shown]:
         _shown.reset(token)
 
 
-def scan(step: Callable, start: Any, xs: Any) -> tuple[Any, Any]:
+def scan(step: Callable, start: Any, xs: Any, *, unroll: bool = False) -> tuple[Any, Any]:
     """`jax.lax.scan`; what its steps show is shown once, stacked along a first axis."""
     if not is_watched():
-        return jax.lax.scan(step, start, xs)
+        return jax.lax.scan(step, start, xs, unroll=unroll)
 
     def one(carry: Any, x: Any) -> tuple[Any, tuple]:
         with watched() as shown:
             carry, outputs = step(carry, x)
         return carry, (outputs, shown)
 
-    end, (outputs, shown) = jax.lax.scan(one, start, xs)
+    end, (outputs, shown) = jax.lax.scan(one, start, xs, unroll=unroll)
     for name, values in shown.items():
         for value in values:
             show(name, value)

@@ -79,6 +79,15 @@ def test_the_published_model_on_a_tpu_is_within_a_quarter_of_what_was_compiled(c
     assert 0.95 < guess.total / 2**20 / COMPILED_FOR_TPU[case] < 1.25
 
 
+@pytest.mark.parametrize(("scenes", "mib"), [(8, 28347), (16, 56305)])
+def test_layers_written_out_for_a_gpu_keep_half(scenes, mib):
+    batch = dataclasses.replace(POD_BATCH, batch_size=scenes)
+    model = with_model(remat="none", scan_layers=False)
+    guess = of(model, batch, {"data": 1, "fsdp": 1}, "gpu").bytes
+    within = sum(guess[kind] for kind in ("gradients", "kept for the backward pass"))
+    assert 0.95 < (within + guess["in use at once"]) / 2**20 / mib < 1.25
+
+
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [

@@ -227,6 +227,19 @@ def test_training_with_attention_outputs_kept_calls_no_cudnn_kernel_twice(
     assert cudnn_calls(text) == expected
 
 
+@pytest.mark.parametrize("loop", [True, False])
+def test_layers_that_are_written_out_leave_no_loop(cuda, loop):
+    config = dataclasses.replace(SMALL_BUT_OF_THE_PUBLISHED_HEAD_DIM, scan_layers=loop)
+    views = random_views(2, size=(32, 32))
+
+    def loss(params):
+        module = bind(FAMILY, config, params)
+        return jnp.mean(module.decode(module.encode(views), views.cameras))
+
+    text = lowered_for_cuda(jax.grad(loss), abstract_params(FAMILY, config))
+    assert ("stablehlo.while" in text) == loop
+
+
 @pytest.mark.parametrize(
     ("platform", "dtype", "head_dim", "expected"),
     [
