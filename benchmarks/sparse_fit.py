@@ -18,13 +18,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from efficient_lvsm_jax.compress.scenes import ViewsOf, drawn
 from efficient_lvsm_jax.compress.sparse_model import (
     FITTED,
     NOTHING,
     RANDOM,
     Fitted,
-    ViewsOf,
-    drawn,
     made_sparse,
 )
 from efficient_lvsm_jax.files.writing import json_safe, write_json

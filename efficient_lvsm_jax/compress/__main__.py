@@ -107,13 +107,13 @@ def _add_sparsity(parser: Parser) -> None:
 
 def _scenes(arguments: argparse.Namespace, model: Any) -> Any:
     from data_pipeline.formats import open_scenes
-    from efficient_lvsm_jax.compress import sparse_model
+    from efficient_lvsm_jax.compress import scenes
 
-    views = sparse_model.ViewsOf.of(model, arguments.inputs, arguments.targets, arguments.size)
+    views = scenes.ViewsOf.of(model, arguments.inputs, arguments.targets, arguments.size)
     if arguments.generated:
-        return sparse_model.drawn(arguments.generated, views)
+        return scenes.drawn(arguments.generated, views)
     options, form = read_options(arguments)
-    return sparse_model.split_of(open_scenes(arguments.data, options, format=form), views)
+    return scenes.split_of(open_scenes(arguments.data, options, format=form), views)
 
 
 def _make_sparse(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from data_pipeline.evaluation.scenes import EvaluationScenes, Preparation, held_out_views
-from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
-from data_pipeline.scenes import Scenes, scene_of_arrays
+from data_pipeline.evaluation.scenes import EvaluationScenes
 from efficient_lvsm_jax.compress.distill import distilled
 from efficient_lvsm_jax.compress.fit import (
     AtRandom,
@@ -31,10 +29,11 @@ from efficient_lvsm_jax.compress.fit import (
     unfitted,
 )
 from efficient_lvsm_jax.compress.passes import Batch, batch_of, kind_of, score_lines, scored
+from efficient_lvsm_jax.compress.scenes import Split
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import json_safe, reporting_writes, write_json
 from efficient_lvsm_jax.models.geometry_model import GeometryModel
-from efficient_lvsm_jax.models.model import USUAL_SIZE, Model, bind
+from efficient_lvsm_jax.models.model import Model, bind
 from efficient_lvsm_jax.weights.folder import SIZES, save_weights
 from efficient_lvsm_jax.weights.published import unshown
 
@@ -42,71 +41,7 @@ REPORT = "compress.json"  # in the folder of the weights
 # What a fit may be; the last is fitted as well, but any blocks are chosen.
 NOTHING, FITTED, BY_HEAD, DISTILLED = "P = 0", "fitted", "fitted, by head", "distilled"
 RANDOM = "random blocks"
-HELD_OUT_EVERY = 4  # scenes: one of so many is never fitted on
 PARTS = 4  # of the scenes that are fitted on; on each a fit to the others is looked at
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Scenes to fit on, and others to look at what became of it; each is read when it is used."""
-
-    fitted: EvaluationScenes
-    held_out: EvaluationScenes
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewsOf:
-    """What is taken of a scene: so many inputs and targets, prepared for a model."""
-
-    inputs: int
-    targets: int
-    prepare: Preparation
-
-    @classmethod
-    def of(
-        cls, model: Model | GeometryModel, inputs: int, targets: int, size: int | None
-    ) -> ViewsOf:
-        """Square pictures of `size` pixels a side; None: as the model was trained on."""
-        patch = model.config.patch
-        known = size or min((model.trained_sizes or [USUAL_SIZE])[0]) // patch * patch
-        if inputs < 1 or targets < 1 or known % patch:
-            raise InputError(
-                f"{inputs} inputs and {targets} targets of {known} pixels: expected at least one "
-                f"of each, and a multiple of the model's patch size {patch}"
-            )
-        return cls(inputs, targets, Preparation(known, patch))
-
-    def some(self, scenes: Scenes, which: Sequence[int]) -> EvaluationScenes:
-        """Some scenes of a data set."""
-        counts = {"num_inputs": self.inputs, "num_targets": self.targets}
-        every = held_out_views(scenes, **counts, prepare=self.prepare)
-        names = [scenes.names[index] for index in which]
-        return EvaluationScenes(names, lambda index: every[which[index]])
-
-
-def split_of(scenes: Scenes, views: ViewsOf) -> Split:
-    """Every fourth scene is held out, the last of fewer."""
-    count = len(scenes)
-    held_out = range(min(count, HELD_OUT_EVERY) - 1, count, HELD_OUT_EVERY)
-    rest = [index for index in range(count) if index not in held_out]
-    return Split(views.some(scenes, rest), views.some(scenes, held_out))
-
-
-def drawn(count: int, views: ViewsOf, seed: int = 0) -> Split:
-    """Rooms of the training split, and for four of them one that training never sees."""
-    recipe = SceneRecipe(size=views.prepare.size, views=max(8, views.inputs + views.targets))
-
-    def rooms(split: str, count: int) -> EvaluationScenes:
-        source = ProceduralScenes(count, seed=seed, split=split, recipe=recipe)
-
-        def scene(index: int) -> Any:
-            arrays = dict(source[index])
-            return scene_of_arrays(arrays.pop("scene"), **arrays)
-
-        names = [source[index]["scene"] for index in range(count)]
-        return views.some(Scenes("generated rooms", Path(split), names, scene), range(count))
-
-    return Split(rooms("train", count), rooms("heldout", -(-count // HELD_OUT_EVERY)))
 
 
 def sparsity_of(model: Model | GeometryModel, text: str | None, density: float | None) -> str:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from efficient_lvsm_jax.compress.distill import distilled
 from efficient_lvsm_jax.compress.passes import RENDERING, Batch, scored
-from efficient_lvsm_jax.compress.sparse_model import Split
+from efficient_lvsm_jax.compress.scenes import Split
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.models.model import Model, bind
 from efficient_lvsm_jax.training.distillation import OPTIMIZER
