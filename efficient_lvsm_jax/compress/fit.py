@@ -176,7 +176,7 @@ class AtRandom(Instead):
         pages = dataclasses.replace(pages, digest=None)
         count = self.sparsity.kept(blocks)
         mixed = attend_to_chosen(q[..., None, :], pages, order[..., :count], count, size)
-        return mixed[..., 0, :], linear
+        return mixed[..., 0, :].astype(jnp.float32), linear
 
 
 CHOSEN = (SparseLinear, AtRandom)

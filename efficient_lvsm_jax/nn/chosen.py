@@ -14,11 +14,13 @@ import logging
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn import attention, kernels
 from efficient_lvsm_jax.nn.chosen_kernels import by_cudnn, by_splash
 from efficient_lvsm_jax.nn.chosen_loops import gathered
+from efficient_lvsm_jax.nn.kernels import SAVED_NAME
 from efficient_lvsm_jax.nn.paged import Pages
 from efficient_lvsm_jax.nn.sparsity import Sparsity
 
@@ -110,7 +112,9 @@ def attend_to_chosen(
       implementation: as `choose` gives it. "splash" and "cudnn" know no `log_size`.
 
     Returns:
-      As q, float32. With nothing to attend to: NaN.
+      As q. With nothing to attend to: NaN.
     """
     attention_by = {"gather": gathered, "splash": by_splash, "cudnn": by_cudnn}[implementation]
-    return attention_by(q, pages, index, count, size)
+    mixed = attention_by(q, pages, index, count, size).astype(q.dtype)
+    # What cuDNN gives is kept as it is, see `kernels.saves`.
+    return mixed if implementation == "cudnn" else checkpoint_name(mixed, SAVED_NAME)

@@ -198,7 +198,7 @@ def _some_at_a_time(function: Callable, at_once: int, q: jax.Array, index: jax.A
       index: [B, H, I, C].
 
     Returns:
-      As q, float32.
+      As q.
     """
 
     def some(blocks: tuple) -> jax.Array:
@@ -207,4 +207,4 @@ def _some_at_a_time(function: Callable, at_once: int, q: jax.Array, index: jax.A
     rows = (x.reshape(-1, *x.shape[2:]) for x in (q, index))
     mixed = jax.lax.map(some, tuple(in_blocks(jnp.moveaxis(x, 1, 0), at_once) for x in rows))
     mixed = mixed.reshape(-1, *mixed.shape[2:])[: q.shape[2]]
-    return jnp.moveaxis(mixed, 1, 0).reshape(q.shape).astype(jnp.float32)
+    return jnp.moveaxis(mixed, 1, 0).reshape(q.shape)

@@ -118,4 +118,4 @@ def gathered(
     # A CPU is fastest with a head at a time, as in `nn.paged`; others have them all at once.
     each = jax.lax.map if sharding.platform() == "cpu" else lambda f, rows: jax.vmap(f)(rows)
     mixed = each(one_row, jnp.arange(batch * heads))
-    return mixed.reshape(q.shape).astype(jnp.float32)
+    return mixed.reshape(q.shape)

@@ -140,7 +140,6 @@ class SparseLinear(nnx.Module):
     ) -> jax.Array:
         """As `attend_by`, however few the keys are; in the dtype of q."""
         sparse, linear = self.branches(q, pages, targets=targets, implementation=implementation)
-        sparse = checkpoint_name(sparse.astype(q.dtype), SAVED_NAME)
         kernel = from_bits(self.kernel[...]).astype(jnp.float32)
         mapped = self.product("BHQK,KC->BHQC", linear, kernel)
         return (self.share[...] * sparse + mapped).astype(q.dtype)
@@ -355,7 +354,7 @@ def _of_pages(
     )
     mixed = mixed.reshape(*by_target.shape[:3], -1, head_dim)[:, :, :, : by_target.shape[3]]
     linear = digest.total(used).read(q, sparsity)
-    return mixed.reshape(q.shape), linear
+    return mixed.reshape(q.shape).astype(jnp.float32), linear
 
 
 def _by_mask(
@@ -402,6 +401,7 @@ def _by_blocks(
 
     if sparsity.by == "token":
         sparse = each(lambda x: _of_chosen_tokens(x, k, v, sparsity, counts), q_blocks)
+        sparse = checkpoint_name(sparse.astype(q.dtype), SAVED_NAME).astype(jnp.float32)
         return sparse, KeySums.of(k, v, sparsity, counts).read(q, sparsity)
 
     block_scores = _block_scores(q, k, sparsity, counts)
@@ -411,11 +411,10 @@ def _by_blocks(
     if valid is not None:
         sizes = jnp.broadcast_to(jnp.where(counts, 0.0, -jnp.inf), k.shape[:-1])
         pages = dataclasses.replace(pages, log_size=sizes[:, :, None])
-    sparse = whole(
-        attend_to_chosen(
-            q_blocks, pages, index, count, sparsity.key_block, implementation=implementation
-        )
+    sparse = attend_to_chosen(
+        q_blocks, pages, index, count, sparsity.key_block, implementation=implementation
     )
+    sparse = whole(sparse).astype(jnp.float32)
     if sparsity.by == "block":
         return sparse, KeySums.of(k, v, sparsity, counts).read(q, sparsity)
     marginal = (_classes(block_scores, sparsity) == MARGINAL).astype(jnp.float32)
