@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 COUNT = 60  # frames, if not told
 LOOK = 160  # pixels of the long side at which frames are judged
-ABOUT = 0.9  # of the frames that its length and rate promise
+ABOUT = 0.9  # of its length, or of the frames that this and its rate promise
 STILL = 1e-4  # of the long side, that are no motion from one frame to the next
 
 
@@ -127,7 +127,7 @@ def _judged(path: Path) -> Judged:
 def _decoded(path: Path, what: str | None) -> Iterator:
     """PyAV's frames of the first video stream, up to the first that is damaged.
 
-    `what` is done with them, if how far that is shall be said.
+    `what` is done with them, if how far that is shall be said. InputError of what is no video.
     """
     try:
         import av
@@ -145,7 +145,7 @@ def _decoded(path: Path, what: str | None) -> Iterator:
             raise InputError(f"{path}: has no video, only {len(file.streams)} other stream(s)")
         stream = file.streams.video[0]
         stream.thread_type = "AUTO"
-        count, damage = 0, ""
+        count, damage, start, end = 0, "", None, 0.0
         # Not all containers say how many there are; then about so many.
         seconds, rate = (file.duration or 0) / av.time_base, float(stream.average_rate or 0)
         total = stream.frames or max(1, round(seconds * rate))
@@ -154,10 +154,19 @@ def _decoded(path: Path, what: str | None) -> Iterator:
                 for frame in file.decode(stream):
                     yield frame
                     count += 1
+                    start = (frame.time or 0.0) if start is None else start
+                    end = (frame.time or 0.0) - start + float(frame.duration * frame.time_base)
                     progress.advance()
             except av.error.FFmpegError as error:
                 damage = f" ({first_line(error)})"
-        if damage or count < (stream.frames or ABOUT * total):
+        if file.format.name == "gif" and not seconds and count < stream.frames:
+            raise InputError(
+                f"{path}: its {stream.frames} frames have no durations, and FFmpeg takes them for "
+                "one; save it again with a duration, such as 100 ms, or as a video"
+            )
+        # A rate is of most frames: a film that stands still for a while has fewer, up to its end.
+        short = count < ABOUT * total and end < ABOUT * seconds
+        if damage or (count < stream.frames if stream.frames else short):
             of = f" of {stream.frames}" if stream.frames else f" of about {total}"
             log.warning(
                 "%s: damaged or cut off after frame %d%s%s; going on with those before",

@@ -6,6 +6,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipeline.unposed.film import choose_frames, read_frames
 from efficient_lvsm_jax.errors import InputError
@@ -21,7 +22,7 @@ def pan(lefts):
     return [np.ascontiguousarray(PLACE[:, left : left + WIDTH]) for left in lefts]
 
 
-def write(path, pictures, *, codec="libx264", turn=0):
+def write(path, pictures, *, codec="libx264", turn=0, times=None):
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=Fraction(10))
         stream.height, stream.width = pictures[0].shape[:2]
@@ -30,8 +31,11 @@ def write(path, pictures, *, codec="libx264", turn=0):
             stream.options = {"crf": "4", "g": "1", "bf": "0"}
         if turn:
             stream.set_display_rotation(turn)
-        for picture in pictures:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 10)
+            file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path
 
@@ -100,6 +104,23 @@ def test_a_film_that_counts_no_frames_is_known_to_be_cut_off_by_its_length(tmp_p
     assert 5 < len(choose_frames(film)[0]) < 16
     assert "film.mkv: damaged or cut off after frame" in caplog.text
     assert "of about 20;" in caplog.text
+
+
+@pytest.mark.parametrize("times", [[0, 300], [*range(9), 300], [0, *range(300, 309)]])
+def test_a_film_that_stands_still_for_a_while_is_not_cut_off(tmp_path, caplog, times):
+    film = write(tmp_path / "film.mkv", pan(range(len(times))), times=times)
+    assert choose_frames(film)[0] == [*range(len(times))] and not caplog.records
+
+
+def test_a_gif_is_whole_or_says_that_it_lacks_durations(tmp_path, caplog):
+    film, pictures = tmp_path / "pan.gif", [Image.fromarray(each) for each in pan([0, 3, 6])]
+    for count, times in ((1, {}), (1, {"duration": 3000}), (3, {"duration": 100})):
+        pictures[0].save(film, save_all=True, append_images=pictures[1:count], **times)
+        assert choose_frames(film)[0] == [*range(count)] and not caplog.records
+    pictures[0].save(film, save_all=True, append_images=pictures[1:])
+    with pytest.raises(InputError, match=r"pan.gif: its 3 frames have no durations"):
+        choose_frames(film)
+    assert not caplog.records
 
 
 def test_frames_that_change_their_size_are_refused(tmp_path):
