@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def usage() -> str:
 
 def main() -> None:
     """Starts the verb's program in this process."""
+    # Until `main_exit` takes over: what is imported before would answer Ctrl-C with a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help", "help"):
         print(usage())

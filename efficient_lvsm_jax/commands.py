@@ -348,7 +348,7 @@ def main_exit(main: Callable[[], int | None]) -> None:
     Warnings of the library become lines on stderr, each said once.
     """
     sys.unraisablehook = _say_unraisable
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, _interrupt)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:

@@ -1,5 +1,7 @@
 """The one command: its verbs, their help, and what it loads."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,21 @@ def test_an_unknown_verb_names_the_nearest():
     ended = run("rendr")
     assert ended.returncode == 2
     assert "did you mean render?" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_ctrl_c_while_the_first_libraries_load_is_no_traceback(tmp_path):
+    slow = "import threading\nprint('begun', flush=True)\nthreading.Event().wait()\n"
+    (tmp_path / "absl.py").write_text(slow)
+    told = {"env": os.environ | {"PYTHONPATH": str(tmp_path)}, "cwd": ROOT, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*COMMAND, "inspect", "nowhere"], **told, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (-signal.SIGINT, "")
 
 
 @pytest.mark.parametrize("verb", elvsm.VERBS)
