@@ -99,8 +99,12 @@ def see(
         same arguments left it; others have nothing to keep.
 
     Raises:
-      InputError: pictures of more than one shape; cameras that cannot be, as of damaged weights.
+      InputError: pictures of more than one shape, or too narrow, before any is seen; cameras that
+        cannot be, as of damaged weights.
     """
+    if remember is not None and not model.config.causal:
+        raise InputError(f"{model.family} sees all pictures at once, and remembers none")
+    _check_shapes(model, photos, side)
     if model.config.causal:
         options = {"capacity": remember or photos.count, "when_full": "window"}
         kept = None if keep is None else KeptStream(keep, model, **options)
@@ -111,32 +115,52 @@ def see(
                 if number < done:
                     yield SeenFrame(photo, **kept.said(number))
                     continue
-                try:
-                    geometry = stream.observe(fitted(model, photo.image, side))
-                except InputError as error:
-                    raise InputError(f"{photo.name} of {photos.name}: {error}") from error
+                geometry = stream.observe(fitted(model, photo.image, side))
                 seen = seen_frame(model, photo, geometry)
                 if kept is not None:
                     kept.keep({name: x for name, x in vars(seen).items() if name != "photo"})
                 yield seen
                 progress.advance()
         return
-    if remember is not None:
-        raise InputError(f"{model.family} sees all pictures at once, and remembers none")
     together = list(photos)
     pictures = [fitted(model, photo.image, side) for photo in together]
-    for photo, picture in zip(together, pictures, strict=True):
-        if picture.shape != pictures[0].shape:
-            raise InputError(
-                f"{photo.name} of {photos.name}: {_shape(photo.image)}, {together[0].name} is "
-                f"{_shape(together[0].image)} (width x height): expected pictures of one shape; "
-                "crop them, or take those of one orientation"
-            )
     _, geometry = model.observe(None, np.stack(pictures)[None].astype(np.float32) / 255)
     for index, photo in enumerate(together):
         parts = geometry.cameras, geometry.depth, geometry.depth_confidence
         cameras, depth, confidence = jax.tree.map(lambda x, r=index: x[0, r], parts)
         yield seen_frame(model, photo, Geometry(cameras, None, depth, confidence))
+
+
+def _check_shapes(model: GeometryModel, photos: Photos, side: int | None) -> None:
+    """Raises an InputError that names the first picture that the network cannot see with others."""
+    from data_pipeline.formats.depth_maps import MOST_STRETCH
+
+    sizes: dict[tuple[int, ...], tuple[int, ...]] = {}  # of the network's copy by the picture's
+    first = None
+    for photo in photos:
+        shape, first = photo.image.shape, first or photo
+        if shape not in sizes:
+            try:
+                sizes[shape] = fitted(model, photo.image, side).shape
+            except InputError as error:
+                raise InputError(f"{photo.name} of {photos.name}: {error}") from error
+            rows, columns, _ = sizes[shape]
+            stretch = rows * shape[1] / (columns * shape[0])
+            if max(stretch, 1 / stretch) > MOST_STRETCH:
+                raise InputError(
+                    f"{photo.name} of {photos.name}: {_shape(photo.image)} (width x height) is "
+                    f"{columns}x{rows} in whole patches, another shape by more than "
+                    f"{MOST_STRETCH - 1:.0%}; crop it to one less narrow, or let a larger size be "
+                    "seen (--size)"
+                )
+        if sizes[shape] != sizes[first.image.shape]:
+            raise InputError(
+                f"{photo.name} of {photos.name}: {_shape(photo.image)}, {first.name} is "
+                f"{_shape(first.image)} (width x height): expected pictures of one shape; "
+                "crop them, or take those of one orientation"
+            )
+        if photos.film:  # whose frames have one size
+            return
 
 
 def fitted(model: GeometryModel, picture: np.ndarray, side: int | None = None) -> np.ndarray:

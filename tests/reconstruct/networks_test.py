@@ -21,6 +21,7 @@ from data_pipeline.unposed.photos import Photo
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.geometry.cameras import Cameras
 from efficient_lvsm_jax.geometry.pose_encoding import LEAST_TANGENT
+from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.scene_geometry import Geometry
 from efficient_lvsm_jax.reconstruct.__main__ import main
 from efficient_lvsm_jax.reconstruct.unfinished import unfinished
@@ -164,7 +165,7 @@ def test_what_a_stream_cannot_use_leaves_nothing_behind(photos, tmp_path, turned
     model = seeing_wide()
     nothing = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), model.params)
     for name, params, source, words in (
-        ("sound", model.params, turned, "b.jpg of .*: frame of 56x42 in a stream of 42x56"),
+        ("sound", model.params, turned, "b.jpg of .*: 90x120, a.jpg is 120x90 .*one shape"),
         ("nan", nothing, photos, r"a.jpg: what vggt says of it: not finite \(NaN\)"),
     ):
         folder = weights(tmp_path / name, dataclasses.replace(model, params=params))
@@ -184,6 +185,27 @@ def test_a_network_of_clips_writes_the_same_and_refuses_turned_pictures(photos, 
     with pytest.raises(InputError, match="sees all pictures at once, and remembers none"):
         run(photos, tmp_path / "other", *options, "--remember", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_has_no_shape_for_a_network_is_said_before_anything_is_seen(
+    photos, tmp_path, monkeypatch, turned
+):
+    def observe(*_):
+        raise AssertionError("a picture was seen")
+
+    monkeypatch.setattr(GeometryModel, "observe", observe)
+    narrow = tmp_path / "narrow"
+    narrow.mkdir()
+    for file in photos.iterdir():
+        Image.open(file).resize((1000, 16)).save(narrow / file.name)
+    stream = weights(tmp_path / "weights", seeing_wide())
+    for source, words in (
+        (turned, "b.jpg of .*: 90x120, a.jpg is 120x90 .*one shape"),
+        (narrow, "a.jpg of .*(1000x16 .* is 504x14 in whole patches.*crop it|16x1000.*crop it)"),
+    ):
+        for method, model in (("depth_anything3", SMALL_DA3), ("stream_vggt", stream)):
+            with pytest.raises(InputError, match=words):
+                run(source, tmp_path / "out", "--with", method, "--weights", model)
 
 
 def test_photos_that_a_network_sees_enlarged_have_depth_of_their_own_size(photos, tmp_path):
