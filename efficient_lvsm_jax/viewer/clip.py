@@ -23,14 +23,24 @@ class Clip:
     Attributes:
       name: of the clip.
       count: frames that it should have.
+      together: none is known before all are seen, as whoever sees them takes them as a whole.
       keyframes, chosen: of those seen so far.
       seen: how many were.
       over: no more will be.
     """
 
-    def __init__(self, name: str, count: int, frames: Iterator[SeenFrame], *, most: int):
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        frames: Iterator[SeenFrame],
+        *,
+        most: int,
+        together: bool = False,
+    ):
         """`most` is how many keyframes are enough."""
-        self.name, self.count, self.keyframes = name, count, Keyframes()
+        self.name, self.count, self.together = name, count, together
+        self.keyframes = Keyframes()
         self.chosen: list[SeenFrame] = []
         self.seen, self.over = 0, False
         self._frames, self._most = frames, most
@@ -98,5 +108,11 @@ def open_clip(arguments: argparse.Namespace) -> Clip:
             f"{arguments.capture} OUT --with colmap, then elvsm view OUT"
         )
     photos = open_photos(arguments.capture, every=arguments.every, scene=arguments.scene)
-    frames = see(load_geometry(arguments.geometry), photos)
-    return Clip(Path(arguments.capture).stem, photos.count, frames, most=arguments.photos)
+    model = load_geometry(arguments.geometry)
+    return Clip(
+        Path(arguments.capture).stem,
+        photos.count,
+        see(model, photos),
+        most=arguments.photos,
+        together=not model.config.causal,
+    )

@@ -99,7 +99,8 @@ class Viewer:
             settings = self._settings
             Session(model, size=settings.size, precision=settings.precision)  # or it says why not
             self.clip, self.names = scenes, (scenes.name,)
-            self.say("looking for where they were taken")
+            together = "this model sees all at once, and shows nothing before"
+            self.say(together if scenes.together else "looking for where they were taken")
             self.worker.show(CLIP, self._read)
             return
         self.names = scenes.names

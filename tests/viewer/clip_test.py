@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("viser", reason="the extra [viewer] is not installed")
 from noise_capture import DEPTH, SIZE, noise_clip, noise_scene
 from PIL import Image
+from small_depth_anything3 import FILE as SMALL_DA3
 from small_vggt import seeing_wide
 
 from efficient_lvsm_jax import InputError, SceneFrame, Session
@@ -90,11 +91,18 @@ def test_points_lie_in_the_scene_frame_where_the_frames_saw_them(viewing):
         np.testing.assert_array_equal(seen, cloud.colours)
 
 
-def test_it_is_said_what_the_first_picture_waits_for(monkeypatch, viewing):
+@pytest.mark.parametrize(
+    ("together", "first"),
+    [
+        (False, "looking for where they were taken"),
+        (True, "this model sees all at once, and shows nothing before"),
+    ],
+)
+def test_it_is_said_what_the_first_picture_waits_for(monkeypatch, viewing, together, first):
     said = []
     monkeypatch.setattr(Viewer, "say", lambda viewer, doing: said.append((viewer.clip.seen, doing)))
-    read(viewing(noise_clip()))
-    assert said == [(0, "looking for where they were taken"), (4, "compiling what shows them")]
+    read(viewing(noise_clip(together=together)))
+    assert said == [(0, first), (4, "compiling what shows them")]
 
 
 def test_fewer_inputs_than_keyframes_and_fewer_keyframes_than_frames(viewing):
@@ -178,6 +186,12 @@ def test_arguments_that_do_not_go_together(monkeypatch, photos):
     ):
         with pytest.raises(InputError, match=said):
             open_clip(arguments(monkeypatch, *words))
+
+
+def test_who_sees_a_clip_as_a_whole_is_known(monkeypatch, photos):
+    for weights, together in ((photos.parent / "weights", False), (SMALL_DA3, True)):
+        asked = arguments(monkeypatch, photos, "--weights", "rooms", "--geometry", weights)
+        assert open_clip(asked).together == together
 
 
 @pytest.fixture

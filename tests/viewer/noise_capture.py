@@ -30,7 +30,7 @@ def noise_viewer(model, names=("noise",)):
     return viewer
 
 
-def noise_clip(frames=range(6), *, before=lambda: None, count=6, most=64):
+def noise_clip(frames=range(6), *, before=lambda: None, count=6, **options):
     """A clip that sees these frames of six, or raises what is none, and calls `before` each."""
     scene = noise_scene(count=6)
 
@@ -43,4 +43,4 @@ def noise_clip(frames=range(6), *, before=lambda: None, count=6, most=64):
             maps = (np.full(SIZE, value, np.float32) for value in (DEPTH, 1))
             yield SeenFrame(Photo(frame.name, frame.image()), frame.c2w, frame.fxfycxcy, *maps)
 
-    return Clip("noise", count, seen(), most=most)
+    return Clip("noise", count, seen(), **{"most": 64, **options})
