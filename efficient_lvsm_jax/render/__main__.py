@@ -66,6 +66,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--save-path {arguments.save_path}: its name must end in .json")
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames {arguments.frames}: a film needs at least 1")
+    if arguments.fps < 1:
+        raise InputError(f"--fps {arguments.fps}: a film needs at least 1 frame a second")
     if arguments.beside and arguments.path != "frames":
         raise InputError("--beside: only --path frames passes cameras whose true picture is known")
     if arguments.full_circle and arguments.path != "orbit":

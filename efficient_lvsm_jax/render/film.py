@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -71,6 +72,7 @@ def make_film(arguments: argparse.Namespace) -> None:
       InputError: no such capture, scene, frame or weights, or a file that cannot be written.
     """
     nearest_of(arguments.views, "--views")
+    _check_files(arguments)
     if arguments.geometry is None:
         options, format = read_options(arguments)
         posed = open_scene(arguments.capture, arguments.scene, options=options, format=format)
@@ -81,8 +83,19 @@ def make_film(arguments: argparse.Namespace) -> None:
         arguments.weights, products=arguments.products
     )  # before cameras are looked for, which may take long
     check_paged(model, arguments.views, "--views")
-    with opened as scene:
-        _make_film(arguments, scene, model)
+    exported = CaptureWriter(arguments.export) if arguments.export else contextlib.nullcontext()
+    with exported as capture, opened as scene:
+        _make_film(arguments, scene, model, capture)
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Raises an InputError for files that cannot be written or read, before anything is done."""
+    for path in (arguments.out, arguments.save_path):
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            why = "is a folder" if path.is_dir() else f"no folder {path.parent} to write to"
+            raise InputError(f"{path}: cannot be written ({why}); name another file")
+    if arguments.path.endswith(".json"):
+        read_camera_path(arguments.path)
 
 
 @contextlib.contextmanager
@@ -105,8 +118,10 @@ def _posed_scene(arguments: argparse.Namespace) -> Iterator[Scene]:
         yield Scene(Path(arguments.capture).stem, tuple(frames))
 
 
-def _make_film(arguments: argparse.Namespace, scene: Scene, model: Model) -> None:
-    """Of a scene, which `_posed_scene` may have found."""
+def _make_film(
+    arguments: argparse.Namespace, scene: Scene, model: Model, capture: CaptureWriter | None
+) -> None:
+    """Of a scene, which `_posed_scene` may have found; its pictures go to a capture as well."""
     chosen = choose_inputs(scene, arguments.inputs or arguments.count)
     _inspect(scene)
 
@@ -137,12 +152,10 @@ def _make_film(arguments: argparse.Namespace, scene: Scene, model: Model) -> Non
         session.add(frame)
 
     seconds: list[float] = []
-    with contextlib.ExitStack() as stack:
-        capture = stack.enter_context(CaptureWriter(arguments.export)) if arguments.export else None
-        pictures = _pictures(session, flight, arguments.views, seconds, capture)
-        if arguments.beside:
-            pictures = _beside(pictures, flown, frames, size, patch)
-        write_film(arguments.out, pictures, fps=arguments.fps)
+    pictures = _pictures(session, flight, arguments.views, seconds, capture)
+    if arguments.beside:
+        pictures = _beside(pictures, flown, frames, size, patch)
+    write_film(arguments.out, pictures, fps=arguments.fps)
     height, width = flight.size
     print(
         f"scene={scene.name} inputs={','.join(map(str, chosen))} frames={len(seconds)} "

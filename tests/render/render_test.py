@@ -328,6 +328,32 @@ def test_photos_without_cameras_become_a_film_of_keyframes(photos, weights, monk
     assert imageio.improps(film, plugin="pyav").shape[0] == int(said[2])
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "gone/film.mp4"], "gone/film.mp4: cannot be written .no folder gone"),
+        (["--out", "folder.mp4"], "folder.mp4: cannot be written .is a folder"),
+        (["--out", "a.mp4", "--save-path", "gone/path.json"], "gone/path.json: cannot be written"),
+        (["--out", "a.mp4", "--export", "folder.mp4"], "folder.mp4 already exists"),
+        (["--out", "a.mp4", "--path", "gone.json"], "gone.json: "),
+        (["--out", "a.mp4", "--fps", 0], "--fps 0: "),
+    ],
+)
+def test_files_are_judged_before_cameras_are_looked_for(
+    photos, weights, tmp_path, monkeypatch, options, said
+):
+    def mapping(*_, **__):
+        raise AssertionError("cameras were looked for")
+
+    monkeypatch.setattr("efficient_lvsm_jax.render.film.structure_from_motion", mapping)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.mp4").mkdir()
+    words = [photos, "--weights", weights, "--geometry", "colmap", *options]
+    with pytest.raises(InputError, match=said):
+        main([str(word) for word in words])
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.mp4", "photos"}
+
+
 def test_structure_from_motion_gives_a_film_its_cameras(capture, weights, monkeypatch, capsys):
     frames = open_scenes(capture)[0].frames
     found = SimpleNamespace(frames=frames[:4])
