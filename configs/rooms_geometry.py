@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     config.data.scenes = 8_000
     # Streams of the model are longer than those of a quarter of an hour's training.
     config.data.num_inputs_cycle = (3, 6, 12)
+    config.model.track_iterations = 0  # nothing says where points go
     return config

@@ -13,6 +13,7 @@ from data_pipeline.procedural.rooms import ProceduralScenes, SceneRecipe
 from data_pipeline.scenes import scene_of_arrays
 from efficient_lvsm_jax.configuration import build
 from efficient_lvsm_jax.demo.first_views import INPUTS, SHOWN, first_views
+from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.evaluation.geometry import clip_of, score, seen_by
 from efficient_lvsm_jax.evaluation.protocol import EvaluationConfig, open_evaluation
 from efficient_lvsm_jax.metrics.pictures import psnr
@@ -65,6 +66,14 @@ def test_the_geometry_model_is_the_one_of_its_configuration_and_small(geometry):
     assert unshown(geometry.config) == unshown(trained) and geometry.config.causal
     assert geometry.trained_sizes == ((48, 48),)
     assert models()["rooms-geometry"].stat().st_size < 7e6
+
+
+def test_its_tracker_that_was_not_trained_is_refused(geometry):
+    said = r"model.track_iterations=0: .* tracker was not trained"
+    with pytest.raises(InputError, match=said):
+        geometry.observe(None, np.zeros((1, 2, 48, 48, 3), np.float32), np.ones((1, 1, 2)))
+    with pytest.raises(InputError, match=said):
+        elvsm.Stream(geometry, capacity=2, track_frames=2).observe(np.zeros((48, 48, 3), np.uint8))
 
 
 def test_its_scores_on_walks_it_never_saw_are_those_of_its_card(geometry):

@@ -62,7 +62,8 @@ class VGGTConfig(GeometryConfig):
       track_features, track_width, track_heads, track_layers: of the tracker.
       virtual_tracks: beside those asked for.
       correlation_levels, correlation_radius: of the windows in which the tracker compares.
-      track_iterations: how often tracks are refined.
+      track_iterations: how often tracks are refined; 0: never, as the tracker was not trained, and
+        points to track are refused.
       causal: whether a frame sees only those before it: StreamVGGT. Otherwise the frames of a call
         see each other, and those in memory: VGGT.
       camera_cache: which iterations of the camera head a frame of a stream sees of the frames
@@ -92,7 +93,7 @@ class VGGTConfig(GeometryConfig):
     virtual_tracks: int = setting(64, at_least=1)
     correlation_levels: int = setting(7, at_least=1)
     correlation_radius: int = setting(4, at_least=0)
-    track_iterations: int = setting(4, at_least=1)
+    track_iterations: int = setting(4, at_least=0)
     causal: bool = True
 
     camera_cache: str = setting("separate", choices=CACHES)
@@ -241,6 +242,7 @@ class VGGT(SceneGeometry):
         of_cameras = room(config.camera_layers, heads, kept, *page, precision="fp32")
         tracking = None
         if track_frames:
+            _check_tracks(config)
             maps = (batch, track_frames, *(n // STRIDE for n in size), config.track_features)
             tracking = TrackMaps(jnp.zeros(maps), jnp.zeros((), jnp.int32))
         return SceneMemory(of_rounds, of_cameras, jnp.zeros(capacity, bool), tracking)
@@ -249,6 +251,8 @@ class VGGT(SceneGeometry):
         self, memory: SceneMemory | None, images: jax.Array, queries: jax.Array | None = None
     ) -> tuple[SceneMemory | None, Geometry]:
         """As `SceneGeometry` says."""
+        if queries is not None:
+            _check_tracks(self.config)
         memory, geometry, taps = self.observe_with_taps(memory, images)
         size = images.shape[2:4]
         if memory is not None and memory.tracking is not None:
@@ -365,6 +369,14 @@ class VGGT(SceneGeometry):
         config = self.config
         return read_in_parts(
             lambda taps: head(taps, size, config.patch), taps, size, remat=config.remat != "none"
+        )
+
+
+def _check_tracks(config: VGGTConfig) -> None:
+    if not config.track_iterations:
+        raise InputError(
+            "model.track_iterations=0: this model's tracker was not trained; ask for no tracks "
+            "(queries, track_frames, losses.tracks), or take weights that were trained on them"
         )
 
 
