@@ -39,7 +39,7 @@ def fp8_codes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(jnp.float32)
     largest = jnp.abs(wide).max(axis=-1)
     scale = rounded(_divide(jnp.maximum(largest, rounded(jnp.float32(LEAST))), LARGEST))
-    codes = jnp.clip(rounded(wide / scale[..., None]), -LARGEST, LARGEST).astype(FP8)
+    codes = jnp.clip(rounded(_divide(wide, scale[..., None])), -LARGEST, LARGEST).astype(FP8)
     return codes, scale.astype(x.dtype)
 
 
@@ -64,7 +64,7 @@ def integer_codes(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
         raise InputError(f"integers of {bits} bits: expected 2 to 16")
     limit = 2 ** (bits - 1) - 1
     scale = _divide(jnp.maximum(jnp.abs(x).max(axis=-1), LEAST), limit)
-    return jnp.clip(jnp.round(x / scale[..., None]), -limit - 1, limit), scale
+    return jnp.clip(jnp.round(_divide(x, scale[..., None])), -limit - 1, limit), scale
 
 
 def fake_integers(x: jax.Array, bits: int, group: int | None = None) -> jax.Array:
@@ -117,7 +117,7 @@ def linear(
       smooth: as of `smoothing`, applied before they are.
     """
     if smooth is not None:
-        x, weight = x / smooth, weight * smooth
+        x, weight = _divide(x, smooth), weight * smooth
     x, weight = (
         operand if rounding is None else rounding(operand)
         for operand, rounding in ((x, of_inputs), (weight, of_weight))
@@ -236,12 +236,13 @@ def _identity(rounding: Rounding, primals: tuple, tangents: tuple) -> tuple[jax.
     return rounding(*primals), *tangents
 
 
-def _divide(x: jax.Array, constant: float) -> jax.Array:
-    """x / constant, of a constant that XLA cannot see.
+def _divide(x: jax.Array, divisor: jax.Array | float) -> jax.Array:
+    """x / divisor, of a constant or of one number for many, as XLA cannot see.
 
-    It would multiply by the reciprocal, and every other scale would be the next number.
+    It would multiply by the reciprocal: every other quotient would be the next number, and those
+    near the middle of two codes would be rounded to the other.
     """
-    return x / jnp.where(jnp.isnan(x), x, constant)
+    return x / jnp.where(jnp.isnan(x), x, divisor)
 
 
 def _rounding_to(dtype: jnp.dtype) -> Rounding:

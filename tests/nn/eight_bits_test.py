@@ -16,6 +16,15 @@ def test_scales_are_divided_and_not_multiplied_by_a_reciprocal(through):
     np.testing.assert_array_equal(scale, np.abs(X).max(axis=-1) / np.float32(448))
 
 
+def test_quotients_in_the_middle_of_two_codes_are_divided_too():
+    x = np.random.default_rng(2).standard_normal((2048, 64)).astype(np.float16).astype(np.float32)
+    codes, scale = jax.jit(eight_bits.fp8_codes)(x)
+    expected = (x / np.asarray(scale)[:, None]).astype(eight_bits.FP8)
+    np.testing.assert_array_equal(np.float32(codes), np.float32(expected))
+    codes, scale = jax.jit(eight_bits.integer_codes, static_argnums=1)(x, 8)
+    np.testing.assert_array_equal(codes, np.rint(x / np.asarray(scale)[:, None]))
+
+
 def test_the_gradient_of_a_layer_is_that_of_its_rounded_operands():
     def total(x, weight):
         return eight_bits.linear(x, weight, of_inputs=eight_bits.fake_fp8).sum()
