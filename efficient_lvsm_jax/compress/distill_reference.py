@@ -7,7 +7,7 @@
   `_grad_*` of their sum; with the cameras of `camera_plain_pred` also `objective_*`;
 - attention outputs: `attention_{case}_student{n}` and `_teacher{n}` to `_loss` and `_grad{n}`;
 - `schedule_*` of the weight of these and the learning rate, and `optimiser_*`, updates of P by the
-  gradient of mean((xPᵀ − y)²), the first four of them warming up.
+  gradient of mean((xPᵀ − y)²), to the end of a run; P itself tells how many of them warm up.
 """
 
 from __future__ import annotations
@@ -37,13 +37,12 @@ from efficient_lvsm_jax.training.optimizer import OptimizerConfig, learning_rate
 
 # In shares of the largest value of an array; updates divide by roots of tiny squares.
 LIMIT, UPDATED = 1e-5, 1e-4
-WARMUP = 4  # updates of `optimiser_*`
 GAMMAS = {"schedule_gamma": (0.1, 0.01), "schedule_gamma_default": (0.5, 0.05)}
 
 
 def is_of(names: set[str]) -> bool:
     """Whether arrays of these names are a recording of this."""
-    told = r"camera_.+_loss|depth_.+_parts|attention_.+_loss|schedule_steps|optimiser_P0"
+    told = r"(camera|depth)_.+_pred|attention_.+_student\d+|schedule_steps|optimiser_P0"
     return any(re.fullmatch(told, name) for name in names)
 
 
@@ -51,14 +50,14 @@ def is_of(names: set[str]) -> bool:
 def compare(arrays: Arrays) -> Iterator[Line]:
     """Quantity, name, value, recorded value and limit of all that is recorded."""
     if "extrinsics" in arrays:
-        yield _encoding(arrays)
-    for case in cases(arrays, r"camera_(.+)_loss"):
+        yield from _encoding(arrays)
+    for case in cases(arrays, r"camera_(.+)_pred"):
         yield from _cameras(arrays, f"camera_{case}")
-    for case in cases(arrays, r"depth_(.+)_parts"):
+    for case in cases(arrays, r"depth_(.+)(?<!_grad)_pred"):
         yield from _depth(arrays, f"depth_{case}")
     if "objective" in arrays:
-        yield _objective(arrays)
-    for case in cases(arrays, r"attention_(.+)_loss"):
+        yield from _objective(arrays)
+    for case in cases(arrays, r"attention_(.+)_student\d+"):
         yield from _attentions(arrays, f"attention_{case}")
     if "schedule_steps" in arrays:
         yield from _schedules(arrays)
@@ -66,10 +65,10 @@ def compare(arrays: Arrays) -> Iterator[Line]:
         yield from _optimiser(arrays)
 
 
-def _encoding(arrays: Arrays) -> Line:
+def _encoding(arrays: Arrays) -> Iterator[Line]:
     size = tuple(int(side) for side in arrays["image_hw"])
     found = encoded(arrays["extrinsics"], arrays["intrinsics"], size)
-    return shares("poses", "pose_encoding", found, arrays, LIMIT)
+    yield from shares("poses", "pose_encoding", found, arrays, LIMIT)
 
 
 def encoded(w2c: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]) -> jax.Array:
@@ -91,8 +90,8 @@ def _cameras(arrays: Arrays, case: str) -> Iterator[Line]:
     (loss, parts), gradient = _camera_gradient(arrays[f"{case}_pred"], target, valid)
     parts = jnp.stack([parts[name] for name in CAMERA_WEIGHTS])
     for name, got in (("loss", loss), ("parts", parts)):
-        yield shares("camera losses", f"{case}_{name}", got, arrays, LIMIT)
-    yield shares("camera gradients", f"{case}_grad", gradient, arrays, LIMIT)
+        yield from shares("camera losses", f"{case}_{name}", got, arrays, LIMIT)
+    yield from shares("camera gradients", f"{case}_grad", gradient, arrays, LIMIT)
 
 
 @jax.jit
@@ -105,17 +104,17 @@ def _depth_gradients(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _depth(arrays: Arrays, case: str) -> Iterator[Line]:
     inputs = [arrays[f"{case}_{name}"] for name in ("pred", "confidence", "target", "mask")]
     gradients, parts = _depth_gradients(*inputs)
-    yield shares("depth losses", f"{case}_parts", parts, arrays, LIMIT)
+    yield from shares("depth losses", f"{case}_parts", parts, arrays, LIMIT)
     for name, got in zip(("pred", "confidence"), gradients, strict=True):
-        yield shares("depth gradients", f"{case}_grad_{name}", got, arrays, LIMIT)
+        yield from shares("depth gradients", f"{case}_grad_{name}", got, arrays, LIMIT)
 
 
-def _objective(arrays: Arrays) -> Line:
+def _objective(arrays: Arrays) -> Iterator[Line]:
     valid = arrays["objective_mask"]
     cameras, _ = camera_loss(arrays["camera_plain_pred"], arrays["pose_encoding"], valid)
     inputs = [arrays[f"objective_{name}"] for name in ("pred", "confidence", "target")]
     total = cameras + sum(depth_losses(*inputs, valid))
-    return shares("objective", "objective", total, arrays, LIMIT)
+    yield from shares("objective", "objective", total, arrays, LIMIT)
 
 
 def _attentions(arrays: Arrays, case: str) -> Iterator[Line]:
@@ -127,20 +126,18 @@ def _attentions(arrays: Arrays, case: str) -> Iterator[Line]:
         return attention_loss(matched(student, teacher))
 
     loss, gradients = jax.jit(jax.value_and_grad(loss))(outputs("student"), outputs("teacher"))
-    yield shares("attention losses", f"{case}_loss", loss, arrays, LIMIT)
+    yield from shares("attention losses", f"{case}_loss", loss, arrays, LIMIT)
     for number, got in enumerate(gradients):
-        if (name := f"{case}_grad{number}") in arrays:
-            yield shares("attention gradients", name, got, arrays, LIMIT)
+        yield from shares("attention gradients", f"{case}_grad{number}", got, arrays, LIMIT)
 
 
 def _schedules(arrays: Arrays) -> Iterator[Line]:
     steps = jnp.asarray(arrays["schedule_steps"])
     total, warmup = (int(arrays[f"schedule_{name}_steps"]) for name in ("total", "warmup"))
     for name, ends in GAMMAS.items():
-        if name in arrays:
-            yield shares("schedules", name, attention_weight(steps, total, *ends), arrays, LIMIT)
+        yield from shares("schedules", name, attention_weight(steps, total, *ends), arrays, LIMIT)
     rates = learning_rate(_planned(total, warmup), steps)
-    yield shares("schedules", "schedule_learning_rate", rates, arrays, LIMIT)
+    yield from shares("schedules", "schedule_learning_rate", rates, arrays, LIMIT)
 
 
 def _planned(steps: int, warmup: int) -> OptimizerConfig:
@@ -150,7 +147,11 @@ def _planned(steps: int, warmup: int) -> OptimizerConfig:
 def _optimiser(arrays: Arrays) -> Iterator[Line]:
     """As `training.step` updates."""
     x, y = arrays["optimiser_x"], arrays["optimiser_y"]
-    config = _planned(len(arrays["optimiser_loss"]), WARMUP)
+    start, after = arrays["optimiser_P0"], arrays["optimiser_P"]
+    # The first update has rate 0; the second, of the same gradient, moves P by its rate.
+    rate = np.abs(after[1] - start).max() if len(after) > 1 else 0.0
+    warmup = round(OPTIMIZER.learning_rate / float(rate)) if rate else 1
+    config = _planned(len(after), warmup)
     optimizer = make_optimizer(config)
 
     @jax.jit
@@ -162,10 +163,10 @@ def _optimiser(arrays: Arrays) -> Iterator[Line]:
         rate = learning_rate(config, step)
         return jax.tree.map(lambda p, u: p + rate * u, p, updates), moments, loss, norm
 
-    p = {"kernel": jnp.asarray(arrays["optimiser_P0"])}
+    p = {"kernel": jnp.asarray(start)}
     moments, found = optimizer.init(p), []
-    for step in range(len(arrays["optimiser_loss"])):
+    for step in range(len(after)):
         p, moments, loss, norm = update(p, moments, step)
         found.append((loss, norm, p["kernel"]))
     for name, got in zip(("loss", "grad_norm", "P"), zip(*found, strict=True), strict=True):
-        yield shares("updates of P", f"optimiser_{name}", jnp.stack(got), arrays, UPDATED)
+        yield from shares("updates of P", f"optimiser_{name}", jnp.stack(got), arrays, UPDATED)

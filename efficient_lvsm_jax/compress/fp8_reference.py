@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax.compress.lines import Arrays, Line, checked, exact, shares
+from efficient_lvsm_jax.compress.lines import Arrays, Line, cases, checked, exact, shares
 from efficient_lvsm_jax.nn.eight_bits import (
     FP8,
     GROUP,
@@ -39,32 +39,29 @@ SMOOTHED_BITS = {"weight": 4, "inputs": 8}
 
 def is_of(names: set[str]) -> bool:
     """Whether arrays of these names are a recording of this."""
-    return any(re.match(r"e4m3_table|rows_|linear_|headwise_|deploy_|int_", name) for name in names)
+    told = r"e4m3_table|(rows|nonfinite|bf16|linear|headwise|deploy|int)_"
+    return any(re.match(told, name) for name in names)
 
 
 @checked
 def compare(arrays: Arrays) -> Iterator[Line]:
     """Quantity, name, value, recorded value and limit of all that is recorded."""
-    if "e4m3_table" in arrays:
-        table = jax.lax.bitcast_convert_type(jnp.arange(256, dtype=jnp.uint8), FP8)
-        yield exact("FP8 table", "e4m3_table", table, arrays)
+    table = jax.lax.bitcast_convert_type(jnp.arange(256, dtype=jnp.uint8), FP8)
+    yield from exact("FP8 table", "e4m3_table", table, arrays)
     for part, dtype in (("rows", jnp.float32), ("nonfinite", jnp.float32), ("bf16", jnp.bfloat16)):
         if f"{part}_in" in arrays:
             yield from _fp8_rows(arrays, part, dtype)
-    if "linear_x" in arrays:
-        yield from _linears(arrays, "linear", LINEARS)
-    if "headwise_x" in arrays:
-        operands = (arrays["headwise_x"], arrays["headwise_weight"])
-        got = jax.jit(functools.partial(linear, of_inputs=fake_fp8))(*operands)
-        yield shares("FP8 linear", "headwise_out", got, arrays, PRODUCTS)
+    for layer in ("linear", "headwise"):
+        if f"{layer}_x" in arrays:
+            yield from _linears(arrays, layer, LINEARS)
+    for dtype in cases(arrays, r"deploy_(float32|bfloat16)_\w+"):
+        yield from _exported(arrays, dtype)
     for name in sorted(arrays):
-        if found := re.fullmatch(r"deploy_(float32|bfloat16)_codes", name):
-            yield from _exported(arrays, found[1])
-        elif found := re.fullmatch(r"(int_.+)_out_(\d+)bit", name):
+        if found := re.fullmatch(r"(int_.+)_out_(\d+)bit", name):
             group = GROUP if found[1].startswith("int_weight") else None
             rounding = functools.partial(fake_integers, bits=int(found[2]), group=group)
             got = jax.jit(rounding)(arrays[f"{found[1]}_in"])
-            yield exact("integers", name, got, arrays)
+            yield from exact("integers", name, got, arrays)
     if "int_linear_x" in arrays:
         yield from _integer_linears(arrays)
 
@@ -82,8 +79,7 @@ def _fp8_rows(arrays: Arrays, part: str, dtype: jnp.dtype) -> Iterator[Line]:
     if f"{part}_out_weight" in arrays:
         found["grad"] = _gradient(fake_fp8, arrays[f"{part}_out_weight"], x)[0]
     for name, got in found.items():
-        if (name := f"{part}_{name}") in arrays:
-            yield exact("FP8 rows", name, got, arrays)
+        yield from exact("FP8 rows", f"{part}_{name}", got, arrays)
 
 
 LINEARS = {
@@ -95,17 +91,18 @@ LINEARS = {
 
 def _linears(arrays: Arrays, layer: str, kinds: Mapping[str, Callable]) -> Iterator[Line]:
     """Outputs and gradients of a layer, computed in several ways, by the beginning of names."""
-    operands = [arrays[f"{layer}_{name}"] for name in ("x", "weight", "bias")]
+    bias = ["bias"] if f"{layer}_bias" in arrays else []  # P has none
+    parts = ["x", "weight", *bias]
+    operands = [arrays[f"{layer}_{part}"] for part in parts]
     quantity = "integer linear" if layer.startswith("int") else "FP8 linear"
     for kind, function in kinds.items():
         if (name := f"{layer}_{kind}out") in arrays:
-            yield shares(quantity, name, jax.jit(function)(*operands), arrays, PRODUCTS)
-        names = [f"{layer}_{kind}grad_{name}" for name in ("x", "weight", "bias")]
+            yield from shares(quantity, name, jax.jit(function)(*operands), arrays, PRODUCTS)
+        names = [f"{layer}_{kind}grad_{part}" for part in parts]
         if any(name in arrays for name in names):
             gradients = _gradient(function, arrays[f"{layer}_out_weight"], *operands)
             for name, got in zip(names, gradients, strict=True):
-                if name in arrays:
-                    yield shares(f"{quantity} gradients", name, got, arrays, PRODUCTS)
+                yield from shares(f"{quantity} gradients", name, got, arrays, PRODUCTS)
 
 
 def _exported(arrays: Arrays, dtype: str) -> Iterator[Line]:
@@ -114,11 +111,13 @@ def _exported(arrays: Arrays, dtype: str) -> Iterator[Line]:
     values = jax.jit(fp8_values)(codes, scale)
     bits = jax.lax.bitcast_convert_type(codes, jnp.uint8)
     for part, got in (("codes", bits), ("scale", scale), ("dequantised", values)):
-        yield exact("FP8 export", f"{name}_{part}", got, arrays)
+        yield from exact("FP8 export", f"{name}_{part}", got, arrays)
+    if f"{name}_out" not in arrays:
+        return
     x, bias = (jnp.asarray(arrays[f"deploy_{part}"], dtype) for part in ("x", "bias"))
     got = jax.jit(functools.partial(linear, of_weight=None))(x, values, bias)
     limit = HALF_PRODUCTS if dtype == "bfloat16" else PRODUCTS
-    yield shares(f"FP8 export, {dtype} linear", f"{name}_out", got, arrays, limit)
+    yield from shares(f"FP8 export, {dtype} linear", f"{name}_out", got, arrays, limit)
 
 
 def _integer_linears(arrays: Arrays) -> Iterator[Line]:
@@ -126,21 +125,19 @@ def _integer_linears(arrays: Arrays) -> Iterator[Line]:
         return functools.partial(fake_integers, bits=int(bits), group=group)
 
     kinds = {}
-    for name in sorted(arrays):
-        if found := re.fullmatch(r"int_linear_w(\d+)(?:a(\d+))?_out", name):
-            weight, inputs = found.groups()
-            kinds[name.removeprefix("int_linear_").removesuffix("out")] = functools.partial(
-                linear,
-                of_weight=integers(weight, LINEAR_GROUP),
-                of_inputs=integers(inputs) if inputs else None,
-            )
-    if "int_linear_smooth" in arrays:
+    for kind in cases(arrays, r"int_linear_(w\d+(?:a\d+)?_)(?:out|grad_\w+)"):
+        weight, inputs = re.fullmatch(r"w(\d+)(?:a(\d+))?_", kind).groups()
+        kinds[kind] = functools.partial(
+            linear,
+            of_weight=integers(weight, LINEAR_GROUP),
+            of_inputs=integers(inputs) if inputs else None,
+        )
+    if "int_linear_calibration_x" in arrays:
         calibration, weight = arrays["int_linear_calibration_x"], arrays["int_linear_weight"]
-        smooth = arrays["int_linear_smooth"]
         got = jax.jit(smoothing)(calibration, weight)
-        yield shares("smoothing", "int_linear_smooth", got, arrays, SMOOTHING)
-        if (name := "int_linear_folded_weight") in arrays:
-            yield shares("smoothing", name, weight * got, arrays, SMOOTHING)
+        yield from shares("smoothing", "int_linear_smooth", got, arrays, SMOOTHING)
+        yield from shares("smoothing", "int_linear_folded_weight", weight * got, arrays, SMOOTHING)
+        smooth = arrays.get("int_linear_smooth", got)
         kinds["smoothed_"] = functools.partial(
             linear,
             of_weight=integers(SMOOTHED_BITS["weight"], LINEAR_GROUP),

@@ -39,23 +39,28 @@ def checked(compare: Callable[[Arrays], Iterator[Line]]) -> Callable[[Arrays], I
     return lines
 
 
-def exact(quantity: str, name: str, got: Any, arrays: Arrays) -> Line:
-    """Of values that have to be equal, NaN where NaN is recorded."""
+def exact(quantity: str, name: str, got: Any, arrays: Arrays) -> Iterator[Line]:
+    """Of values that have to be equal, NaN where NaN is recorded; nothing if they were not."""
+    if name not in arrays:
+        return
     got, recorded = (np.asarray(x, np.float64) for x in (got, arrays[name]))
     if got.shape == recorded.shape:
         both = np.isnan(got) & np.isnan(recorded)
         got, recorded = np.where(both, 0.0, got), np.where(both, 0.0, recorded)
-    return quantity, name, got, recorded, 0.0
+    yield quantity, name, got, recorded, 0.0
 
 
-def shares(quantity: str, name: str, got: Any, arrays: Arrays, limit: float) -> Line:
-    """Of sums: values in shares of the largest that is recorded."""
+def shares(quantity: str, name: str, got: Any, arrays: Arrays, limit: float) -> Iterator[Line]:
+    """Of sums: values in shares of the largest that is recorded; nothing if none is."""
+    if name not in arrays:
+        return
     recorded = np.asarray(arrays[name], np.float64)
     largest = np.abs(recorded).max(initial=0.0) or 1.0
     got = np.asarray(got, np.float64) / largest
-    return f"{quantity} (of the largest value)", name, got, recorded / largest, limit
+    yield f"{quantity} (of the largest value)", name, got, recorded / largest, limit
 
 
 def cases(arrays: Arrays, pattern: str) -> list[str]:
-    """What the one group of a pattern stands for in the names of arrays."""
-    return [found[1] for found in map(re.compile(pattern).fullmatch, sorted(arrays)) if found]
+    """What the one group of a pattern stands for in the names of arrays, each once."""
+    found = map(re.compile(pattern).fullmatch, sorted(arrays))
+    return list(dict.fromkeys(each[1] for each in found if each))

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_lvsm_jax.compress.lines import Arrays, Line
+from efficient_lvsm_jax.compress.lines import Arrays, Line, cases
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.nn.sparse_linear import KeySums, branches, chosen, classes
 from efficient_lvsm_jax.nn.sparsity import Sparsity
@@ -39,7 +39,9 @@ QUANTITIES = {
     "selected": ("choice", 0.0),
     "classes": ("choice", 0.0),
 }
-PUBLISHED_EPSILON, PUBLISHED_KEYS = 1e-5, 64
+# As the published SLA was run: sizes of blocks, also with features of softmax, and their share.
+PUBLISHED_EPSILON, PUBLISHED_BLOCK, SOFTMAX_BLOCK, PUBLISHED_SHARE = 1e-5, 64, 16, 0.5
+GRADIENTS_OF = 4  # of so many tokens one gradient is recorded, where not all are
 SHARES = {"default": (0.05, 0.1)}  # of critical and of negligible blocks
 WHAT = r"_(?P<what>sparse|linear|out|selected(?:_[\d.]+)?|classes|grad_(?:q|k|v|P|P_bias))"
 VARIANT = re.compile(
@@ -65,8 +67,11 @@ class Variant:
 
 def is_of(names: Mapping | set) -> bool:
     """Whether a file with these arrays is one of attention."""
-    return bool(_cases(names)) and any(
-        (found := VARIANT.fullmatch(name.partition("_")[2])) and found["variant"] for name in names
+    compared = re.compile(rf"(?:published_)?linear|dual[\d.]+_out|{VARIANT.pattern}")
+    return any(
+        name.startswith(f"{case}_") and compared.fullmatch(name.removeprefix(f"{case}_"))
+        for case in _cases(names)
+        for name in names
     )
 
 
@@ -81,7 +86,7 @@ def _cases(names: Mapping | set) -> list[str]:
 
 def left_out(arrays: Arrays) -> dict[str, str]:
     """Arrays that a correct program does not give, and why."""
-    why = "zeros were attended to as if they were keys; its _masked_ arrays are compared"
+    why = "zeros were attended to as if they were keys; what is right is named _masked_"
     return {
         name: why
         for case in _cases(arrays)
@@ -172,8 +177,9 @@ def _sparsity(arrays: Arrays, case: str, match: re.Match) -> Sparsity | None:
 
 
 def _shares(arrays: Arrays, case: str, match: re.Match) -> tuple[float, float] | None:
-    """Shares that give the counts which a recorded choice has."""
-    recorded = arrays.get(f"{case}_{match['variant']}{match['mask'] or ''}_classes")
+    """Shares that give the counts which a recorded choice has, also one with another mask."""
+    names = (f"{case}_{match['variant']}{mask}_classes" for mask in ("", "_masked", "_valid"))
+    recorded = next((arrays.get(name) for name in names if name in arrays), None)
     if recorded is None:
         return None
     blocks = recorded.shape[-1]
@@ -182,26 +188,24 @@ def _shares(arrays: Arrays, case: str, match: re.Match) -> tuple[float, float] |
 
 
 def _published(arrays: Arrays, case: str, match: re.Match) -> Sparsity | None:
-    """The published SLA keeps as many blocks as a recorded choice has."""
+    """The published SLA keeps as many blocks as a recorded choice has, or half of them."""
     queries, keys = (arrays[f"{case}_{x}"].shape[2] for x in "qk")
     variant = match["variant"]
     features = variant if variant in ("softmax", "elu") else "softmax"
     if variant == "softmaxphi":
         selected = arrays.get(f"{case}_softmaxphi_selected")
-        sizes = [2**n for n in range(12)]
-        rows = selected.shape[2] if selected is not None else 0
-        size = next((size for size in sizes if -(-queries // size) == rows), None)
-        q, k = size, size
+        sizes = (SOFTMAX_BLOCK, *(2**n for n in range(12)))
+        rows = -(-queries // SOFTMAX_BLOCK) if selected is None else selected.shape[2]
+        q = k = next((size for size in sizes if -(-queries // size) == rows), None)
+        if q is None:
+            return None
     else:
-        found = (re.fullmatch(rf"{case}_q(\d+)_selected", name) for name in arrays)
-        sizes = sorted(int(each[1]) for each in found if each)
-        q, k = next(iter(sizes), None), PUBLISHED_KEYS
-        if match["published_q"] and int(match["published_q"]) in sizes:
-            q = int(match["published_q"])
+        sizes = map(int, cases(arrays, rf"{case}_q(\d+)_selected"))
+        q, k = int(match["published_q"] or min(sizes, default=PUBLISHED_BLOCK)), PUBLISHED_BLOCK
         selected = arrays.get(f"{case}_q{q}_selected")
-    if selected is None or q is None:
-        return None
-    share = min(1.0, (selected.shape[-1] + 0.5) / -(-keys // k))
+    share = PUBLISHED_SHARE
+    if selected is not None:
+        share = min(1.0, (selected.shape[-1] + 0.5) / -(-keys // k))
     return Sparsity(share, "block", q, k, 0.1, features, PUBLISHED_EPSILON, round_down=True)
 
 
@@ -257,4 +261,6 @@ def _stride(ours: tuple[int, ...], recorded: tuple[int, ...]) -> int:
     """Of how many tokens one was recorded."""
     if ours == recorded or len(ours) != len(recorded) or len(ours) < 2:
         return 1
+    if -(-ours[-2] // GRADIENTS_OF) == recorded[-2]:
+        return GRADIENTS_OF
     return -(-ours[-2] // recorded[-2])

@@ -131,8 +131,8 @@ def _projections(
 ) -> Iterator[Line]:
     for theirs, (ours, _) in STACKS.items():
         for layer, kernel in enumerate(np.asarray(tree[ours]["kernel"])):
-            if (name := f"{start}{theirs}.{layer}.attn") in arrays:
-                yield shares(quantity, name, kernel.T, arrays, limit)
+            name = f"{start}{theirs}.{layer}.attn"
+            yield from shares(quantity, name, kernel.T, arrays, limit)
 
 
 def _at(params: dict, path: str) -> dict:

@@ -1,5 +1,7 @@
 """Every array of the goldens of eight bits and distillation, and one that is not as recorded."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import GOLDENS
@@ -19,6 +21,60 @@ def test_all_that_is_recorded_is_reached(file):
     assert not_compared == {}
     assert all(difference.within for difference in differences), differences
     assert len(differences) > 7
+
+
+@pytest.mark.parametrize(
+    ("file", "kept", "compared"),
+    [
+        ("lite3r_fp8", r"bf16_.*", 3),
+        ("lite3r_fp8", r"nonfinite_.*", 1),
+        ("lite3r_fp8", r"headwise_.*", 1),
+        ("lite3r_fp8", r"deploy_(weight|float32_scale)", 1),
+        ("lite3r_fp8", r"int_linear_(x|weight|bias|out_weight|w4a8_grad_x)", 1),
+        ("lite3r_fp8", r"int_linear_(x|weight|bias|calibration_x|smoothed_out)", 1),
+        ("lite3r_distill", r"pose_encoding|camera_(masks|plain_pred|plain_parts)", 1),
+        ("lite3r_distill", r"depth_tiny_(pred|confidence|target|mask|grad_pred)", 1),
+        ("lite3r_distill", r"attention_plain_(student\d|teacher\d|grad2)", 1),
+        ("lite3r_distill", r"schedule_(\w+_steps|steps|gamma)", 1),
+    ],
+)
+def test_what_was_not_recorded_is_not_missed(file, kept, compared, tmp_path):
+    arrays = np.load(GOLDENS / f"{file}.npz").items()
+    kept = {name: array for name, array in arrays if re.fullmatch(kept, name)}
+    lines = list(FILES[file].compare(kept))
+    assert len(lines) == compared
+    np.savez(tmp_path / "file.npz", **kept)
+    differences, _ = compare(tmp_path / "file.npz")
+    assert all(difference.within for difference in differences), differences
+
+
+def test_a_layer_may_have_no_bias():
+    arrays = dict(np.load(GOLDENS / "lite3r_fp8.npz").items())
+    names = ("linear_x", "linear_weight", "linear_out", "linear_bias")
+    x, weight, out, bias = (arrays[name] for name in names)
+    without = {"linear_x": x, "linear_weight": weight, "linear_out": out - bias}
+    ((_, _, got, recorded, limit),) = fp8_reference.compare(without)
+    assert abs(got - recorded).max() <= limit
+
+
+def test_how_many_updates_of_p_warm_up_is_told_by_p():
+    p, x, y, moments = np.zeros((2, 2)), np.eye(2), np.array([[1.0, 2], [3, 4]]), (0.0, 0.0)
+    found = []
+    for step in range(5):
+        gradient = (x @ p.T - y).T @ x / 2
+        gradient *= min(1, 1 / (np.linalg.norm(gradient) + 1e-6))
+        first = 0.9 * moments[0] + 0.1 * gradient
+        second = 0.999 * moments[1] + 0.001 * gradient**2
+        moments = first, second
+        rate = 1e-3 * (step / 2 if step < 2 else 1 - 0.5 * (step - 2) / 3)
+        first, second = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+        p = p - rate * first / (np.sqrt(second) + 1e-8)
+        found.append(p)
+    arrays = {"x": x, "y": y, "P0": np.zeros((2, 2)), "P": np.stack(found)}
+    arrays = {f"optimiser_{name}": np.float32(array) for name, array in arrays.items()}
+    ((_, name, got, recorded, limit),) = distill_reference.compare(arrays)
+    assert name == "optimiser_P"
+    assert abs(got - recorded).max() <= limit
 
 
 def test_one_code_that_is_another_is_seen():
