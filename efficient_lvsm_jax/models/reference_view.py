@@ -27,7 +27,9 @@ def reference_view(tokens: jax.Array, strategy: str) -> jax.Array:
     length = jnp.linalg.norm(tokens, axis=-1)
     units = tokens / length[..., None]
     # Multiply and add, not a matmul: accelerators would lower a float32 matmul's precision.
-    alike = (units[:, :, None] * units[:, None]).sum(axis=-1) - jnp.eye(views)
+    alike = (units[:, :, None] * units[:, None]).sum(axis=-1)
+    # Not 1 - 1: where views are all alike, rounding would say which of the nearest two is first.
+    alike = jnp.where(jnp.eye(views, dtype=bool), 0.0, alike)
     if strategy == "saddle_sim_range":
         return jnp.argmax(alike.max(axis=-1) - alike.min(axis=-1), axis=-1)
     measures = jnp.stack([alike.sum(axis=-1) / (views - 1), length, units.var(axis=-1)])

@@ -160,6 +160,16 @@ def test_the_reference_is_chosen_as_published(views):
     np.testing.assert_array_equal(order, data[f"order_{views}"])
 
 
+def test_of_two_views_alike_among_similar_ones_the_first_is_the_reference():
+    tokens = np.random.default_rng(0).random((64, 5, 16), np.float32)
+    units = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
+    nearest = np.argmax(np.einsum("BRD,BQD->BRQ", units, units) - 2 * np.eye(5), axis=-1)
+    mutual = np.take_along_axis(nearest, nearest, axis=1) == np.arange(5)
+    got = np.asarray(reference_view(jnp.asarray(tokens), "saddle_sim_range"))[:, None]
+    assert np.take_along_axis(mutual, got, axis=1).all()
+    assert (got < np.take_along_axis(nearest, got, axis=1)).all()
+
+
 def test_parts_that_need_little(parity):
     data = recorded("geometry")
     network = module(small_da3().params)
