@@ -21,6 +21,7 @@ from efficient_lvsm_jax.compress import (
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import (
     Difference,
+    Read,
     array_names,
     difference,
     read_arrays,
@@ -65,18 +66,6 @@ KINDS = (
         weights=True,
     ),
 )
-
-
-class Read(dict):
-    """Arrays by name, which know what was looked at."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        super().__init__(arrays)
-        self.names: set[str] = set()
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        self.names.add(name)
-        return super().__getitem__(name)
 
 
 def compare(

@@ -122,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for difference in compare(model, reference):
         print(difference, flush=True)
         differences.append(difference)
+    if names := reference.not_compared:
+        print(f"not compared, nothing here gives it: {', '.join(names)}")
     return 0 if all(difference.within for difference in differences) else ABOVE_LIMIT
 
 

@@ -46,7 +46,7 @@ from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
 FOCAL = 1e-5, 1.0
 # Pictures: ties of the area filter may round otherwise, by a level for each of two resizes.
 LEVELS, APART, SUMS, INTRINSICS = 2, 0.006, 20, (1e-6, 1.0)
-FITTED = rf"(\d+)x(\d+)_({'|'.join(METHODS)})_(\d+)"
+FITTED = rf"((\d+)x(\d+)_({'|'.join(METHODS)})_(\d+))(?:_[a-z_]+7?)?"
 
 
 def cameras_lines(cameras: Cameras, data: Arrays, start: str, end: str) -> Iterator[tuple]:
@@ -106,25 +106,26 @@ def references(model: GeometryModel, data: Arrays) -> Iterator[tuple]:
 
 def parts(model: GeometryModel, data: Arrays) -> Iterator[tuple]:
     """Encodings of cameras and back, known cameras, alignments, positions and rotations."""
-    size = tuple(map(int, data["encode_hw"]))
-    cameras = cameras_of(data["encode_extrinsics"], data["encode_intrinsics"], size)
-    got = run(functools.partial(encode, c2w=True), cameras)
-    encodings = data["pose_encoding"]
-    yield "pose encodings", "pose_encoding", got, encodings, POSES
+    if "encode_extrinsics" in data:
+        size = tuple(map(int, data["encode_hw"]))
+        cameras = cameras_of(data["encode_extrinsics"], data["encode_intrinsics"], size)
+        got = run(functools.partial(encode, c2w=True), cameras)
+        yield "pose encodings", "pose_encoding", got, data.get("pose_encoding"), POSES
 
     def condition(params: dict, encodings: jax.Array) -> jax.Array:
         return bound(model, params).camera_encoder(encodings[None])[0]
 
     if (name := "camera_condition") in data:
-        got = run(condition, model.ready, encodings)
+        got = run(condition, model.ready, data["pose_encoding"])
         yield "camera tokens", name, got, data[name], TOKENS
-    size = tuple(map(int, data["decode_hw"]))
-    got = run(functools.partial(decode, size=size, c2w=True), data["decode_encoding"])
-    yield from cameras_lines(got, data, "decode_", "")
+    if "decode_encoding" in data:
+        size = tuple(map(int, data["decode_hw"]))
+        got = run(functools.partial(decode, size=size, c2w=True), data["decode_encoding"])
+        yield from cameras_lines(got, data, "decode_", "")
     for name in sorted(data):
         if name.startswith("normalise_in_"):
             got, out = as_trained(c2w_of(data[name]))[0], name.replace("_in_", "_out_")
-            yield "known cameras", out, c2w_of(got), data[out], POSES
+            yield "known cameras", out, c2w_of(got), data.get(out), POSES
         elif name.startswith("align_given_"):
             end = name.removeprefix("align_given")
             given, predicted = (c2w_of(data[f"align_{x}{end}"]) for x in ("given", "predicted"))
@@ -136,7 +137,7 @@ def parts(model: GeometryModel, data: Arrays) -> Iterator[tuple]:
                 ("aligned", c2w_of(found.apply(given))),
             ):
                 full = f"align_{part}{end}"
-                yield "alignments", full, got, data[full], POSES
+                yield "alignments", full, got, data.get(full), POSES
     yield from _positions(model, data)
 
 
@@ -168,15 +169,13 @@ def _positions(model: GeometryModel, data: Arrays) -> Iterator[tuple]:
 
 def pictures(model: GeometryModel, data: Arrays) -> Iterator[tuple]:
     """Drawn pictures as they are fitted, and their intrinsics."""
-    for name in sorted(data):
-        if not (found := re.fullmatch(rf"{FITTED}_shape", name)):
-            continue
-        case = name.removesuffix("_shape")
-        height, width, method, side = found.groups()
+    fitted = map(re.compile(FITTED).fullmatch, sorted(data))
+    for case, height, width, method, side in dict.fromkeys(x.groups() for x in fitted if x):
         known = _fxfycxcy(data, f"{case}_intrinsics_in")
         picture = Image.fromarray(drawn((int(height), int(width))))
         pixels, known = fit(picture, known, side=int(side), method=method)
-        yield "sizes of pictures", name, pixels.shape[:2], data[name], 0.0
+        name = f"{case}_shape"
+        yield "sizes of pictures", name, pixels.shape[:2], data.get(name), 0.0
         got = np.moveaxis(pixels, -1, 0)
         for full, x in ((case, got), (f"{case}_sub7", got[:, ::7, ::7])):
             yield from _levels(data, full, x)
@@ -189,6 +188,7 @@ def pictures(model: GeometryModel, data: Arrays) -> Iterator[tuple]:
         if not found:
             raise InputError(f"mixed_method is {str(data['mixed_method'])!r}: expected METHOD_SIDE")
         sizes, known = data["mixed_sizes_hw"], _fxfycxcy(data, "mixed_intrinsics_in")
+        known = [None] * len(sizes) if known is None else known
         several = [
             fit(Image.fromarray(drawn(tuple(size))), each, side=int(found[2]), method=found[1])
             for size, each in zip(sizes, known, strict=True)
@@ -198,8 +198,10 @@ def pictures(model: GeometryModel, data: Arrays) -> Iterator[tuple]:
         yield from _known(data, "mixed_intrinsics_out", known)
 
 
-def _fxfycxcy(data: Arrays, name: str) -> np.ndarray:
-    matrices = data[name]
+def _fxfycxcy(data: Arrays, name: str) -> np.ndarray | None:
+    matrices = data.get(name)
+    if matrices is None:
+        return None
     return np.stack([matrices[..., i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], axis=-1)
 
 

@@ -205,13 +205,14 @@ def _others(
         yield "reference views", references, np.concatenate(chosen), data[references], 0.0
 
 
+PARTS = r"camera_condition|encode_extrinsics|decode_encoding|(normalise_in|align_given)_\d+"
 # By the kind of a file: the names of arrays of which it has one, and how it is compared.
 KINDS: dict[str, tuple[str, Callable[[GeometryModel, Arrays], Iterator[tuple]]]] = {
     "views": (rf"block_index|(tokens_in|depth|images_u8)_{CASE}", _views),
     "rays": ("sample_index|homography", depth_anything3_alone.rays),
     "reference views": (r"cls_\d+", depth_anything3_alone.references),
-    "parts": ("camera_condition|encode_extrinsics|decode_encoding", depth_anything3_alone.parts),
-    "fitted pictures": (rf"{FITTED}_shape|mixed_sizes_hw", depth_anything3_alone.pictures),
+    "parts": (PARTS, depth_anything3_alone.parts),
+    "fitted pictures": (rf"{FITTED}|mixed_sizes_hw", depth_anything3_alone.pictures),
 }
 
 

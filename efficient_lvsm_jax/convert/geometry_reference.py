@@ -45,6 +45,7 @@ from efficient_lvsm_jax.convert.recorded_alone import (
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.recorded import (
     Difference,
+    Read,
     array_names,
     difference,
     read_arrays,
@@ -56,15 +57,16 @@ from efficient_lvsm_jax.models.running import bound, floats, normalised, run, wi
 from efficient_lvsm_jax.nn.rotary import patch_rotation, rotate
 from efficient_lvsm_jax.weights.vggt import settings_of
 
-# An array that a file has and no other, and what the file then is.
+# Names of arrays that a file has and no other, and what the file then is.
 KINDS = {
     "tokens_after_blocks": "encoder",
     "camera_cache_k_first_t1": "stream",
-    "corr_out": "tracks",
-    "pose_encoding": "geometry",
-    "big_size_hw": "pictures",
-    "loss_camera": "losses",
-    "weighted_Lcamera": "distillation",
+    "corr_out|track_iterations_.+": "tracks",
+    "pose_encoding|random_encoding|unproject_points|dpt_position_aspect": "geometry",
+    recorded_alone.PREPARED: "pictures",
+    "loss_.+": "losses",
+    "weighted_L.+": "distillation",
+    "pose_iterations_.+": "clip",
 }
 Arrays = Mapping[str, np.ndarray]
 
@@ -79,19 +81,24 @@ class GeometryReference:
     path: Path
     family: str
     kind: str
-    arrays: Arrays
+    arrays: Read
     frames: Arrays
     told: dict[str, Any]
+
+    @property
+    def not_compared(self) -> list[str]:
+        """Names of arrays that were no input and, once all lines came, not compared either."""
+        return sorted(self.arrays.keys() - self.arrays.names)
 
 
 def kind_of(names: Collection[str]) -> str | None:
     """What a file with these arrays is; None: nothing of a model of geometry."""
     if kind := depth_anything3_reference.kind_of(names):
         return kind
-    for name, kind in KINDS.items():
-        if name in names:
+    for pattern, kind in KINDS.items():
+        if any(re.fullmatch(pattern, name) for name in names):
             return kind
-    return "clip" if any(name.startswith("pose_iterations_") for name in names) else None
+    return None
 
 
 def read(path: Path, kind: str) -> GeometryReference:
@@ -101,7 +108,7 @@ def read(path: Path, kind: str) -> GeometryReference:
       InputError: not a readable file, values that are not finite, a configuration that says
         something else, or no file with the frames.
     """
-    arrays = read_arrays(path, array_names(path))
+    arrays = Read(read_arrays(path, array_names(path)))
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"{path}: {name} has NaN or infinite values; expected finite ones")
@@ -155,7 +162,12 @@ def compare(model: GeometryModel, reference: GeometryReference) -> Iterator[Diff
     # Accelerators would otherwise multiply float32 matrices with fewer bits.
     with jax.default_matmul_precision("highest"):
         yield from worst(
-            reference.path, (difference(*line, relative=line[4] == DENSE) for line in lines)
+            reference.path,
+            (
+                difference(*line, relative=line[4] == DENSE)
+                for line in lines
+                if line[3] is not None  # it was not recorded
+            ),
         )
 
 
@@ -171,7 +183,7 @@ def _encoder(model: GeometryModel, reference: GeometryReference) -> Iterator[tup
 
     found = run(tokens, model.ready, normalised(floats(data["images_u8"])))
     for name, got in zip(("tokens_in", "tokens_after_blocks", "patch_tokens"), found, strict=True):
-        yield "encoder tokens", name, got, data[name], TOKENS
+        yield "encoder tokens", name, got, data.get(name), TOKENS
 
     def table(params: dict, size: tuple[int, int]) -> jax.Array:
         return bound(model, params).encoder.position_table(size, size)[0]
@@ -219,8 +231,7 @@ def _clips(model: GeometryModel, reference: GeometryReference) -> Iterator[tuple
         name = f"pose_iterations_{s}"
         yield "poses", name, geometry.encodings, data[name], POSES
         yield from cameras_lines(geometry.cameras, data, f"_{s}")
-        chosen = data[f"frames_{s}"]
-        yield from _maps(geometry, data, f"_{s}", lambda x, chosen=chosen: x[:, chosen])
+        yield from _maps(geometry, data, f"_{s}", lambda x, s=s: x[:, data[f"frames_{s}"]])
         for part, got in inside.items():
             if (name := f"dpt_{part}_{s}") in data:
                 yield "depth head inside", name, np.moveaxis(got[0], -1, 0), data[name], DENSE
@@ -257,11 +268,12 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
         rotation = patch_rotation(rows, columns, config.head_dim, 1 + config.registers)
         return rotate(among.k_norm(keys[0]), rotation, 2)[None]
 
-    rotation = patch_rotation(
-        *data["rope_positions"].max(axis=0), config.head_dim, 1 + config.registers
-    )
-    got = rotate(jnp.asarray(data["rope_in"]), rotation, 2)
-    yield "rotary positions", "rope_out", got, data["rope_out"], TOKENS
+    if "rope_out" in data:
+        rotation = patch_rotation(
+            *data["rope_positions"].max(axis=0), config.head_dim, 1 + config.registers
+        )
+        got = rotate(jnp.asarray(data["rope_in"]), rotation, 2)
+        yield "rotary positions", "rope_out", got, data["rope_out"], TOKENS
 
     frames = images.shape[1]
     memory = model.start(frames, size)
@@ -270,12 +282,12 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
         memory, geometry, tokens, tracks = run(
             step, model.ready, memory, images[:, count - 1 : count], queries
         )
-        here = {name: array[count - 1] for name, array in data.items() if name in PER_FRAME}
+        here = {name: data[name][count - 1] for name in PER_FRAME if name in data}
         yield (
             "poses",
             "pose_iterations",
             geometry.encodings[:, 0, 0],
-            here["pose_iterations"],
+            here.get("pose_iterations"),
             POSES,
         )
         cameras = jax.tree.map(lambda x: x[0, 0], geometry.cameras)
@@ -284,8 +296,9 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
         if config.taps[-1] == config.layers and "round_last" in here:
             yield "tokens", "round_last", tokens[0, 0], here["round_last"], TOKENS
         # Every frame is published as a clip of its own, whose points stay at the queries.
-        yield "visibility", "vis", tracks.visible[0, 0], here["vis"], DENSE
-        yield "track confidence", "track_conf", tracks.confidence[0, 0], here["track_conf"], DENSE
+        yield "visibility", "vis", tracks.visible[0, 0], here.get("vis"), DENSE
+        expected = here.get("track_conf")
+        yield "track confidence", "track_conf", tracks.confidence[0, 0], expected, DENSE
         for where, layer in (("first", 0), ("last", -1)):
             for part in "kv":
                 kept = getattr(memory.tokens, part)[layer, :, :, :count]

@@ -24,27 +24,33 @@ from efficient_lvsm_jax.nn.dpt import coordinates, positions
 
 # Errors of dense maps, and of what else DENSE limits, count in shares of values above 1.
 TOKENS, POSES, DENSE = 1e-5, 1e-5, 1e-4
+# How pictures were prepared, and the names of what was recorded of one or several then.
+WAYS = {"crop": fit_width, "pad": fit_padded, "depth_benchmark": fit_long_side}
+PREPARED = rf"(?P<way>{'|'.join(WAYS)})_(?P<of>\w+?)_(?:shape|sub7|sum|row_sums|column_sums)"
 Arrays = Mapping[str, np.ndarray]
 
 
 def geometry(model: GeometryModel, reference: Any) -> Iterator[tuple]:
     """Encodings of cameras and back, unprojected depth, positions of DPT heads."""
     data = reference.arrays
-    size = tuple(map(int, data["image_size_hw"]))
-    cameras = cameras_of(data["extrinsics"], data["intrinsics"], size)
-    yield "pose encodings", "pose_encoding", run(encode, cameras), data["pose_encoding"], POSES
-    got = run(functools.partial(decode, size=size), data["random_encoding"])
-    decoded = {name: data[f"decoded_{name}"] for name in ("extrinsics", "intrinsics")}
-    yield from cameras_lines(got, decoded, "")
-    depth = data["unproject_depth"]
-    cameras = cameras_of(
-        data["unproject_extrinsics"], data["unproject_intrinsics"], depth.shape[1:]
-    )
-    got = run(functools.partial(unproject, centre=0), depth, cameras)
-    yield "unprojected points", "unproject_points", got, data["unproject_points"], POSES
-    aspect = float(data["dpt_position_aspect"])
+    if "pose_encoding" in data:
+        size = tuple(map(int, data["image_size_hw"]))
+        cameras = cameras_of(data["extrinsics"], data["intrinsics"], size)
+        yield "pose encodings", "pose_encoding", run(encode, cameras), data["pose_encoding"], POSES
+    if "random_encoding" in data:
+        size = tuple(map(int, data["image_size_hw"]))
+        got = run(functools.partial(decode, size=size), data["random_encoding"])
+        yield from cameras_lines(got, data, "", start="decoded_")
+    if "unproject_points" in data:
+        depth = data["unproject_depth"]
+        cameras = cameras_of(
+            data["unproject_extrinsics"], data["unproject_intrinsics"], depth.shape[1:]
+        )
+        got = run(functools.partial(unproject, centre=0), depth, cameras)
+        yield "unprojected points", "unproject_points", got, data["unproject_points"], POSES
     for name in sorted(data):
         if name.startswith(("uv_", "dpt_position_")) and (found := size_of(name)):
+            aspect = float(data["dpt_position_aspect"])
             at = found[1], found[0]  # named by columns and rows
             if name.startswith("uv_"):
                 rows, columns = coordinates(at, aspect)
@@ -72,20 +78,17 @@ def cameras_of(extrinsics: np.ndarray, intrinsics: np.ndarray, size: tuple[int, 
 def pictures(model: GeometryModel, reference: Any) -> Iterator[tuple]:
     """Sums and samples of prepared pictures; levels of 0 to 255, of which none may differ."""
     data = reference.arrays
-    ways = {"crop": fit_width, "pad": fit_padded, "depth_benchmark": fit_long_side}
     raw = {name.removeprefix("raw_"): data[name] for name in data if name.startswith("raw_")}
-    raw["big"] = drawn(tuple(data["big_size_hw"]))
-    for name in sorted(data):
-        if not name.endswith("_shape"):
-            continue
-        stem = name.removesuffix("_shape")
-        way = next(way for way in ways if stem.startswith(way))
-        of = stem.removeprefix(f"{way}_")
+    if "big_size_hw" in data:
+        raw["big"] = drawn(tuple(data["big_size_hw"]))
+    prepared = map(re.compile(PREPARED).fullmatch, sorted(data))
+    for way, of in dict.fromkeys((found["way"], found["of"]) for found in prepared if found):
+        stem = f"{way}_{of}"
         names = _several(of.removeprefix("mixed_"), raw) if of.startswith("mixed_") else [of]
-        together = same_size([ways[way](Image.fromarray(raw[each])) for each in names])
+        together = same_size([WAYS[way](Image.fromarray(raw[each])) for each in names])
         got = np.moveaxis(together, -1, 1)
-        yield "prepared pictures", name, got.shape, data[name], 0.0
         for what, found in (
+            ("shape", got.shape),
             ("sub7", got[..., ::7, ::7]),
             ("sum", got.sum(dtype=int)),
             ("row_sums", got.sum((0, 1, 3), dtype=int)),
@@ -105,12 +108,12 @@ def _several(names: str, known: Collection[str]) -> list[str]:
     return found
 
 
-def cameras_lines(cameras: Cameras, data: Arrays, end: str) -> Iterator[tuple]:
+def cameras_lines(cameras: Cameras, data: Arrays, end: str, *, start: str = "") -> Iterator[tuple]:
     """Published matrices of the last encodings; focal lengths as the angles that they stand for."""
-    if (name := f"extrinsics{end}") in data:
+    if (name := f"{start}extrinsics{end}") in data:
         got = c2w_of(np.asarray(cameras.c2w))[..., :3, :]  # a rigid motion is undone like that
         yield "cameras", name, got, data[name], DENSE
-    if (name := f"intrinsics{end}") in data:
+    if (name := f"{start}intrinsics{end}") in data:
         size = np.array([cameras.width, cameras.height])
         focal = np.stack([data[name][..., i, i] for i in (0, 1)], axis=-1)
         got, expected = (np.arctan2(size / 2, f) for f in (cameras.fxfycxcy[..., :2], focal))

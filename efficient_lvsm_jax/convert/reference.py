@@ -5,7 +5,7 @@ A reference file (.npz) has, channel-first as the published program keeps them: 
 the rest targets) and at least `render` [B, T, 3, Y, X]. It may have
 
 - `render_incremental` [inputs, B, T, 3, Y, X]: the render after each added input;
-- `cache_first_layer_k`, `cache_first_layer_v`, `cache_last_layer_k` [B, inputs·N, H, K];
+- `cache_first_layer_k`, `cache_first_layer_v`, `cache_last_layer_k`, `_v` [B, inputs·N, H, K];
 - `input_tokens_after_tokenizer` [B·inputs, N, D], `target_tokens_after_tokenizer` [B·T, N, D];
 - `ray_o`, `ray_d` [B, V, 3, …, …]; origins are the same at every pixel, so any number of pixels.
 """
@@ -30,12 +30,13 @@ from efficient_lvsm_jax.models.geometry_model import GeometryModel
 from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.nn import cache as pages
 
+LAST = "cache_last_layer_k", "cache_last_layer_v"
 # Quantities, the arrays they are compared by, and the largest absolute difference allowed; of the
 # encoder-decoder LVSM correct programs differ more, as un-normalised tokens enter its encoder.
 QUANTITIES = {
     "render": (("render",), 2e-5),
     "render_incremental": (("render_incremental",), 2e-5),
-    "cache": (("cache_first_layer_k", "cache_first_layer_v", "cache_last_layer_k"), 1e-4),
+    "cache": (("cache_first_layer_k", "cache_first_layer_v", *LAST), 1e-4),
     "tokens": (("input_tokens_after_tokenizer", "target_tokens_after_tokenizer"), 1e-5),
     "rays": (("ray_o", "ray_d"), 1e-5),
 }
@@ -45,12 +46,16 @@ INPUTS = ("image", "c2w", "fxfycxcy", "num_input")
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference file: posed input pictures, target cameras, and the recorded arrays by name."""
+    """A reference file: posed input pictures, target cameras, and the recorded arrays by name.
+
+    `not_compared` are names of arrays that nothing here gives.
+    """
 
     path: Path
     views: Views
     cameras: Cameras
     recorded: dict[str, np.ndarray]
+    not_compared: tuple[str, ...]
     told: ClassVar[dict] = {}  # it says no settings
     family: ClassVar[None] = None  # of several
 
@@ -77,10 +82,10 @@ def read_reference(path: str | Path) -> Reference | GeometryReference:
                 f"{path}: {name} ({array.dtype}) is not an array of finite "
                 f"{'integers' if name == 'num_input' else 'floats'}"
             )
-    return _posed(path, arrays)
+    return _posed(path, arrays, tuple(sorted(present - arrays.keys())))
 
 
-def _posed(path: Path, arrays: dict[str, np.ndarray]) -> Reference:
+def _posed(path: Path, arrays: dict[str, np.ndarray], others: tuple[str, ...]) -> Reference:
     image, c2w, fxfycxcy, inputs = (arrays.pop(name) for name in INPUTS)
     if image.ndim != 5 or image.shape[2] != 3:
         raise InputError(f"{path}: image is {image.shape}, expected [B, V, 3, Y, X]")
@@ -100,7 +105,7 @@ def _posed(path: Path, arrays: dict[str, np.ndarray]) -> Reference:
     c2w, fxfycxcy = c2w.astype(np.float32), fxfycxcy.astype(np.float32)
     views = Views(image[:, :count], c2w[:, :count], fxfycxcy[:, :count])
     cameras = Cameras(c2w[:, count:], fxfycxcy[:, count:], *image.shape[2:4])
-    return Reference(path, views, cameras, arrays)
+    return Reference(path, views, cameras, arrays, others)
 
 
 def compare(

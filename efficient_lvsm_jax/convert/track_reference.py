@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,6 @@ def tracks(model: GeometryModel, reference: Any) -> Iterator[tuple]:
     """Lines of a file of tracks, see `geometry_reference`."""
     data = reference.arrays
     model = with_settings(model, causal=True)
-    config = model.config
 
     def clip(params: dict, images: jax.Array, queries: jax.Array) -> tuple:
         network = bound(model, params)
@@ -47,13 +46,19 @@ def tracks(model: GeometryModel, reference: Any) -> Iterator[tuple]:
             got = np.moveaxis(np.asarray(features), -1, 2)[:, : data[name].shape[1]]
             yield "track features", name, got, data[name], TOKENS
         name = f"track_iterations_{s}"
-        for number, (got, expected) in enumerate(zip(points, data[name], strict=True), 1):
+        recorded = data.get(name, [None] * len(points))
+        for number, (got, expected) in enumerate(zip(points, recorded, strict=True), 1):
             limit = TRACKS[min(number, len(TRACKS)) - 1]
             yield f"tracks, refined {number} times", name, got, expected, limit
-        yield "visibility", f"vis_{s}", tracks.visible, data[f"vis_{s}"], 1e-3
+        yield "visibility", f"vis_{s}", tracks.visible, data.get(f"vis_{s}"), 1e-3
         name = f"track_conf_{s}"
-        yield "track confidence", name, tracks.confidence, data[name], 1e-3
+        yield "track confidence", name, tracks.confidence, data.get(name), 1e-3
+    if "corr_out" in data:
+        yield from _parts(model, data)
 
+
+def _parts(model: GeometryModel, data: Mapping[str, np.ndarray]) -> Iterator[tuple]:
+    config = model.config
     maps = np.moveaxis(data["corr_fmaps"], 2, -1)
 
     def windows(maps: jax.Array, features: jax.Array, at: jax.Array) -> jax.Array:

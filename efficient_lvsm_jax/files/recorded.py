@@ -40,6 +40,22 @@ class Difference:
         return f"reference {self.quantity} {what}={self.error:.2e} limit={self.limit:.0e}"
 
 
+class Read(dict):
+    """Arrays by name, which know what was looked at."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        super().__init__(arrays)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The array, looked at, or else `default`."""
+        return self[name] if name in self else default
+
+
 def difference(
     quantity: str,
     name: str,

@@ -1,5 +1,6 @@
 """convert --reference with files recorded from StreamVGGT, and settings that files do not say."""
 
+import re
 import shutil
 
 import numpy as np
@@ -37,6 +38,26 @@ def test_the_command_says_error_and_limit_and_ends_with_3_above_one(tmp_path, ca
         assert line.startswith("reference unprojected points max_abs_error=")
         assert line.endswith("limit=1e-05")
     assert load(tmp_path / "out0").config == small_vggt().config
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "quantity"),
+    [
+        ("geometry", r"uv_.*|dpt_position.*", "positions of DPT heads"),
+        ("geometry", r"unproject_.*", "unprojected points"),
+        ("geometry", r"image_size_hw|random_encoding|decoded_intrinsics", "fields of view"),
+        ("geometry", r"image_size_hw|extrinsics|intrinsics|pose_encoding", "pose encodings"),
+        ("preprocess", r"raw_(land|tall)|(crop|pad)_(land|tall)_row_sums", "prepared pictures"),
+    ],
+)
+def test_files_with_few_of_the_arrays_are_compared_as_well(name, kept, quantity, tmp_path):
+    with np.load(file_of(name)) as file:
+        arrays = {name: array for name, array in file.items() if re.fullmatch(kept, name)}
+    np.savez(tmp_path / "file.npz", **arrays, stray=np.ones(3))
+    reference = read_reference(tmp_path / "file.npz")
+    (difference,) = compare(small_vggt(), reference)
+    assert difference.quantity == quantity and difference.within
+    assert reference.not_compared == ["stray"]
 
 
 def test_settings_are_told_and_kept(tmp_path, capsys):
