@@ -276,6 +276,7 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
         yield "rotary positions", "rope_out", got, data["rope_out"], TOKENS
 
     frames = images.shape[1]
+    dense = data.get("dense_frames", np.arange(frames)).tolist()  # whose maps were recorded
     memory = model.start(frames, size)
     queries = jnp.asarray(data["query_points"])
     for count in range(1, frames + 1):
@@ -283,6 +284,9 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
             step, model.ready, memory, images[:, count - 1 : count], queries
         )
         here = {name: data[name][count - 1] for name in PER_FRAME if name in data}
+        if count - 1 in dense:
+            at = dense.index(count - 1)
+            here |= {name: data[name][at] for name in MAPS if name in data}
         yield (
             "poses",
             "pose_iterations",
@@ -296,6 +300,7 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
         if config.taps[-1] == config.layers and "round_last" in here:
             yield "tokens", "round_last", tokens[0, 0], here["round_last"], TOKENS
         # Every frame is published as a clip of its own, whose points stay at the queries.
+        yield "tracks", "track", tracks.points[0, 0], here.get("track"), POSES
         yield "visibility", "vis", tracks.visible[0, 0], here.get("vis"), DENSE
         expected = here.get("track_conf")
         yield "track confidence", "track_conf", tracks.confidence[0, 0], expected, DENSE
@@ -315,7 +320,8 @@ def _stream(model: GeometryModel, reference: GeometryReference) -> Iterator[tupl
                     yield "camera cache", name, got, data[name], POSES
 
 
+MAPS = "depth", "depth_conf", "points", "points_conf"
 PER_FRAME = (
-    *("pose_iterations", "extrinsics", "intrinsics", "depth", "depth_conf", "points"),
-    *("points_conf", "vis", "track_conf", "round_last"),
+    *("pose_iterations", "extrinsics", "intrinsics"),
+    *("track", "vis", "track_conf", "round_last"),
 )

@@ -95,7 +95,8 @@ def worst(path: Path, differences: Iterable[Difference]) -> list[Difference]:
     """Of every quantity the largest, in the order in which they come.
 
     Raises:
-      InputError: there is none; or what comes while they are made, with the file that it is about.
+      InputError: there is none; or what comes while they are made, with the file that it is about,
+        also if arrays do not belong together.
     """
     found: dict[str, Difference] = {}
     try:
@@ -107,6 +108,9 @@ def worst(path: Path, differences: Iterable[Difference]) -> list[Difference]:
         raise InputError(f"{path}: has no array {error.args[0]}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+        reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise InputError(f"{path}: its arrays do not belong together ({reason})") from error
     if not found:
         raise InputError(f"{path}: has no array that is compared; record more of them")
     return list(found.values())

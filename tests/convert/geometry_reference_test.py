@@ -117,6 +117,9 @@ def test_arrays_of_another_shape_and_missing_ones_are_named(tmp_path):
     np.savez(path, **arrays | {"pose_encoding": arrays["pose_encoding"][:, :3]})
     with pytest.raises(InputError, match=r"pose_encoding is \(1, 3, 9\), but this model gives"):
         list(compare(small_vggt(), read_reference(path)))
+    np.savez(path, **arrays | {"intrinsics": arrays["intrinsics"][..., :1, :1]})
+    with pytest.raises(InputError, match="its arrays do not belong together"):
+        list(compare(small_vggt(), read_reference(path)))
     del arrays["unproject_depth"]
     np.savez(path, **arrays)
     with pytest.raises(InputError, match="has no array unproject_depth"):

@@ -35,6 +35,9 @@ def test_everything_recorded_is_equalled(name, parity):
         for key, array in reference.arrays.items()
         if not re.search(r"\d+x\d+", key) or re.search(PARTS[name], key)
     }
+    if name == "streaming":
+        order = [4, 1, 0, 2, 3]  # a list says of which frames maps were recorded
+        arrays |= {"dense_frames": np.array(order), "depth": arrays["depth"][order]}
     frames = arrays if reference.frames is reference.arrays else reference.frames
     reference = dataclasses.replace(reference, arrays=arrays, frames=frames)
     found = list(compare(small_vggt(), reference))
