@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from efficient_lvsm_jax.weights.vggt import STACKS, settings_of
 
 LIMIT = 1e-4
 DENSITY, CRITICAL = 0.3, 0.05  # as published: by tokens and blocks, and of critical blocks
+BLOCK = 5  # as was recorded first
 # What variants replace, and by what; {d} is a density, {b} a size of blocks.
 EVERYWHERE = ",".join(f"{place}={{d}}:from0" for place in VGGTConfig.places)
 VARIANTS = {
@@ -72,13 +74,13 @@ def compare(arrays: Arrays, weights: str | Path) -> Iterator[Line]:
     """
     model = _read(arrays, weights)
     images = floats(arrays["images_u8"])
-    frame = int(arrays["dense_frame"])
 
     def heads(params: dict, taps: jax.Array) -> tuple:
         return bound(model, params).dense(taps, images.shape[2:4])
 
     def dense(taps: jax.Array) -> tuple:
         """Of one frame; these heads know nothing of attention, so one program does for all."""
+        frame = int(arrays["dense_frame"])
         return run(heads, model.ready, taps[:, :, frame : frame + 1])
 
     for variant, text in VARIANTS.items():
@@ -136,7 +138,8 @@ def _replaced(model: GeometryModel, arrays: Arrays, text: str, variant: str) -> 
 
 def _density(arrays: Arrays) -> float:
     """The published one, or else the shortest number that keeps as many tokens as were recorded."""
-    counts = [x.shape[-2:] for name, x in arrays.items() if "_selected:" in name and x.ndim == 4]
+    chosen = re.compile(r"(token|rounds_only|fp8)_selected:.*")
+    counts = [x.shape[-2:] for name, x in arrays.items() if chosen.fullmatch(name) and x.ndim == 4]
 
     def fits(density: float) -> bool:
         return all(max(1, int(density * tokens)) == kept for tokens, kept in counts)
@@ -149,10 +152,14 @@ def _density(arrays: Arrays) -> float:
 
 
 def _blocks(model: GeometryModel, shape: tuple[int, ...]) -> int:
-    """The largest size of blocks that fills frames and camera tokens, as the original needs it."""
+    """The size of blocks: 5, or the largest, that fills frames and camera tokens.
+
+    The original, which knows no mask, needs one that does.
+    """
     patch = model.config.patch
     tokens = 1 + model.config.registers + shape[2] // patch * (shape[3] // patch)
-    return math.gcd(tokens, shape[1])
+    largest = math.gcd(tokens, shape[1])
+    return largest if largest % BLOCK else BLOCK
 
 
 def _lines(

@@ -7,6 +7,8 @@ import pytest
 from conftest import GOLDENS, golden
 from small_vggt import FILE, configured, small_vggt
 
+from efficient_lvsm_jax.compress.model_reference import _blocks as blocks_of
+from efficient_lvsm_jax.compress.model_reference import _density as density_of
 from efficient_lvsm_jax.compress.reference import compare
 from efficient_lvsm_jax.convert.conversion import convert
 from efficient_lvsm_jax.errors import InputError
@@ -15,7 +17,7 @@ from efficient_lvsm_jax.weights.load import load
 from efficient_lvsm_jax.weights.published import bring_out
 
 MODEL = GOLDENS / "lite3r_model.npz"
-GIVEN = ("config", "images_u8", "frames_token", "dense_frame", "P:")
+GIVEN = ("config", "images_u8", "frames_token", "P:")
 
 
 def test_a_model_with_replaced_attention_equals_the_recorded_one(tmp_path):
@@ -49,6 +51,18 @@ def test_counts_that_no_density_gives_are_named(tmp_path):
     np.savez(tmp_path / "file.npz", **changed)
     with pytest.raises(InputError, match=r"\(3, 3\).* no density keeps so many"):
         compare(tmp_path / "file.npz", FILE)
+
+
+def test_counts_of_blocks_say_nothing_of_tokens():
+    tokens, blocks = np.zeros((1, 2, 25, 7)), np.zeros((1, 2, 5, 2))
+    assert density_of({"token_selected:a": tokens, "block_selected:a": blocks}) == 0.3
+    assert density_of({"token_selected:a": tokens[..., :5], "block_selected:a": blocks}) == 0.2
+
+
+def test_blocks_of_five_fill_more_than_five_frames():
+    assert blocks_of(small_vggt(), (1, 5, 56, 70, 3)) == 5
+    assert blocks_of(small_vggt(), (1, 25, 56, 70, 3)) == 5
+    assert blocks_of(small_vggt(), (1, 3, 56, 56, 3)) == 3
 
 
 def test_published_weights_get_projections_of_zero_which_is_said(caplog):

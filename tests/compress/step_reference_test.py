@@ -6,7 +6,7 @@ from small_vggt import FILE
 
 from efficient_lvsm_jax.compress.reference import compare
 
-KEPT = ("config", "images_u8", "frames_token", "dense_frame", "P:", "step_")
+KEPT = ("config", "images_u8", "frames_token", "P:", "step_")
 
 
 def test_steps_of_training_projections_equal_the_recorded_ones(tmp_path):
