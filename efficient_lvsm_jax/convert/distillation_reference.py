@@ -22,6 +22,7 @@ from efficient_lvsm_jax.models.scene_geometry import Geometry, Tracks
 from efficient_lvsm_jax.training.geometry_losses import WEIGHTS, distillation_loss, maps_loss
 from efficient_lvsm_jax.weights.published import bring_out
 
+# In shares of values and 1: tracks are apart by pixels, of which there may be hundreds.
 LOSSES, GRADIENTS = 1e-5, 1e-4
 # Of a step: rounding grows through the tracker. Gradients in shares of each array's largest value.
 STEP_LOSSES, STEP_GRADIENTS = 1e-3, 5e-3
@@ -41,7 +42,7 @@ ARRAYS = {
 
 
 def losses(model: GeometryModel, reference: Any) -> Iterator[tuple]:
-    """Quantity, name, value, recorded value and limit of all there are."""
+    """Quantity, name, value, recorded value and limit, maybe what `difference` takes besides."""
     data = reference.arrays
     student, teacher = (_geometry(data, who) for who in ("student", "teacher"))
     valid = data["valid_mask"]
@@ -59,7 +60,7 @@ def losses(model: GeometryModel, reference: Any) -> Iterator[tuple]:
         ("loss_depth_per_frame", depth),
         ("loss_points_per_frame", points),
     ):
-        yield "losses", name, got, data.get(name), LOSSES
+        yield "losses", name, got, data.get(name), LOSSES, 1.0
     yield "losses, total", "total", loss, data.get("total"), GRADIENTS
     for name, of in ARRAYS.items():
         expected = data.get(f"grad_{name}")

@@ -60,6 +60,19 @@ def test_files_with_few_of_the_arrays_are_compared_as_well(name, kept, quantity,
     assert reference.not_compared == ["stray"]
 
 
+def test_losses_of_tracks_far_apart_are_compared_in_shares(tmp_path):
+    with np.load(file_of("losses")) as file:
+        arrays = {name: x for name, x in file.items() if name[:4] in ("stud", "teac", "vali")}
+        near = file["loss_track"]
+    apart = np.linalg.norm(arrays["student_track"] - np.float64(arrays["teacher_track"]), axis=-1)
+    for who in ("student", "teacher"):
+        arrays[f"{who}_track"] *= 1024
+    far = near + 1023 * (arrays["student_track_conf"] * apart).mean()
+    np.savez(tmp_path / "file.npz", **arrays, loss_track=far)
+    (difference,) = compare(small_vggt(), read_reference(tmp_path / "file.npz"))
+    assert difference.within and difference.relative
+
+
 def test_settings_are_told_and_kept(tmp_path, capsys):
     out = tmp_path / "vggt"
     settings = ("causal=false", "camera_heads=8")
