@@ -35,7 +35,9 @@ from efficient_lvsm_jax.commands import (
 def define_flags(values: flags.FlagValues) -> None:
     """Flags besides those of all programs."""
     own = {"flag_values": values}
-    flags.DEFINE_string("weights", None, "what elvsm.load takes", **own)
+    flags.DEFINE_string(
+        "weights", None, "a folder, workdir, file, hf://… or name: docs/weights.md", **own
+    )
     flags.DEFINE_enum(
         "products", None, PRODUCTS, "in which layers multiply (default: floats)", **own
     )

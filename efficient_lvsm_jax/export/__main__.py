@@ -34,7 +34,10 @@ def _count(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m efficient_lvsm_jax.export", __doc__, {"--inputs": "--count"})
     parser.add_argument(
-        "--weights", required=True, metavar="W", help="folder, workdir or PyTorch file"
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a folder, workdir, file, hf://… or name: docs/weights.md",
     )
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument(

@@ -49,9 +49,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.out}: a film's name must end in .mp4")
     check_geometry_options(arguments)
     if arguments.path is None:
-        if arguments.geometry is None:
-            raise InputError(f"--path is missing: {', '.join(PATHS)} or FILE.json; see --help")
-        arguments.path = "inputs"
+        arguments.path = "inputs" if arguments.geometry else "orbit"
     file = arguments.path.endswith(".json")
     if arguments.path not in PATHS and not file:
         raise InputError(f"--path {arguments.path}: expected {', '.join(PATHS)} or FILE.json")
@@ -101,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("film", nargs="?", metavar="FILM.mp4", type=Path, help="as --out")
     parser.add_argument("--out", metavar="FILM.mp4", type=Path, help="is replaced if it exists")
     parser.add_argument(
-        "--weights", required=True, metavar="W", help="weights folder, workdir or PyTorch file"
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a folder, workdir, file, hf://… or name: docs/weights.md",
     )
     add_geometry_options(
         parser,
@@ -111,11 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--path",
         metavar="PATH",
-        help="orbit: around what the inputs look at; spiral: small turns around their mean; "
-        "inputs: through them, nearest first; frames: from the capture's own cameras, in their "
-        "order; FILE.json: a nerfstudio camera path, in the world of the capture's own "
-        "poses, with the shape of its own pictures (of a viewer's world: "
-        "--dataparser-transforms); with --geometry the default is inputs",
+        help="orbit: around what the inputs look at (the default); spiral: small turns around "
+        "their mean; inputs: through them, nearest first (the default with --geometry); frames: "
+        "from the capture's own cameras, in their order; FILE.json: a nerfstudio camera path, in "
+        "the world of the capture's own poses, with the shape of its own pictures (of a viewer's "
+        "world: --dataparser-transforms)",
     )
     parser.add_argument(
         "--size",

@@ -101,14 +101,16 @@ def _check_files(arguments: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _posed_scene(arguments: argparse.Namespace) -> Iterator[Scene]:
     """Pictures with the cameras that --geometry finds, to be read until the block ends."""
+    colmap = arguments.geometry == "colmap"
+    network = None if colmap else load_geometry(arguments.geometry)  # a video takes a while
     photos = open_photos(arguments.capture, every=arguments.every, scene=arguments.scene)
     with tempfile.TemporaryDirectory() as work:
-        if arguments.geometry == "colmap":
+        if colmap:
             kept = kept_photos(lambda: photos, Path(work, "photos"))
             frames = structure_from_motion(kept, Path(work)).frames
         else:
             keyframes = Keyframes()
-            found = see(load_geometry(arguments.geometry), photos)
+            found = see(network, photos)
             frames = [seen.posed for seen in found if keyframes.take(seen)]
         if len(frames) < 2:
             raise InputError(

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "a folder of photos",
     )
     parser.add_argument(
-        "--weights", metavar="W", help="what elvsm.load takes: a folder, workdir, file or name"
+        "--weights", metavar="W", help="a folder, workdir, file, hf://… or name: docs/weights.md"
     )
     add_geometry_options(
         parser,

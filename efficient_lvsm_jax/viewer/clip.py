@@ -107,12 +107,12 @@ def open_clip(arguments: argparse.Namespace) -> Clip:
             "--geometry colmap: sees no picture before it has all; elvsm reconstruct "
             f"{arguments.capture} OUT --with colmap, then elvsm view OUT"
         )
+    network = load_geometry(arguments.geometry)  # first: a video takes a while
     photos = open_photos(arguments.capture, every=arguments.every, scene=arguments.scene)
-    model = load_geometry(arguments.geometry)
     return Clip(
         Path(arguments.capture).stem,
         photos.count,
-        see(model, photos),
+        see(network, photos),
         most=arguments.photos,
-        together=not model.config.causal,
+        together=not network.config.causal,
     )

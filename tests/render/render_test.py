@@ -75,7 +75,7 @@ def test_film_has_the_frames_asked_for_and_a_line_says_what_went_in(capture, wei
 
 def test_export_reads_back_as_what_a_session_renders_along_the_path(capture, weights):
     out = capture.parent / "out"
-    options = ("--inputs", "0,3,4", "--path", "orbit", "--frames", 3, "--export", out)
+    options = ("--inputs", "0,3,4", "--frames", 3, "--export", out)  # an orbit
     render(capture, weights, *options)
 
     frames = [open_scenes(capture)[0].frames[index] for index in (0, 3, 4)]
@@ -365,15 +365,14 @@ def test_structure_from_motion_gives_a_film_its_cameras(capture, weights, monkey
         render(capture, weights, "--geometry", "colmap", "--frames", 3)
 
 
-def test_a_film_has_one_name_and_a_capture_a_path(capture, weights):
+def test_a_film_has_one_name_and_a_network_is_known_before_pictures_are_read(capture, weights):
     options = ["--weights", str(weights)]
     for names, words in (
         ([capture], "name the film once"),
         ([capture, "a.mp4", "--out", "b.mp4"], "name the film once"),
-        ([capture, "a.mp4"], "--path is missing"),
         ([capture, "a.mp4", "--every", 2], "--every: is about pictures without cameras"),
         ([capture, "a.mp4", "--geometry", weights, "--axes", "opencv"], "--geometry finds its own"),
-        ([capture, "a.mp4", "--geometry", weights], "renders views, and sees no cameras"),
+        (["absent.mp4", "a.mp4", "--geometry", weights], "renders views, and sees no cameras"),
     ):
         with pytest.raises(InputError, match=words):
             main([*map(str, names), *options])

@@ -182,7 +182,7 @@ def test_arguments_that_do_not_go_together(monkeypatch, photos):
         ([photos, "--weights", "rooms", "--geometry", weights, "--axes", "opencv"], "leave them"),
         ([photos, "--weights", "rooms", "--geometry", weights, "--count", 1], "at least 2"),
         ([photos / "a.png", "--weights", "rooms", "--geometry", weights], "a single picture"),
-        ([photos, "--weights", "rooms", "--geometry", "rooms"], "sees no cameras"),
+        (["absent.mp4", "--weights", "rooms", "--geometry", "rooms"], "sees no cameras"),
     ):
         with pytest.raises(InputError, match=said):
             open_clip(arguments(monkeypatch, *words))
