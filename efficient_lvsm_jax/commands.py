@@ -78,6 +78,10 @@ class Parser(argparse.ArgumentParser):
         check_spelling(args, self._renamed, self._option_string_actions)
         return super().parse_args(args, namespace)
 
+    def error(self, message: str):
+        """Ends with one line: below the usage it is lost."""
+        self.exit(2, f"error: {message}; see --help\n")
+
 
 def as_started(text: str) -> str:
     """`text` with `elvsm VERB` where it names the program, if that started this process."""
@@ -106,8 +110,8 @@ def add_products_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--products",
         choices=PRODUCTS,
-        help="in which layers multiply: int8 takes a quarter of float32's memory and may be "
-        "faster, fp8 is for GPUs that can (default: floats, as the weights say)",
+        help="in which layers multiply: int8 keeps their weights in a quarter of float32's "
+        "memory, fp8 is for NVIDIA GPUs that multiply it (default: floats)",
     )
 
 
