@@ -26,7 +26,7 @@ from efficient_lvsm_jax.weights.published import (
     metadata_of,
     read_file,
 )
-from efficient_lvsm_jax.weights.source import HUB, fetch, sha256
+from efficient_lvsm_jax.weights.source import HUB, TORCH, fetch, sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,8 @@ def convert(
     source_name, destination = str(source), Path(destination)
     if os.path.lexists(destination):
         raise InputError(f"{destination} already exists; name another, or remove it first")
+    if destination.suffix in TORCH:
+        raise InputError(f"{destination}: files are written as .safetensors; name one, or a folder")
     to_file = destination.suffix == ".safetensors"
     path = fetch(source)
     if to_file and path.is_dir():
@@ -88,6 +90,10 @@ def convert(
     else:
         published, digest = read_file(path, entry, told, family), sha256(path)
 
+    patch = published.config.patch
+    if trained_size and any(side % patch for side in trained_size):
+        height, width = trained_size
+        raise InputError(f"size {height}x{width}: expected multiples of the patch size {patch}")
     sizes = published.sizes if trained_size is None else (trained_size,)
     if to_file:
         tensors = bring_out(published.params, published.family, published.config)

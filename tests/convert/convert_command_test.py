@@ -44,6 +44,12 @@ def test_command_line_reports_what_it_wrote_and_what_is_wrong(tmp_path, capsys):
     status, output, errors = run(GOLDENS / "square.pt", "--out", tmp_path / "weights")
     assert status == 2 and not output
     assert errors.startswith("error: ") and "already exists" in errors
+    for wrong, words in (
+        (["--out", "w.pt"], "files are written as .safetensors"),  # and no folder of that name
+        (["--out", "w", "--size", "20"], "size 20x20: expected multiples of the patch size 8"),
+    ):
+        with pytest.raises(InputError, match=words):
+            main([str(GOLDENS / "square.pt"), *wrong])
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
