@@ -12,8 +12,8 @@ Programs are the training step (the default), encode, decode, and append, which 
 cache; of models of geometry observe: a clip of --count frames, or with --capacity so many new ones
 (one, if not told) of a stream that has room for so many. Prints memory per device, collectives,
 kernels, FLOPs and the least time. TPUs need the extra tpu-aot (libtpu, no TPU), GPUs gpu-aot
-(CUDA's libraries, no GPU), and a minute or two. --estimate needs neither: it answers for training,
-from formulas; with --devices N --memory GIB for other accelerators, too.
+(CUDA's libraries, no GPU), and a minute or two. --estimate, as elvsm estimate, needs neither: it
+answers for training, from formulas; with --devices N --memory GIB for other accelerators, too.
 
 Exit status: 0 it fits, 3 it does not, 2 the question cannot be answered.
 """
@@ -85,7 +85,7 @@ def main() -> int:
     if topology:
         memory = topology.chip.memory
     elif not (values.estimate and values.devices and values.memory):
-        raise InputError("say --topology v5e:4x4, or --estimate with --devices N --memory GIB")
+        raise InputError("say --topology v5e:4x4, or, of elvsm estimate, --devices N --memory GIB")
     if values.memory:
         memory = values.memory * GIB
     if values.program != TRAIN and (values.estimate or topology is None):

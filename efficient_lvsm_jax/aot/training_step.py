@@ -166,6 +166,10 @@ def question(config: ConfigDict, devices: int, *, abstract: bool = True) -> Ques
     optimizer = build(OptimizerConfig, config.optimizer.to_dict(), "optimizer").over(config.steps)
     data = build(DataConfig, config.data.to_dict(), "data")
     _check_fits(config.family, losses, data)
+    if data.size % model.patch:
+        raise InputError(
+            f"data.size={data.size}: expected a multiple of the patch size {model.patch}"
+        )
     if abstract:
         frozen, alignment = abstract_frozen(losses, model, config.family)
     else:

@@ -56,8 +56,17 @@ def test_an_estimate_for_other_devices_than_tpus(monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments", [(), ("--estimate", "--devices", "8")])
 def test_a_question_without_devices_says_what_is_missing(monkeypatch, arguments):
-    with pytest.raises(InputError, match="say --topology v5e:4x4, or --estimate with --devices N"):
+    with pytest.raises(InputError, match="say --topology v5e:4x4, or, of elvsm estimate, --dev"):
         run(monkeypatch, *arguments)
+
+
+def test_pictures_that_are_not_whole_patches_are_refused_before_any_is_made():
+    config = re10k_256.get_config()
+    config.data.size = 250
+    with pytest.raises(
+        InputError, match=r"data\.size=250: expected a multiple of the patch size 8"
+    ):
+        question(config, 1)
 
 
 @pytest.mark.parametrize(
