@@ -4,7 +4,7 @@
     python train.py --help-settings                  # all settings: values, choices, meaning
 
 Started again with the same arguments it goes on from its newest checkpoint, with the same numbers
-as if it had never stopped. What it writes to the workdir: `run_log`, `checkpoints`, `provenance`.
+as if it had never stopped. docs/training.md says what it writes to the workdir.
 
 Exit status: 0 all steps are done; 2 something given is wrong, the message says what; 4 training
 diverged; 143 and 130 ended by SIGTERM and Ctrl-C, after saving (a second one ends at once).

@@ -4,7 +4,7 @@ python eval.py --config configs/capture_evaluation.py --workdir OUT --weights WE
     --config.evaluation.data=CAPTURE \
     --config.evaluation.inputs="(0, 10, 20)" --config.evaluation.targets="(5, 15)"
 
-Positions count the frames in the order of `python -m data_pipeline.inspect`, absent ones left out.
+Positions count the frames in the order of `elvsm inspect`, absent ones left out.
 Portrait pictures are scored by their middle square.
 """
 

@@ -1,6 +1,6 @@
 """A small Efficient-LVSM on one capture of your own, its held-out frames predicted: CPU, minutes.
 
-python -m data_pipeline.prepare captures/walk --out prepared/walk --size 48 --hold-out 0.1
+elvsm prepare captures/walk --out prepared/walk --size 48 --hold-out 0.1
 python train.py --config configs/capture_tiny.py --workdir runs/walk
 python eval.py --config configs/capture_tiny.py --workdir runs/walk
 

@@ -1,6 +1,6 @@
 """Rendered objects at 512 pixels: 4 inputs, 8 targets, any views of an object.
 
-python -m data_pipeline.prepare OBJAVERSE --out data/objaverse_512 --size 512
+elvsm prepare OBJAVERSE --out data/objaverse_512 --size 512
 python train.py --config configs/objaverse_512.py --workdir runs/objaverse_512
 
 What the published model of objects was trained with is not known; the numbers of views are LVSM's

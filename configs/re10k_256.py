@@ -1,6 +1,6 @@
 """RealEstate10K at 256 pixels, as published: 2 inputs, 6 targets, 12 + 12 layers, 199 M parameters.
 
-python -m data_pipeline.prepare RE10K/train --out data/re10k_256 --size 256
+elvsm prepare RE10K/train --out data/re10k_256 --size 256
 python train.py --config configs/re10k_256.py --workdir runs/re10k_256
 
 Hardware: anything that holds 128 scenes. Compiled for TPUs that were not there (docs/training.md),

@@ -1,6 +1,6 @@
 """RealEstate10K at 512 pixels from scratch: `re10k_256` with four times the tokens.
 
-python -m data_pipeline.prepare RE10K/train --out data/re10k_512 --size 512
+elvsm prepare RE10K/train --out data/re10k_512 --size 512
 python train.py --config configs/re10k_512.py --workdir runs/re10k_512
 
 Compiled for TPUs that were not there (docs/training.md), 1 scene takes 7.5 GiB of a chip, and a

@@ -108,8 +108,8 @@ def _captures(path: Path, options: ReadOptions) -> Scenes:
             break
     if not found:
         hint = ""
-        if picture_files(path) or picture_files(path / "images"):
-            hint = " (pictures without cameras: reconstruct those first, by elvsm reconstruct)"
+        if path.is_file() or picture_files(path) or picture_files(path / "images"):
+            hint = " (photos or a video without cameras: run elvsm reconstruct on them first)"
         raise InputError(
             f"{path}: not a data set that can be read{hint}; looked for "
             + "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in _READERS)

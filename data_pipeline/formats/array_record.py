@@ -1,4 +1,4 @@
-"""Our own prepared data: ArrayRecord shards written by `python -m data_pipeline.prepare`.
+"""Our own prepared data: ArrayRecord shards written by `elvsm prepare`.
 
     OUT/posed_scenes/1.0.0/posed_scenes-SPLIT.array_record-00000-of-00010, …
                            manifest-SPLIT.json, dataset_info.json, features.json
@@ -33,7 +33,7 @@ from efficient_lvsm_jax.geometry.cameras import check_cameras
 from efficient_lvsm_jax.geometry.intrinsics import check_intrinsics
 
 NAME = "posed_scenes"
-LOOKS_FOR = "manifest-SPLIT.json of python -m data_pipeline.prepare"
+LOOKS_FOR = "manifest-SPLIT.json of elvsm prepare"
 WHOLE_NUMBERS = ("index", "timestamp", "width", "height")
 OPEN_SHARDS = 512  # each costs a file handle and the positions of its records
 

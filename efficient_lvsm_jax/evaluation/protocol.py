@@ -261,7 +261,7 @@ def _hold_out(settings: EvaluationConfig) -> HoldOut:
     if hold_out is None:
         raise InputError(
             "evaluation.inputs=(): must name at least one view, or give an index, since nothing "
-            f"was held out of {settings.data} (python -m data_pipeline.prepare --hold-out)"
+            f"was held out of {settings.data} (elvsm prepare --hold-out)"
         )
     if settings.split == hold_out.of:
         raise InputError(

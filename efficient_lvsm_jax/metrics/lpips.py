@@ -36,7 +36,7 @@ WEIGHTS_FOLDER = Path("weights/lpips")
 HOW_TO_GET_WEIGHTS = (
     "it needs torchvision's vgg16-397923af.pth (https://download.pytorch.org/models/) and "
     "weights/v0.1/vgg.pth of the lpips package (on PyPI, or github.com/richzhang/"
-    "PerceptualSimilarity); then run python -m efficient_lvsm_jax.convert --lpips "
+    "PerceptualSimilarity); then run elvsm convert --lpips "
     f"vgg16-397923af.pth vgg.pth --out {WEIGHTS_FOLDER}"
 )
 

@@ -66,7 +66,7 @@ def load(
 
     Args:
       path: "rooms" or "rooms-geometry", which come with the package ("./rooms" is a folder of that
-        name); or a folder written by `python -m efficient_lvsm_jax.convert`; or the `--workdir` of
+        name); or a folder written by `elvsm convert`; or the `--workdir` of
         train.py (its newest step; the averaged parameters if it keeps them); or a `.pt`, `.pth`,
         `.ckpt` or `.safetensors` file in the published layout (converted in memory on every load),
         or several with an index (`model.safetensors.index.json`), by their folder or the index; or
@@ -101,10 +101,10 @@ def load(
     if not path.exists():
         what = "does not exist"
     raise InputError(
-        f"{path} {what}: expected a folder with {WEIGHTS_FILE} (made by python -m "
-        f"efficient_lvsm_jax.convert), a workdir with {MODEL_FILE} (made by train.py), or a .pt, "
-        ".pth, .ckpt or .safetensors file or an index of several, one of them of the hub "
-        f"(hf://OWNER/REPO/FILE), or a model that comes with the package: {', '.join(models())}"
+        f"{path} {what}: expected a folder with {WEIGHTS_FILE} (made by elvsm convert), a workdir "
+        f"with {MODEL_FILE} (made by elvsm train), or a .pt, .pth, .ckpt or .safetensors file or "
+        "an index of several, one of them of the hub (hf://OWNER/REPO/FILE), or a model that comes "
+        f"with the package: {', '.join(models())}"
     )
 
 

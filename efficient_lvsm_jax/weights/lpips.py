@@ -102,7 +102,7 @@ def convert_lpips(sources: Sequence[str | Path], destination: str | Path) -> Lpi
 
 
 def load_lpips(folder: str | Path) -> Lpips:
-    """The distance from a folder that `python -m efficient_lvsm_jax.convert --lpips` wrote.
+    """The distance from a folder that `elvsm convert --lpips` wrote.
 
     Raises:
       InputError: no such folder (says where weights come from), other weights, or damaged ones.

@@ -305,9 +305,10 @@ def test_drawing_shows_cameras_from_two_sides(cameras, one_centre):
 def test_pictures_without_cameras_are_told_what_they_lack(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.jpg").write_bytes(jpeg(five_cameras().image[0]))
-    for folder in (tmp_path, tmp_path / "images"):
-        with pytest.raises(InputError, match="pictures without cameras: reconstruct those"):
-            main([str(folder)])
+    (tmp_path / "film.mp4").touch()
+    for source in (tmp_path, tmp_path / "images", tmp_path / "film.mp4"):
+        with pytest.raises(InputError, match="a video without cameras: run elvsm reconstruct"):
+            main([str(source)])
 
 
 # Verdicts
