@@ -6,8 +6,7 @@
         --config.evaluation.data=PATH
     python eval.py --config ... --workdir OUT --predictions FOLDER     # FOLDER/SCENE/FRAME.png
     python eval.py --compare A B [--out FOLDER]                        # two finished workdirs
-    python eval.py --geometry [--weights MODEL | --predictions CAPTURE] \\
-        [CAPTURE ... | --generated N] [--frames R] [--size HxW] [--out FILE]   # cameras and depth
+    python eval.py --geometry --weights MODEL CAPTURE                  # cameras, depth; own --help
     python eval.py --help-settings                                     # what can be set
 
 Writes metrics.json, scenes.csv, report.html and fly.mp4 to WORKDIR/evaluation. The weights are
@@ -50,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("profile", None, "folder for a trace of some batches", **own)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "--geometry" not in sys.argv:  # which has a help of its own
     answer_help(sys.argv, define_flags, usage=__doc__)
 
 import dataclasses

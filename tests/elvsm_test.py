@@ -67,6 +67,12 @@ def test_every_verb_answers_help_in_its_name_before_it_loads_what_takes_seconds(
     assert ended.stderr.split() == []
 
 
+def test_scores_of_geometry_have_help_of_their_own():
+    ended = run("eval", "--geometry", "--help")
+    assert ended.returncode == 0 and "--when-full" in ended.stdout
+    assert "--workdir" not in ended.stdout
+
+
 @pytest.mark.parametrize(
     ("verb", "old", "new"),
     [
