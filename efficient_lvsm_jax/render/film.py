@@ -38,7 +38,7 @@ from efficient_lvsm_jax.media.levels import to_bytes
 from efficient_lvsm_jax.media.progress import counted
 from efficient_lvsm_jax.media.sheet import beside
 from efficient_lvsm_jax.media.video import write_film
-from efficient_lvsm_jax.models.model import USUAL_SIZE, Model
+from efficient_lvsm_jax.models.model import Model
 from efficient_lvsm_jax.render import FRAMES
 from efficient_lvsm_jax.sessions.choice import check_paged, nearest_of
 from efficient_lvsm_jax.sessions.session import Session
@@ -282,8 +282,8 @@ def _flight(
     elif arguments.path == "spiral":
         path = spiral(c2w, frames)
     else:
-        height = USUAL_SIZE[0] if arguments.size is None else arguments.size[0]
-        flight = _file_flight(arguments.path, height, patch)
+        height = None if arguments.size is None else arguments.size[0]
+        flight = _file_flight(arguments.path, height, size, patch)
         if arguments.dataparser_transforms is None:
             return flight
         c2w = capture_from_viewer(arguments.dataparser_transforms, flight.c2w)
@@ -291,9 +291,15 @@ def _flight(
     return Flight(path, np.tile(np.median(fxfycxcy, axis=0), (frames, 1)), size)
 
 
-def _file_flight(path: str, height: int, patch: int) -> Flight:
-    """A camera path file at another height: same field of view upwards, width as near as can be."""
+def _file_flight(path: str, height: int | None, size: tuple[int, int], patch: int) -> Flight:
+    """A camera path file at another height: same field of view upwards, width as near as can be.
+
+    Where none is told it is that of about as many pixels as `size` has.
+    """
     c2w, fxfycxcy, (stored_height, stored_width) = read_camera_path(path)
+    if height is None:
+        tokens = size[0] * size[1] // patch**2
+        height, _ = fitting_size(stored_width, stored_height, tokens, patch=patch)
     width = max(round(stored_width / stored_height * height / patch), 1) * patch
     if width > WIDEST * height:
         raise InputError(

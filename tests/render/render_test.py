@@ -141,13 +141,16 @@ def test_film_keeps_the_shape_of_the_capture_at_the_trained_number_of_tokens(
     info = {"family": "efficient_lvsm", "config": dataclasses.asdict(SMALL)}
     info["trained_sizes"] = [[48, 48]]  # 36 tokens
     save_weights(tmp_path / "weights", small_model.params, info)
-    out = tmp_path / "out"
+    path, expected = tmp_path / "path.json", {(64, 36): (64, 40), (36, 64): (40, 64)}
     arguments = [capture, "--weights", tmp_path / "weights", "--out", tmp_path / "film.mp4"]
-    arguments += ["--path", "orbit", "--frames", 1, "--count", 3, "--export", out]
-    assert main([str(argument) for argument in arguments]) == 0
-    (frame,) = open_scenes(out)[0].frames
-    expected = {(64, 36): (64, 40), (36, 64): (40, 64), (36, 36): (48, 48)}
-    assert (frame.height, frame.width) == expected[shape]
+    for name, options in (
+        ("orbit", ["--frames", 1, "--save-path", path]),
+        ("again", ["--path", path]),  # whose shape it is
+    ):
+        options += ["--count", 3, "--export", tmp_path / name]
+        assert main([str(argument) for argument in arguments + options]) == 0
+        (frame,) = open_scenes(tmp_path / name)[0].frames
+        assert (frame.height, frame.width) == expected.get(shape, (48, 48))
 
 
 def test_a_wide_film_shows_more_to_both_sides(capture, weights):
