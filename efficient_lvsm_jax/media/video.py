@@ -11,7 +11,8 @@ from PIL import Image
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.writing import written_whole
 
-MIN_HEIGHT = 384  # smaller frames are enlarged, pixel by pixel, to at least this
+# Smaller frames are enlarged, pixel by pixel, to at least this height if they stay as narrow.
+MIN_HEIGHT, MAX_WIDTH = 384, 4096
 
 
 def write_film(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30) -> int:
@@ -54,7 +55,9 @@ def write_film(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30)
                     if not count:
                         shape = frame.shape
                         film.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
-                    film.write_frame(_enlarged(frame, -(-MIN_HEIGHT // frame.shape[0])))
+                    height, width, _ = frame.shape
+                    times = min(-(-MIN_HEIGHT // height), max(1, MAX_WIDTH // width))
+                    film.write_frame(_enlarged(frame, times))
                     count += 1
                 if not count:
                     raise InputError("film frames: none; expected uint8 [F, Y, X, 3], not empty")

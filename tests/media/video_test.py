@@ -24,6 +24,11 @@ def test_odd_sides_become_even(tmp_path):
     assert imageio.improps(tmp_path / "film.mp4", plugin="pyav").shape == (2, 386, 402, 3)
 
 
+def test_narrow_frames_are_enlarged_as_far_as_a_film_is_wide(tmp_path):
+    write_film(tmp_path / "film.mp4", np.full((2, 16, 1000, 3), 90, np.uint8))
+    assert imageio.improps(tmp_path / "film.mp4", plugin="pyav").shape == (2, 64, 4000, 3)
+
+
 @pytest.mark.parametrize(
     "frames",
     [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)],
