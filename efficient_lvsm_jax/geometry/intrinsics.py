@@ -12,6 +12,7 @@ NEAR = 0.25  # of the side, by which a principal point may be outside; pictures 
 # Times as large as this picture: one whose middle is at this one's corner or beyond.
 MIN_LARGER = 1.8
 SAME = 0.2  # by which both sides may differ in that
+CORNER = 1.0  # pixels around the upper left corner, where no crop has it by chance
 MIN_FOCAL = 0.05  # of the side: a field of view of 169 degrees
 NARROWEST, WIDEST = 5.0, 150.0  # degrees that a model is given
 OFF_CENTRE = 0.1  # of both sides alike, by which a principal point shows intrinsics of another size
@@ -28,7 +29,8 @@ def check_intrinsics(fxfycxcy: np.ndarray, size: tuple[int, int], name: str) -> 
 
     Raises:
       InputError: says what they look like: divided by the picture's size, of a larger picture,
-        with a principal point far outside, or of a field of view that no pinhole picture has.
+        with a principal point far outside or at the upper left corner, or of a field of view that
+        no pinhole picture has.
     """
     focal, centre = np.split(np.asarray(fxfycxcy, np.float64), 2)
     shown = ", ".join(f"{value:.6g}" for value in fxfycxcy)
@@ -36,6 +38,11 @@ def check_intrinsics(fxfycxcy: np.ndarray, size: tuple[int, int], name: str) -> 
     if min(size) >= MIN_SIDE and max(fxfycxcy) <= MAX_DIVIDED:
         raise InputError(
             f"{of} look divided by its width and height; expected pixels, so multiply by them"
+        )
+    if min(size) >= MIN_SIDE and np.abs(centre).max() <= CORNER:
+        raise InputError(
+            f"{of}: the principal point is the upper left corner; cx and cy look divided by the "
+            "width and height, or counted from the middle; expected pixels from that corner"
         )
     relative = centre / size
     times = 2 * np.clip(relative, -1e9, 1e9)

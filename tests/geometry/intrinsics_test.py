@@ -29,6 +29,8 @@ def test_pixels_of_the_picture_and_of_crops_pass(fxfycxcy, shift):
         (GOOD * 2, "look like those of a picture 2 times as large"),
         (GOOD * 4, "a picture 4 times as large"),
         (GOOD * [640, 480, 640, 480], "multiplied by its width and height once too often"),
+        ([500, 510, 0.5, 0.5], "cx and cy look divided by the width and height"),
+        ([500, 510, 0, -0.3], "or counted from the middle"),
         ([500, 510, 1220, 240], "principal point is outside of the picture"),
         (GOOD - [0, 0, 0, 600], "principal point is outside of the picture"),
         (GOOD * [0.02, 0.02, 1, 1], "a field of view of 1[67].* degrees"),
