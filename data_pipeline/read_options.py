@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 
 from efficient_lvsm_jax.configuration import Settings, setting
 from efficient_lvsm_jax.errors import InputError
@@ -29,7 +30,7 @@ class ReadOptions(Settings):
 
     strict: bool = False
     split: str = ""
-    vertical_fov: float = setting(49.1, above=0, below=180)
+    vertical_fov: float = setting(49.1, above=math.pi, below=180)  # below pi, it is radians
     axes: str = setting(AXES[0], choices=AXES)
 
 

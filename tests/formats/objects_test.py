@@ -120,3 +120,8 @@ def test_files_that_are_no_pictures_are_refused(render, content):
     (render / "003.png").write_bytes(content)
     with pytest.raises(InputError, match=r"003\.png: cannot be read"):
         read(render)
+
+
+def test_a_field_of_view_in_radians_is_refused():
+    with pytest.raises(InputError, match=r"vertical_fov.* 3\.14"):
+        ReadOptions(vertical_fov=0.857)
