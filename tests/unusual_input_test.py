@@ -280,6 +280,17 @@ def test_prepared_scenes_keep_the_order_of_the_file(tmp_path):
     np.testing.assert_array_equal(scene.frames[0].image(), TRUTH.image[3])
 
 
+def test_prepared_pictures_may_have_another_suffix_but_no_other_size(tmp_path):
+    split = prepared.write(tmp_path, TRUTH)
+    pictures = split / "images" / NAME
+    for file in list(pictures.iterdir()):
+        Image.open(file).save(file.with_suffix(".webp"), lossless=True)
+        file.unlink()
+    np.testing.assert_array_equal(read(split).frames[1].image(), TRUTH.image[1])
+    pictures.rename(split / "images" / f"{NAME}_2")  # whose intrinsics nothing states
+    refuses(split, "none of its 5 pictures is in")
+
+
 def test_records_out_of_order_are_refused(tmp_path):
     frames = posed_scenes.records(TRUTH)
     root = posed_scenes.write(tmp_path / "data", TRUTH, frames=[frames[i] for i in ORDER])

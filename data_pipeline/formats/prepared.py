@@ -22,6 +22,7 @@ from data_pipeline.formats.json_values import fields, items, numbers, required, 
 from data_pipeline.formats.splits import choose_split
 from data_pipeline.pictures.frames import picture_frame, world_from_camera
 from data_pipeline.pictures.images import load_image
+from data_pipeline.pictures.places import find_pictures
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Frame, Scene, Scenes, scene_of
 from efficient_lvsm_jax.errors import InputError
@@ -79,18 +80,21 @@ def _listed(path: Path) -> list[str]:
 def _scene(folder: Path, name: str, options: ReadOptions) -> Scene:
     where = inside(folder, f"metadata/{name}.json", str(folder))
     entries = items(required(read_json_object(where), "frames", str(where)), f"{where}: frames")
-    labels, pictures, cameras = [], [], []
+    labels, listed, cameras = [], [], []
     for index, entry in enumerate(entries):
         label = f"{where}, frame {index}"
         labels.append(label)
         entry = fields(entry, label)
         file = text(required(entry, "image_path", label), f"{label}: image_path")
         file = _last_part(file, f"{label}: image_path")
-        pictures.append(inside(folder, f"images/{name}/{file}", label))
+        listed.append(f"images/{name}/{file}")
         w2c = numbers(required(entry, "w2c", label), (4, 4), f"{label}: w2c")
         fxfycxcy = numbers(required(entry, "fxfycxcy", label), (4,), f"{label}: fxfycxcy")
         cameras.append((world_from_camera(w2c, label), fxfycxcy))
 
+    found = find_pictures([folder], dict(zip(listed, labels, strict=True)))
+    there = {} if found.copy else found.paths  # intrinsics are of pictures of full size
+    pictures = [there.get(file, folder / file) for file in listed]
     frames: list[Frame | None] = [
         picture_frame(picture, picture.name, *camera, where=label) if picture.is_file() else None
         for label, picture, camera in zip(labels, pictures, cameras, strict=True)
