@@ -20,7 +20,7 @@ from typing import Any
 from data_pipeline.formats import point_clouds
 from data_pipeline.formats.json_values import items
 from data_pipeline.formats.transforms_json import ListedFrame, listed_name, read_frames, read_listed
-from data_pipeline.pictures.places import find_pictures
+from data_pipeline.pictures.places import bare_name, find_pictures
 from data_pipeline.read_options import ReadOptions
 from data_pipeline.scenes import Cloud, Scene
 from efficient_lvsm_jax.errors import InputError
@@ -97,7 +97,11 @@ def _of_split(
         listed_name(value, f"{where}[{index}]")
         for index, value in enumerate(items(common[key], where))
     }
-    unknown = sorted(wanted - {frame.name for frame in listed})
+    names = {frame.name for frame in listed}
+    if wanted - names:  # one of the two may leave the suffix of pictures out
+        by_bare = {bare_name(name): name for name in sorted(names)}
+        wanted = {by_bare.get(bare_name(name), name) for name in wanted}
+    unknown = sorted(wanted - names)
     if unknown or not wanted:
         raise InputError(f"{where}: {unknown[0] + ' is not in frames' if unknown else 'is empty'}")
     return [frame for frame in listed if frame.name in wanted]

@@ -240,10 +240,11 @@ def _angle(value: Any, where: str) -> float:
 
 def _lens(listed: ListedFrame) -> distortion.Distortion | None:
     """The lens, or None for a pinhole camera."""
-    model = listed.field("camera_model", text) or "OPENCV"
+    stated = listed.field("camera_model", text) or "OPENCV"
+    model = stated.upper()
     if model not in CAMERA_MODELS:
         raise InputError(
-            f"{listed.where}: camera_model {model!r} cannot be undistorted; expected one of "
+            f"{listed.where}: camera_model {stated!r} cannot be undistorted; expected one of "
             f"{', '.join(CAMERA_MODELS)}; undistort the pictures first"
         )
     family = CAMERA_MODELS[model]

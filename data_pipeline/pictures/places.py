@@ -41,6 +41,11 @@ def has_picture_suffix(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
 
 
+def bare_name(name: str) -> str:
+    """A picture's name without the suffix of a picture."""
+    return name[: name.rindex(".")] if has_picture_suffix(name) else name
+
+
 def find_pictures(roots: Sequence[Path], names: Mapping[str, str]) -> Found:
     """The pictures of a capture that are there, all from folders of one scale.
 

@@ -189,6 +189,20 @@ def test_a_split_reads_its_own_frames(capture):
         read(capture, ReadOptions(split="val"))
 
 
+@pytest.mark.parametrize("bare", ["frames", "split"])
+def test_a_split_and_frames_may_name_pictures_with_or_without_suffix(capture, bare):
+    def split(description, frames):
+        description["train_filenames"] = [frames[i]["file_path"] for i in (0, 4)]
+        if bare == "split":
+            description["train_filenames"] = ["images/frame_00001", "images/frame_00005"]
+        else:
+            for frame in frames:
+                frame["file_path"] = frame["file_path"].removesuffix(".png")
+
+    frames = read(edit(capture, split), ReadOptions(split="train")).frames
+    assert [frame.name for frame in frames] == ["images/frame_00001.png", "images/frame_00005.png"]
+
+
 def test_a_split_that_is_not_there_is_refused(capture):
     with pytest.raises(InputError, match=r"transforms\.json: split 'train'.*no splits"):
         read(capture, ReadOptions(split="train"))

@@ -240,3 +240,7 @@ def test_descriptions_that_are_none_are_refused(capture, content):
     (capture / "transforms.json").write_text(content)
     with pytest.raises(InputError, match=r"transforms\.json"):
         read(capture)
+
+
+def test_a_lens_may_be_named_in_small_letters(capture):
+    assert_reads_as(read(edit(capture, lambda file, _: file.update(camera_model="opencv"))), SHARED)
