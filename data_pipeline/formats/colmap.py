@@ -10,6 +10,8 @@ fisheyes OPENCV_FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE undistorted; othe
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,21 +100,25 @@ def lens_notes(folder: Path, file: str) -> list[str]:
 
     None if there is no model, or its lenses move no pixel by half a pixel or more.
     """
-    shifts: dict[str, float] = {}
+    shifts: dict[str, float] = {}  # infinite where it cannot be told
     for model in _models(folder):
         try:
-            for number, camera in read_cameras(model).items():
-                fxfycxcy, distortion = camera.pinhole(f"{model}, camera {number}")
-                if distortion is not None:
-                    name = CAMERA_MODELS[camera.model][0]
-                    shift = corner_shift(fxfycxcy, camera.size, distortion)
-                    shifts[name] = max(shift, shifts.get(name, 0.0))
+            cameras = read_cameras(model)
         except InputError:  # it is not what is read
             continue
+        for camera in cameras.values():
+            name, shift = CAMERA_MODELS[camera.model][0], math.inf
+            with contextlib.suppress(InputError):
+                fxfycxcy, distortion = camera.pinhole(name)
+                shift = distortion and corner_shift(fxfycxcy, camera.size, distortion)
+            shifts[name] = max(shift or 0.0, shifts.get(name, 0.0))
+    beside = f"{file} knows no lens distortion, but the COLMAP model beside it"
     return [
-        f"{file} knows no lens distortion, but the COLMAP model beside it does ({name}, which "
-        f"moves the corners by {shift:.1f} px): unless the pictures are undistorted already, read "
-        "that model with --format colmap"
+        f"{beside} has a lens that cannot be undone here ({name}): unless the pictures are "
+        "undistorted already, undistort them with `colmap image_undistorter` and read its output"
+        if shift == math.inf
+        else f"{beside} does ({name}, which moves the corners by {shift:.1f} px): unless the "
+        "pictures are undistorted already, read that model with --format colmap"
         for name, shift in shifts.items()
         if shift >= MIN_SHIFT
     ]

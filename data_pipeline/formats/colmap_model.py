@@ -288,8 +288,11 @@ def _text_images(path: Path, points: bool) -> Iterator[ModelImage]:
         # The line of points follows even if it is empty; only the file's last one may be cut off.
         where, line = next(lines, (where, ""))
         seen = _text_points2d(line, where) if points else np.zeros(0, _POINT2D)
-        if not points and line.strip():
-            _integer(line.rsplit(maxsplit=1)[-1], where)  # else it is the next image's line
+        if line.strip() and not line.rsplit(maxsplit=1)[-1].lstrip("+-").isdecimal():
+            raise InputError(
+                f"{where}: expected the points of image {fields[9].strip()!r}, X Y POINT3D_ID, or "
+                "an empty line; every image takes two lines"
+            )
         yield ModelImage(fields[9].strip(), c2w, camera, seen["pixel"], seen["point"])
 
 

@@ -79,3 +79,9 @@ def test_several_models_are_a_caution(tmp_path):
     colmap.write(tmp_path, five_cameras(seed=1), pictures="other", points=0)
     (note,) = notes(tmp_path)
     assert note.startswith("2 separate models; reading sparse/0, which has most images")
+
+
+def test_a_lens_that_another_description_knows_and_that_cannot_be_undone_is_named(tmp_path):
+    colmap.write(tmp_path, CENTRED, model="FOV", lens=[0.5], points=0, pictures="elsewhere")
+    (note,) = notes(llff.write(tmp_path, CENTRED))
+    assert "has a lens that cannot be undone here (FOV)" in note and "image_undistorter" in note
