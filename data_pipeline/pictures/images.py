@@ -29,6 +29,9 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", 
 KINDS = "JPEG, PNG, WebP, TIFF, AVIF or HEIC"
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")  # Pillow's
 MAX_PIXELS = 64_000_000  # larger pictures are refused before decoding
+PNG_START = b"\x89PNG\r\n\x1a\n"
+# That pixels depend on, and how they are to be shown.
+PNG_PARTS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 HEAD_BYTES = 64  # in which a file says what it is
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -157,7 +160,7 @@ def oriented_size(path: Path, stated_size: tuple[int, int] | None) -> tuple[int,
     """
     with _decoding(str(path)):
         try:
-            with path.open("rb") as file, _opened(file, str(path)) as image:
+            with path.open("rb") as file, _opened(file, str(path), pixels=False) as image:
                 stored = image.size
         except FileNotFoundError:
             raise InputError(f"{path}: no such image file") from None
@@ -185,8 +188,8 @@ def _turn(
     return UPRIGHT[orientation] if orientation >= 5 else None
 
 
-def _opened(file: IO[bytes], name: str) -> Image.Image:
-    """Pillow's picture, of which only the header is read so far.
+def _opened(file: IO[bytes], name: str, *, pixels: bool = True) -> Image.Image:
+    """Pillow's picture, of which only the header is read so far; without `pixels`, for good.
 
     Raises:
       InputError: none of the kinds that are read, a kind that needs what is not installed, or
@@ -197,6 +200,8 @@ def _opened(file: IO[bytes], name: str) -> Image.Image:
     format = _format(head)
     if not format:
         raise InputError(f"{name}: cannot be read as {KINDS}: {_found(head)}")
+    if format == "PNG":
+        file = _bare_png(file, pixels)
     if format == "HEIF":
         _read_heif(name)
     if format == "AVIF" and not features.check("avif"):
@@ -213,11 +218,28 @@ def _opened(file: IO[bytes], name: str) -> Image.Image:
     return image
 
 
+def _bare_png(file: IO[bytes], pixels: bool) -> IO[bytes]:
+    """A PNG without the parts that no pixel depends on; without `pixels`, only its header.
+
+    Pillow refuses a file for a wrong checksum, or for more text than it likes, in any of them.
+    """
+    parts = [file.read(len(PNG_START))]
+    while len(start := file.read(8)) == 8:  # length and kind; the content and a checksum follow
+        length, kind = int.from_bytes(start[:4], "big") + 4, start[4:]
+        if kind in PNG_PARTS:
+            parts += [start, file.read(length) if pixels or kind != b"IDAT" else b""]
+        else:
+            file.seek(length, os.SEEK_CUR)
+        if kind == b"IEND" or (kind == b"IDAT" and not pixels):
+            break
+    return io.BytesIO(b"".join(parts))
+
+
 def _format(head: bytes) -> str:
     """Pillow's name for what a file is, by its first bytes; "" for what is not read."""
     if head[:3] == JPEG_START:
         return "JPEG"
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
+    if head.startswith(PNG_START):
         return "PNG"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"

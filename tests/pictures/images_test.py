@@ -1,7 +1,9 @@
 """Decoding single pictures: every kind that is read, and everything that is refused."""
 
+import struct
 import sys
 import types
+import zlib
 
 import cv2
 import numpy as np
@@ -194,3 +196,32 @@ def test_limits_hold_for_all_kinds(tmp_path, monkeypatch):
             load_image(tmp_path / f"large.{suffix}")
         with pytest.raises(InputError, match=rf"large\.{suffix}: 64x64 pixels"):
             images.oriented_size(tmp_path / f"large.{suffix}", None)
+
+
+def chunk(kind, content, *, checksum=None):
+    """A part of a PNG; without a checksum of its own, with the right one."""
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        chunk(b"tEXt", b"a\0b", checksum=0),
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000))),  # more than Pillow reads
+        chunk(b"gAMA", b"1"),
+    ],
+    ids=["checksum", "long text", "short"],
+)
+@pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "behind them"])
+def test_parts_of_a_png_that_no_pixel_depends_on_do_no_harm(tmp_path, part, at):
+    raw = noise(12, 20)
+    path = tmp_path / "frame.png"
+    Image.fromarray(raw).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + part + data[at:])
+    assert images.oriented_size(path, None) == (20, 12)
+    np.testing.assert_array_equal(load_image(path), raw)
+    path.write_bytes(data[:50] + bytes(2) + data[52:])  # a pixel does
+    with pytest.raises(InputError, match=r"frame\.png: cannot be read"):
+        load_image(path)
