@@ -273,13 +273,21 @@ def film_order(names: Sequence[str]) -> tuple[int, ...]:
     """Indices of 0.jpg, 1.jpg, 10.jpg, 2.jpg by number: (0, 1, 3, 2).
 
     Empty where that is the order already, or where more than one number differs, so that nothing
-    says which of them counts.
+    says which of them counts. A number behind a point is a fraction, as in 0.25 and 0.5, unless one
+    of them ends with a 0: those count 9, 10, 11.
     """
     parts = [re.split("([0-9]+)", name) for name in names]
     if len({len(each) for each in parts}) != 1:
         return ()
     differing = [column for column in zip(*parts, strict=True) if len(set(column)) > 1]
-    if len(differing) != 1 or not all(each.isdecimal() for each in differing[0]):
+    if len(set(differing)) != 1 or not all(each.isdecimal() for each in differing[0]):
+        return ()
+    column = list(zip(*parts, strict=True)).index(differing[0])
+    if (
+        column > 1
+        and parts[0][column - 1] == "."
+        and not any(len(each) > 1 and each.endswith("0") for each in differing[0])
+    ):
         return ()
     numbers = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in differing[0]]
     order = tuple(sorted(range(len(numbers)), key=numbers.__getitem__))

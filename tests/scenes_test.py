@@ -17,6 +17,9 @@ from data_pipeline.scenes import film_order
         (["cam1/10.jpg", "cam1/2.jpg", "cam2/1.jpg"], ()),  # two numbers: which counts?
         (["a10.jpg", "b2.jpg"], ()),
         (["10.jpg", "2.png"], ()),
+        (["1/1.png", "10/10.png", "2/2.png"], (0, 2, 1)),  # the same number twice
+        (["t_0.1.png", "t_0.25.png", "t_0.5.png"], ()),  # seconds
+        (["shot1.10.png", "shot1.11.png", "shot1.9.png"], (2, 0, 1)),  # frames
         (["b", "a"], ()),
         (["10"], ()),
     ],

@@ -15,6 +15,7 @@ The limits of the cautions are our judgement, not measured.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -35,6 +36,8 @@ VIEW_TOLERANCE = 15.0  # degrees by which the field of view may differ
 CENTRE_TOLERANCE = 0.05  # of the side, by which a principal point may be off
 FOCAL_TOLERANCE = 0.01  # by which focal lengths may differ within a scene
 ONE_FRAME, ONE_CENTRE = "single frame", "one centre"  # of which no scene can be made
+OTHER_ORDER = "not the order of the film"
+SQUARE_TOLERANCE = 0.15  # by which the focal lengths of a picture may differ
 SAME_DIRECTION = 0.3  # length of the mean viewing direction, below which cameras look all around
 SAMPLE = 50  # pictures whose files are looked at
 
@@ -191,6 +194,13 @@ def _picture_cautions(
             f"focal lengths differ by {spread:.1%} between pictures. That is fine if the lens was "
             "zoomed or several were used; if not, calibrate again with one shared camera",
         )
+    ratio = fxfycxcy[:, 0] / fxfycxcy[:, 1]
+    if np.abs(np.log(ratio)).max() > np.log1p(SQUARE_TOLERANCE):
+        yield Caution(
+            "pixels not square",
+            f"fx is {ratio[np.abs(np.log(ratio)).argmax()]:.2f} times fy: right for pictures that "
+            "were stretched; if these were not, one of the two belongs to another side",
+        )
     off = np.abs(fxfycxcy[:, 2:] / sizes - 0.5).max()
     if off > CENTRE_TOLERANCE:
         yield Caution(
@@ -248,11 +258,31 @@ def _order_cautions(scene: Scene) -> Iterator[Caution]:
         place = next(i for i, index in enumerate(scene.film) if i != index)
         first, second = (scene.frames[i].name for i in (place, scene.film[place]))
         yield Caution(
-            "not the order of the film",
+            OTHER_ORDER,
             f"{first} comes before {second}: frames are counted by name, as evaluation indices "
             "count them, not in the order of the film. Training draws windows by number; names "
             "with leading zeros (0001.jpg) have one order",
         )
+    elif disorder := _disorder([frame.name for frame in scene.frames]):
+        yield Caution(
+            OTHER_ORDER,
+            f"{' comes before '.join(disorder)}: frames are counted by name, and as more than one "
+            "number differs in the names, training draws its windows so, too; names with leading "
+            "zeros (0001.jpg) have one order",
+        )
+
+
+def _disorder(names: Sequence[str]) -> tuple[str, ...]:
+    """The first two names in the order of the alphabet that their numbers contradict, or none."""
+    latest: dict[tuple[str, ...], tuple[tuple[float, ...], str]] = {}
+    for name in names:
+        parts = re.split(r"([0-9]+(?:\.[0-9]+)?)", name)
+        texts, numbers = tuple(parts[::2]), tuple(map(float, parts[1::2]))
+        before, other = latest.get(texts, ((), ""))
+        if numbers < before and name > other:
+            return other, name
+        latest[texts] = numbers, name
+    return ()
 
 
 def _length_cautions(frames: Sequence[Frame]) -> Iterator[Caution]:

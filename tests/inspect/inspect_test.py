@@ -217,6 +217,45 @@ def test_names_that_count_otherwise_than_they_are_sorted_are_warned_of(tmp_path)
     assert "10.png comes before 2.png:" in messages["not the order of the film"]
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (
+            ["c1/1.png", "c1/10.png", "c1/2.png", "c2/1.png", "c2/3.png"],
+            "c1/10.png comes before c1/2",
+        ),
+        (
+            ["l_1.png", "l_2.png", "r_10.png", "r_11.png", "r_9.png"],
+            "r_11.png comes before r_9.png:",
+        ),
+        (
+            ["10.25.png", "11.5.png", "8.75.png", "9.1.png", "9.25.png"],
+            "11.5.png comes before 8.75",
+        ),
+        (["8.25.png", "8.5.png", "8.75.png", "9.1.png", "9.25.png"], ""),  # seconds
+        (["a1.png", "b0.png", "c2.png", "d1.png", "e0.png"], ""),  # nothing that counts
+    ],
+)
+def test_an_order_that_numbers_contradict_is_warned_of_whatever_they_count(tmp_path, names, shown):
+    scene = open_scenes(colmap.write(tmp_path, five_cameras(), names=names))[0]
+    assert not scene.film
+    messages = {caution.kind: caution.message for caution in inspect_scene(scene).cautions}
+    assert messages.get("not the order of the film", "").startswith(shown)
+    assert bool(shown) == ("not the order of the film" in messages)
+
+
+def test_focal_lengths_that_fit_different_sides_are_doubted(textured):
+    kinds = [caution.kind for caution in inspect_scene(textured).cautions]
+    assert "pixels not square" not in kinds
+    wide = changed(textured, lambda c2w, fxfycxcy: (c2w, fxfycxcy * [16 / 9, 1, 1, 1]))
+    (message,) = [
+        caution.message
+        for caution in inspect_scene(wide).cautions
+        if caution.kind == "pixels not square"
+    ]
+    assert "fx is 1.78 times fy" in message
+
+
 def test_fields_of_view_are_those_of_the_pictures(textured):
     found = inspect_scene(textured)
     assert found.horizontal_view[1] == pytest.approx(2 * np.degrees(np.arctan(160 / 210)))
