@@ -20,10 +20,9 @@ from efficient_lvsm_jax.files.stored import StoredTensor, described, printable
 # Where programs keep the parameters that they train. Beside the second, which Lightning's averaging
 # writes, `state_dict` has the averages.
 MODEL_ENTRIES = ("model", "current_model_state", "state_dict", "model_state_dict", "module")
-# Of data-parallel, compiled, checkpointed and sharded modules, wherever one is within another.
-WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.)+"
-)
+# Of data-parallel, compiled, checkpointed, sharded (_fsdp_wrapped_module, _fpw_module) and other
+# (_forward_module) modules, wherever one is within another.
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:(?:module|_orig_mod|_\w{0,40}module)\.)+")
 MODEL_PREFIX = re.compile(r"^(?:model\.)+")  # the attribute of a Lightning module
 AVERAGED = "n_averaged"  # a count beside the averages of torch.optim.swa_utils.AveragedModel
 LOOKS_AVERAGED = re.compile(r"(?i)(^|_)(ema|swa|averages?d?|shadow)(_|\d|$)")

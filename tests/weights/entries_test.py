@@ -93,6 +93,7 @@ def assert_half(params, trained):
         ("blocks.0._orig_mod.mlp.0.weight", "blocks.0.mlp.0.weight"),
         ("blocks.0._checkpoint_wrapped_module.mlp.weight", "blocks.0.mlp.weight"),
         ("_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.x", "blocks.0.x"),
+        ("_forward_module.blocks.0._fpw_module.x", "blocks.0.x"),  # Lightning's, an older FSDP's
         ("model.module._orig_mod.model.x", "x"),
         ("module.model.x._orig_mod.module.y", "x.y"),
         ("lin0.model.1.weight", "lin0.model.1.weight"),
