@@ -13,6 +13,7 @@ NEAR = 0.25  # of the side, by which a principal point may be outside; pictures 
 MIN_LARGER = 1.8
 SAME = 0.2  # by which both sides may differ in that
 CORNER = 1.0  # pixels around the upper left corner, where no crop has it by chance
+LONGEST = 30.0  # focal lengths by the side, a view of 2 degrees; longer, they may be multiplied
 MIN_FOCAL = 0.05  # of the side: a field of view of 169 degrees
 NARROWEST, WIDEST = 5.0, 150.0  # degrees that a model is given
 OFF_CENTRE = 0.1  # of both sides alike, by which a principal point shows intrinsics of another size
@@ -47,7 +48,11 @@ def check_intrinsics(fxfycxcy: np.ndarray, size: tuple[int, int], name: str) -> 
     relative = centre / size
     times = 2 * np.clip(relative, -1e9, 1e9)
     squared = times / size / 2  # in the middle for pixels that were multiplied by the size again
-    if times.min() >= MIN_LARGER and squared.min() >= NEAR and squared.max() <= 1 - NEAR:
+    centre_squared = (
+        times.min() >= MIN_LARGER and NEAR <= squared.min() and squared.max() <= 1 - NEAR
+    )
+    long, again = (focal / size).min(), focal / size / size
+    if centre_squared or (long >= LONGEST and NEAR <= again.min() and again.max() <= 1 / NEAR):
         raise InputError(
             f"{of} look multiplied by its width and height once too often; expected pixels"
         )

@@ -31,6 +31,7 @@ def test_pixels_of_the_picture_and_of_crops_pass(fxfycxcy, shift):
         (GOOD * [640, 480, 640, 480], "multiplied by its width and height once too often"),
         ([500, 510, 0.5, 0.5], "cx and cy look divided by the width and height"),
         ([500, 510, 0, -0.3], "or counted from the middle"),
+        (GOOD * [640, 480, 1, 1], "multiplied by its width and height once too often"),
         ([500, 510, 1220, 240], "principal point is outside of the picture"),
         (GOOD - [0, 0, 0, 600], "principal point is outside of the picture"),
         (GOOD * [0.02, 0.02, 1, 1], "a field of view of 1[67].* degrees"),
