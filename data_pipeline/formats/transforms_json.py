@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,6 +49,8 @@ CAMERA_MODELS = {
 }
 MIN_ANGLE = 1e-6  # radians; a telescope's, and large enough to divide by its tangent
 COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")  # in the order of distortion_params
+# More words for lenses that bend: instant-ngp's f-theta and panoramas, calibration programs'.
+OTHER_LENS = re.compile(r"k[5-9]|[bs][1-4]|ftheta_p[0-9]|latlong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +243,13 @@ def _angle(value: Any, where: str) -> float:
 
 def _lens(listed: ListedFrame) -> distortion.Distortion | None:
     """The lens, or None for a pinhole camera."""
+    said = {**listed.common, **listed.own}
+    if other := {key: said[key] for key in said if OTHER_LENS.fullmatch(key) and said[key]}:
+        raise InputError(
+            f"{listed.where}: a lens with {', '.join(f'{key}={other[key]}' for key in other)} "
+            f"cannot be undistorted; expected {', '.join(COEFFICIENTS)} alone; undistort the "
+            "pictures first"
+        )
     stated = listed.field("camera_model", text) or "OPENCV"
     model = stated.upper()
     if model not in CAMERA_MODELS:

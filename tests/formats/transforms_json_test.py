@@ -150,6 +150,9 @@ def test_a_lens_in_the_other_scale_of_a_copy_is_the_same(tmp_path):
         ({"is_fisheye": "no"}, "is_fisheye: expected true or false"),
         ({"distortion_params": [0.1]}, "distortion_params: expected 6 numbers"),
         ({"distortion_params": [0.1] * 6, "k1": 0.1}, "leave out one or the other"),
+        ({"k5": 0.1, "k6": 0}, "a lens with k5=0.1 cannot be undistorted; expected k1, k2"),
+        ({"ftheta_p0": 0, "ftheta_p1": 0.01}, "a lens with ftheta_p1=0.01 cannot"),
+        ({"camera_model": "PINHOLE", "latlong": True}, "a lens with latlong=True cannot"),
     ],
 )
 def test_lenses_that_are_unknown_or_contradictory_are_refused(capture, fields, message):
