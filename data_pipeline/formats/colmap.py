@@ -10,7 +10,6 @@ fisheyes OPENCV_FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE undistorted; othe
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -95,33 +94,51 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
     )
 
 
-def lens_notes(folder: Path, file: str) -> list[str]:
-    """A line for a capture described by `file`, without distortion, beside a model that has some.
+def lens_notes(folder: Path, file: str, *, centred: bool) -> list[str]:
+    """What a COLMAP model knows of its lenses and `file` beside it, without distortion, does not.
 
-    None if there is no model, or its lenses move no pixel by half a pixel or more.
+    A line for each; none if there is no model, or nothing moves a pixel by half a pixel or more.
+
+    Args:
+      centred: `file` puts the principal point in the middle, whatever the lens.
     """
-    shifts: dict[str, float] = {}  # infinite where it cannot be told
+    known: dict[tuple[str, str], float] = {}
     for model in _models(folder):
         try:
             cameras = read_cameras(model)
         except InputError:  # it is not what is read
             continue
         for camera in cameras.values():
-            name, shift = CAMERA_MODELS[camera.model][0], math.inf
-            with contextlib.suppress(InputError):
-                fxfycxcy, distortion = camera.pinhole(name)
-                shift = distortion and corner_shift(fxfycxcy, camera.size, distortion)
-            shifts[name] = max(shift or 0.0, shifts.get(name, 0.0))
-    beside = f"{file} knows no lens distortion, but the COLMAP model beside it"
+            for what, shift in _beyond_focal_length(camera, centred=centred).items():
+                known[what] = max(shift, known.get(what, 0.0))
     return [
-        f"{beside} has a lens that cannot be undone here ({name}): unless the pictures are "
-        "undistorted already, undistort them with `colmap image_undistorter` and read its output"
-        if shift == math.inf
-        else f"{beside} does ({name}, which moves the corners by {shift:.1f} px): unless the "
-        "pictures are undistorted already, read that model with --format colmap"
-        for name, shift in shifts.items()
+        f"{file} knows no {what}, but the COLMAP model beside it does ({name}, which "
+        + (
+            f"moves the corners by {shift:.1f} px): unless the pictures are undistorted already, "
+            "read that model with --format colmap"
+            if shift < math.inf
+            else "cannot be read either): unless the pictures are undistorted already, do that "
+            "with `colmap image_undistorter`"
+        )
+        for (what, name), shift in known.items()
         if shift >= MIN_SHIFT
     ]
+
+
+def _beyond_focal_length(camera: ModelCamera, *, centred: bool) -> dict[tuple[str, str], float]:
+    """By what is known of a lens, and its model: pixels, infinite where it cannot be undone."""
+    name = CAMERA_MODELS[camera.model][0]
+    try:
+        fxfycxcy, distortion = camera.pinhole(name)
+    except InputError:
+        return {("lens distortion", name): math.inf}
+    known = {}
+    if distortion is not None:
+        known["lens distortion", name] = corner_shift(fxfycxcy, camera.size, distortion)
+    if centred:
+        off = np.abs(fxfycxcy[2:] - np.array(camera.size) / 2).max()
+        known["principal point", name] = float(off)
+    return known
 
 
 def _models(path: Path) -> list[Path]:

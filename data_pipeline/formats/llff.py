@@ -55,7 +55,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
         _frame(matrix, picture, poses.parent, f"{poses}, row {index} ({picture.name})")
         for index, (matrix, picture) in enumerate(zip(matrices, pictures, strict=True))
     ]
-    notes = colmap.lens_notes(poses.parent, poses.name)
+    notes = colmap.lens_notes(poses.parent, poses.name, centred=True)
     return scene_of(poses.parent.resolve().name, frames, (), options, notes=notes)
 
 

@@ -154,7 +154,8 @@ def read_listed(
     lenses = [_lens(frame) for frame in listed]
     notes = []
     if all(lens is None or lens.is_none for lens in lenses):
-        notes = colmap.lens_notes(path.parent, path.name)
+        centred = not any("cx" in frame.own or "cx" in frame.common for frame in listed)
+        notes = colmap.lens_notes(path.parent, path.name, centred=centred)
     name = path.parent.resolve().name
     return scene_of(name, frames, absent, options, cloud=cloud, notes=notes)
 

@@ -48,6 +48,21 @@ def test_a_lens_that_another_description_knows_is_named(
         assert {"source"} <= {caution.kind for caution in inspect_scene(scene).cautions}
 
 
+def test_a_lens_that_cannot_be_undone_is_named_too(tmp_path):
+    colmap.write(tmp_path, CENTRED, model="FOV", lens=[0.9], points=0, pictures="elsewhere")
+    (note,) = notes(llff.write(tmp_path, CENTRED))
+    assert "knows no lens distortion" in note and "(FOV, which cannot be read either)" in note
+
+
+@pytest.mark.parametrize(("format", "warned"), [("llff", 1), ("blender", 1), ("nerfstudio", 0)])
+def test_a_principal_point_that_only_another_description_knows_is_named(tmp_path, format, warned):
+    colmap.write(tmp_path, five_cameras(), points=0, pictures="elsewhere")
+    WRITERS[format](tmp_path, CENTRED)
+    found = notes(tmp_path)
+    assert len(found) == warned
+    assert all("no principal point, but the COLMAP model beside it does (PIN" in n for n in found)
+
+
 def test_a_lens_that_both_know_is_no_news(tmp_path):
     colmap.write(tmp_path, CENTRED, model="SIMPLE_RADIAL", lens=[0.04], pictures="elsewhere")
     folder = nerfstudio.write(tmp_path, CENTRED)
@@ -79,9 +94,3 @@ def test_several_models_are_a_caution(tmp_path):
     colmap.write(tmp_path, five_cameras(seed=1), pictures="other", points=0)
     (note,) = notes(tmp_path)
     assert note.startswith("2 separate models; reading sparse/0, which has most images")
-
-
-def test_a_lens_that_another_description_knows_and_that_cannot_be_undone_is_named(tmp_path):
-    colmap.write(tmp_path, CENTRED, model="FOV", lens=[0.5], points=0, pictures="elsewhere")
-    (note,) = notes(llff.write(tmp_path, CENTRED))
-    assert "has a lens that cannot be undone here (FOV)" in note and "image_undistorter" in note
