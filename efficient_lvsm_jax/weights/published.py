@@ -15,7 +15,7 @@ from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.safetensors_file import read_metadata
 from efficient_lvsm_jax.files.stored import printable
 from efficient_lvsm_jax.models.model import with_projections
-from efficient_lvsm_jax.weights.entries import bare_name
+from efficient_lvsm_jax.weights.entries import HOW_TO_CHOOSE, bare_name
 from efficient_lvsm_jax.weights.folder import SIZES, read_sizes
 from efficient_lvsm_jax.weights.layouts import LAYOUTS, layout_named, layout_of
 from efficient_lvsm_jax.weights.source import open_state_dict
@@ -156,7 +156,13 @@ def _unknown(names: Iterable[str]) -> str:
     )
     names = [printable(name) for name in names]
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    stacks = [f".{stack}." for layout in LAYOUTS.values() for stack in layout.depths]
+    before = sorted({name.partition(x)[0] for name in names for x in stacks if x in name})
+    hint = (
+        f". What stands before these in its names ({', '.join(before[:5])}) is part of the place "
+        f"of its tensors, behind their entry if they are in one (state_dict.NAME): {HOW_TO_CHOOSE}"
+    )
     return (
         "not the weights of a family that this program knows, by the names of its tensors: "
-        f"{shown or 'it has none'}. Known are {known}"
+        f"{shown or 'it has none'}. Known are {known}{hint if before else ''}"
     )

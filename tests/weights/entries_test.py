@@ -95,6 +95,7 @@ def assert_half(params, trained):
         ("_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.x", "blocks.0.x"),
         ("_forward_module.blocks.0._fpw_module.x", "blocks.0.x"),  # Lightning's, an older FSDP's
         ("model.module._orig_mod.model.x", "x"),
+        ("_forward_module.module.blocks.0.x", "blocks.0.x"),
         ("module.model.x._orig_mod.module.y", "x.y"),
         ("lin0.model.1.weight", "lin0.model.1.weight"),
         ("my_module.weight", "my_module.weight"),
@@ -113,6 +114,18 @@ def test_wrappers_within_names(tmp_path, arrays, trained, wrapper):
     assert_same(read_published(write_arrays(tmp_path / "x.pt", wrapped)).params, trained)
     write_safetensors(tmp_path / "x.safetensors", wrapped)
     assert_same(read_published(tmp_path / "x.safetensors").params, trained)
+
+
+def test_names_that_begin_with_an_attribute_of_the_program_are_told_how_to_read(
+    tmp_path, arrays, trained
+):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {f"net.core.{name}": array for name, array in arrays.items()})
+    with pytest.raises(
+        InputError, match=r"names \(net\.core\) is part of the place .* --entry NAME"
+    ):
+        read_published(path)
+    assert_same(read_published(path, entry="net.core").params, trained)
 
 
 def test_names_that_become_the_same_are_named_both(tmp_path, arrays):
