@@ -13,7 +13,6 @@ training keeps an average, `optimizer` and `data` (the position in the data).
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import json
 import logging
@@ -31,6 +30,7 @@ from jax.experimental import multihost_utils
 from efficient_lvsm_jax.errors import InputError
 from efficient_lvsm_jax.files.manifest import find_damage, write_manifest
 from efficient_lvsm_jax.files.writing import first_line, reporting_writes, sync_folder
+from efficient_lvsm_jax.weights.folder import silence_failed_saves
 from efficient_lvsm_jax.weights.workdir import STEPS_FOLDER, saved_steps
 
 UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
@@ -77,7 +77,7 @@ class Checkpoints:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock = _locked(workdir / "train.lock")
                 self._remove_leftovers()
-        _silence_failed_saves()
+        silence_failed_saves()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
@@ -270,17 +270,3 @@ def _locked(path: Path) -> Any:
     except OSError as error:  # a file system without locks
         log.warning("%s: cannot be locked (%s); start no second run there", path, error)
     return file
-
-
-@functools.cache
-def _silence_failed_saves() -> None:
-    """Keeps the storage library from logging a failed save, with a traceback for every file.
-
-    The failure is raised by the next `save` or by `close`, and said once.
-    """
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
-    )
-    logging.getLogger("asyncio").addFilter(
-        lambda record: "exception was never retrieved" not in record.getMessage()
-    )

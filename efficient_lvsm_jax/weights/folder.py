@@ -6,6 +6,7 @@ parameters.
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,25 @@ def save_weights(folder: str | Path, params: dict, info: dict) -> None:
     folder = Path(folder).absolute()
     if folder.exists():
         raise InputError(f"{folder} already exists; name a new folder or remove it first")
+    silence_failed_saves()
     with reporting_writes(folder), folder_written_whole(folder) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / "params", params)
         write_json(partial / WEIGHTS_FILE, {**info, "params_sha256": digest(params)})
+
+
+@functools.cache
+def silence_failed_saves() -> None:
+    """Keeps the storage library from logging a failed save, with a traceback for every file.
+
+    The failure is raised by the next `save` or by `close`, and said once.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+    )
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
 
 
 def load_weights(folder: str | Path) -> tuple[dict, dict]:

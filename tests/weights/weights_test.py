@@ -1,6 +1,7 @@
 """Weights folders: written whole, read strictly."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,18 @@ def test_a_failed_write_leaves_nothing(small_model, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"weights: cannot be written .*No space left.*free space"):
         save_weights(tmp_path / "weights", small_model.params, INFO)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_no_traceback_of_the_storage_library(tmp_path, caplog):
+    unfit = {"x": np.random.default_rng(0).normal(size=100_000)}  # 800 kB that do not compress
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"weights: cannot be written .*File too large"):
+            save_weights(tmp_path / "weights", unfit, INFO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.messages == [] and list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_another_shape_are_refused(weights):
