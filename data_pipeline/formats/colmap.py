@@ -1,8 +1,9 @@
 """A COLMAP reconstruction: a folder with a sparse model and the pictures it was made from.
 
 The model is looked for in sparse/0, sparse/1, …, in colmap/sparse/0, …, in sparse, and in the
-folder itself; of several in one place the one with most images counts. The pictures are in images
-or in smaller copies (`pictures.places`); intrinsics are scaled to what is there.
+folder itself; of several in one place the one with most images counts. Names of pictures
+count from images or, where none of them is there, from the capture itself; smaller copies do, too
+(`pictures.places`), and intrinsics are scaled to what is there.
 
 Lenses: SIMPLE_PINHOLE and PINHOLE as they are; SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV and the
 fisheyes OPENCV_FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE undistorted; others are refused.
@@ -65,7 +66,7 @@ def read_scene(path: Path, options: ReadOptions) -> Scene:
         where = f"{folder}, image {image.name!r}"
         if image.camera not in cameras:
             raise InputError(f"{where}: its camera {image.camera} is not among the model's cameras")
-        picture = pictures.get(f"images/{image.name}")
+        picture = pictures.get(image.name)
         if picture is None:
             absent.append(image.name)
             continue
@@ -171,19 +172,18 @@ def _largest(path: Path) -> tuple[Path, list[ModelImage], list[str]]:
 
 
 def _pictures(path: Path, images: Sequence[ModelImage], folder: Path) -> dict[str, Path]:
-    """The pictures that are there, by "images/" and the image's name."""
-    names = {}
-    for image in images:
-        where = f"{folder}, image {image.name!r}"
-        inside(path / "images", image.name, where)  # nor may it leave the folder of pictures
-        names[f"images/{image.name}"] = where
-    found = find_pictures([path], names).paths
-    if not found:
-        raise InputError(
-            f"{path}: none of the model's {len(images)} pictures (e.g. {images[0].name!r}) is in "
-            f"{', '.join(PICTURE_FOLDERS)}; open the folder that holds these and the model"
-        )
-    return found
+    """The pictures that are there, by the image's name; all in images, or in the capture itself."""
+    names = {image.name: f"{folder}, image {image.name!r}" for image in images}
+    for name, where in names.items():
+        inside(path / "images", name, where)  # nor may it leave the folder of pictures
+    for above in ("images/", ""):
+        found = find_pictures([path], {above + name: where for name, where in names.items()}).paths
+        if found:
+            return {name.removeprefix(above): picture for name, picture in found.items()}
+    raise InputError(
+        f"{path}: none of the model's {len(images)} pictures (e.g. {images[0].name!r}) is in "
+        f"{', '.join(PICTURE_FOLDERS)}; open the folder that holds these and the model"
+    )
 
 
 def _observations(

@@ -75,6 +75,18 @@ def test_names_may_have_folders_and_spaces(tmp_path, truth):
         assert [frame.name for frame in read(folder).frames] == names
 
 
+@pytest.mark.parametrize("folder", ["images", "input/left"])
+def test_names_may_count_from_the_capture_itself(tmp_path, truth, folder):
+    names = tuple(f"{folder}/{view}.png" for view in range(5))
+    scene = read(colmap.write(tmp_path, truth, names=names, pictures="."))
+    assert_reads_as(scene, truth)
+    assert [frame.name for frame in scene.frames] == list(names)
+    top = folder.partition("/")[0]
+    colmap.half_size(tmp_path / top)
+    (tmp_path / top).rename(tmp_path / f"{top}_2")
+    np.testing.assert_allclose(read(tmp_path).fxfycxcy, truth.fxfycxcy / 2)
+
+
 def test_binary_counts_where_text_is_there_too(tmp_path, truth):
     colmap.write(tmp_path, five_cameras(seed=1), binary=False)
     assert_reads_as(read(colmap.write(tmp_path, truth)), truth)
