@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_lvsm_jax.errors import InputError
-from efficient_lvsm_jax.files.reading import read_json_object
+from efficient_lvsm_jax.files.reading import listing, read_json_object
 from efficient_lvsm_jax.files.stored import printable
 
 SUFFIXES = (".safetensors.index.json", ".bin.index.json")  # the first is taken where both are
@@ -26,7 +26,7 @@ def find_index(folder: Path) -> Path | None:
       InputError: several.
     """
     for suffix in SUFFIXES:
-        found = sorted(folder.glob(f"*{suffix}"))
+        found = listing(folder, f"*{suffix}")
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise InputError(f"{folder}: holds several indices of weights ({names}); name one")

@@ -128,3 +128,10 @@ def test_several_indices_are_refused(sharded):
     folder = sharded()
     (folder / "other.safetensors.index.json").write_text("{}")
     assert "several indices" in refused(folder)
+
+
+def test_hidden_files_beside_the_shards_change_nothing(sharded):
+    folder = sharded()
+    for file in list(folder.iterdir()):
+        file.with_name(f"._{file.name}").write_bytes(b"\0\x05\x16\x07")
+    assert elvsm.load(folder).family == "efficient_lvsm"
