@@ -46,6 +46,13 @@ def how_to_go_on(why: str) -> str:
     Args:
       why: what the system or grain says.
     """
+    if "Too many open files" in why:
+        return "allow more (ulimit -n), use fewer data.workers, or 0 for threads"
+    if re.search(r"Read-only file system|Permission denied", why):
+        return (
+            f"if it is of {SHARED_MEMORY}, where workers hand batches over: make that writable, or "
+            "use data.workers=0"
+        )
     # A bus error is how a process ends that writes to shared memory of which there is none left.
     if not re.search(r"No space left on device|\bexit (code|status) -7\b|SIGBUS", why):
         return "if it was killed (out of memory?), use fewer data.workers, or 0 for threads"
