@@ -247,7 +247,7 @@ def _inspect(scene: Scene) -> None:
 
 
 def _check_extent(arguments: argparse.Namespace, c2w: np.ndarray, inputs: np.ndarray) -> None:
-    """Warns of a flight c2w [F, 4, 4] that hardly moves, or is far away, beside the inputs."""
+    """Warns of a flight c2w [F, 4, 4] that hardly moves, is far away or looks where no input does."""
     centres, flown = inputs[:, :3, 3], c2w[:, :3, 3]
     spread = np.linalg.norm(np.ptp(centres, axis=0))
     extent = np.linalg.norm(np.ptp(flown, axis=0))
@@ -262,6 +262,14 @@ def _check_extent(arguments: argparse.Namespace, c2w: np.ndarray, inputs: np.nda
             extent,
             spread,
             nearest,
+        )
+    facing = (c2w[:, None, :3, 2] * inputs[:, :3, 2]).sum(-1).max()
+    if facing < 0:
+        log.warning(
+            "%s: all of the flight's cameras look away from where any input looks (by %.0f degrees "
+            "at least), at what no input shows: are its axes OpenCV's? A camera path has OpenGL's",
+            arguments.path,
+            np.rad2deg(np.arccos(max(facing, -1))),
         )
 
 

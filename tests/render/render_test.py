@@ -185,6 +185,16 @@ def test_a_path_of_a_viewers_world_is_turned_back_or_warned_of(capture, weights,
     assert ("another world" in caplog.text) != undone
 
 
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_path_that_looks_away_from_all_inputs_is_warned_of(capture, weights, caplog, turned):
+    c2w = ring([0.0, 8.0, 16.0]) @ np.diag([1, -1, -1, 1] if turned else [1, 1, 1, 1])
+    file = capture.parent / "path.json"
+    write_camera_path(file, c2w, np.tile([50.0, 50, 50, 50], (3, 1)), (100, 100))
+    render(capture, weights, "--path", file, "--count", 3)
+    assert ("look away from where any input looks" in caplog.text) == turned
+    assert "another world" not in caplog.text
+
+
 def test_path_through_inputs_rounds_frames_up_to_equal_pairs(capture, weights):
     assert render(capture, weights, "--path", "inputs", "--frames", 5, "--count", 3)[0] == 6
 
