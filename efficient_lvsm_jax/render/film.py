@@ -247,7 +247,7 @@ def _inspect(scene: Scene) -> None:
 
 
 def _check_extent(arguments: argparse.Namespace, c2w: np.ndarray, inputs: np.ndarray) -> None:
-    """Warns of a flight c2w [F, 4, 4] that hardly moves, is far away or looks where no input does."""
+    """Warns of a flight c2w [F, 4, 4] that hardly moves, is far away or looks elsewhere."""
     centres, flown = inputs[:, :3, 3], c2w[:, :3, 3]
     spread = np.linalg.norm(np.ptp(centres, axis=0))
     extent = np.linalg.norm(np.ptp(flown, axis=0))
