@@ -35,7 +35,7 @@ MAX_PICKLE_BYTES = 64 * 2**20
 MAX_INSTRUCTIONS = 2_000_000
 MAX_OPEN_CONTAINERS = 100
 MAX_STACK = 10_000
-MAX_NUMBER_BYTES = 32  # NumPy's random states have numbers of 17
+MAX_NUMBER_BYTES = 16
 
 TENSOR_DTYPES = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 STORAGES = {

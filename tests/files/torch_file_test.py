@@ -284,7 +284,6 @@ def in_a_circle():
         np.arange(9),
         np.random.RandomState(0).get_state(),
         np.random.default_rng(0),
-        2**128 - 1,  # of its states
         random.Random(0).getstate(),
         argparse.Namespace(rate=0.1, nested=argparse.Namespace()),
         Settings(0.1, Settings(0.2)),
