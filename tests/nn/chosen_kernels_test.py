@@ -103,7 +103,7 @@ def test_cudnn_reads_chosen_blocks_of_pages_in_use_wherever_they_lie(keys_read, 
         sparse.kernel[...] = jnp.eye(WIDTH)
         return attend_by(sparse, q, cache, targets=2, implementation=implementation)
 
-    for slots in ([0, 1, 2, 3], [1, 3], [2]):
+    for slots in ([0, 1, 2, 3], [0, 1, 3], [1, 3], [2]):
         used = np.isin(np.arange(SLOTS), slots)
         free = ~used.reshape(-1, *(1,) * 2)
         spoilt = cache
@@ -113,11 +113,15 @@ def test_cudnn_reads_chosen_blocks_of_pages_in_use_wherever_they_lie(keys_read, 
             )
         spoilt = pages.bounded(dataclasses.replace(spoilt, used=used))
         keys_read.clear()
+        mixed.clear_cache()
         got = mixed(spoilt, "auto")
         np.testing.assert_allclose(got, mixed(spoilt, "xla"), atol=ATOL)
-        # What is fetched follows the views in use, not the room for them.
-        most = 4 * CUDNN.kept(len(slots) * 3)
+        # What is fetched follows the views in use, up to a power of two, not the room for them.
+        assert spoilt.most < 2 * len(slots)
+        most = 4 * CUDNN.kept(spoilt.most * 3)
         assert keys_read == [most if tokens == 12 else 128 * -(-most // 128)]
+    unbounded = dataclasses.replace(spoilt, most=None)  # more are fetched than there are
+    np.testing.assert_allclose(mixed(unbounded, "auto"), got, atol=ATOL)
     nothing = dataclasses.replace(spoilt, used=np.zeros(SLOTS, bool))
     assert np.isnan(mixed(nothing, "auto")).all()
 
