@@ -79,9 +79,8 @@ def make_film(arguments: argparse.Namespace) -> None:
         opened = contextlib.nullcontext(posed)
     else:
         opened = _posed_scene(arguments)
-    model = load_renderer(
-        arguments.weights, products=arguments.products
-    )  # before cameras are looked for, which may take long
+    # Before cameras are looked for, which may take long.
+    model = load_renderer(arguments.weights, products=arguments.products)
     check_paged(model, arguments.views, "--views")
     exported = CaptureWriter(arguments.export) if arguments.export else contextlib.nullcontext()
     with exported as capture, opened as scene:
